@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/base/gmem.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
+{
+	if (m->n_regions == GMEM_MAX_REGIONS)
+		return -ENOSPC;
+	m->region[m->n_regions++] = (struct gmem_region){
+		.gpa = start, .size_bytes = size_bytes, .file_offset = m->total_bytes
+	};
+	m->total_bytes += size_bytes;
+	return 0;
+}
+
+int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
+{
+	for (unsigned i = 0; i < m->n_regions; i++) {
+		struct gmem_region *r = &m->region[i];
+		int flags = MAP_PRIVATE | MAP_NORESERVE | (file_fd < 0 ? MAP_ANONYMOUS : 0);
+		void *p = mmap(NULL, r->size_bytes, PROT_READ | PROT_WRITE, flags, file_fd,
+			       file_fd < 0 ? 0 : (off_t)r->file_offset);
+		if (p == MAP_FAILED) {
+			int e = errno;
+			gmem_fini(m);
+			return mv_fail(err, e, "cannot map %llu MiB of guest memory: %s",
+				       (unsigned long long)(r->size_bytes >> 20), strerror(e));
+		}
+		r->hva = p;
+		// A clone must not inherit guest pages through fork, nor dump them.
+		madvise(p, r->size_bytes, MADV_DONTDUMP);
+	}
+	return 0;
+}
+
+void gmem_fini(struct gmem *m)
+{
+	for (unsigned i = 0; i < m->n_regions; i++) {
+		if (m->region[i].hva)
+			munmap(m->region[i].hva, m->region[i].size_bytes);
+		m->region[i].hva = NULL;
+	}
+}
+
+// The region that holds `a`, and how many bytes from there to its end.
+static const struct gmem_region *gmem_find(const struct gmem *m, uint64_t a, uint64_t *ret_left)
+{
+	for (unsigned i = 0; i < m->n_regions; i++) {
+		const struct gmem_region *r = &m->region[i];
+		if (a >= r->gpa && a - r->gpa < r->size_bytes) {
+			*ret_left = r->size_bytes - (a - r->gpa);
+			return r;
+		}
+	}
+	return NULL;
+}
+
+void *gmem_ptr(const struct gmem *m, gpa_t a, size_t len)
+{
+	uint64_t left;
+	const struct gmem_region *r = gmem_find(m, a.v, &left);
+	if (!r || len > left)
+		return NULL;
+	return r->hva + (a.v - r->gpa);
+}
+
+// Visits the pieces of a range; checks all of it before the first copy.
+static int gmem_copy(const struct gmem *m, gpa_t a, void *host, size_t len, bool to_guest)
+{
+	for (int pass = 0; pass < 2; pass++) {
+		uint64_t at = a.v, left;
+		size_t done = 0;
+		while (done < len) {
+			const struct gmem_region *r = gmem_find(m, at, &left);
+			if (!r)
+				return -EFAULT;
+			size_t n = len - done < left ? len - done : (size_t)left;
+			uint8_t *guest = r->hva + (at - r->gpa);
+			if (pass && to_guest)
+				memcpy(guest, (uint8_t *)host + done, n);
+			else if (pass)
+				memcpy((uint8_t *)host + done, guest, n);
+			done += n;
+			if (__builtin_add_overflow(at, n, &at) && done < len)
+				return -EFAULT;
+		}
+	}
+	return 0;
+}
+
+int gmem_read(const struct gmem *m, gpa_t a, void *dst, size_t len)
+{
+	return gmem_copy(m, a, dst, len, false);
+}
+
+int gmem_write(const struct gmem *m, gpa_t a, const void *src, size_t len)
+{
+	return gmem_copy(m, a, (void *)(uintptr_t)src, len, true);
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Guest memory: the only maker of host pointers into the guest. A pointer always
+// comes with a length and lies wholly inside one region. What it points to can
+// change at any moment (the guest runs): copy once, check the copy, use the copy.
+// Read-only after setup; any thread.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "microvm/base/bytes.h"
+#include "microvm/base/err.h"
+
+#define GMEM_MAX_REGIONS 4
+
+struct gmem_region {
+	uint64_t gpa, size_bytes; // page-aligned, not overlapping, ascending
+	uint64_t file_offset;     // place in a snapshot's memory file
+	uint8_t *hva;
+};
+
+struct gmem {
+	struct gmem_region region[GMEM_MAX_REGIONS];
+	unsigned n_regions;
+	uint64_t total_bytes;
+};
+
+// Adds a region (its memory not yet mapped, hva NULL); file offsets follow each other.
+int gmem_add(struct gmem *m, uint64_t gpa, uint64_t size_bytes);
+
+// Maps all regions: anonymous zero memory (file_fd < 0) or MAP_PRIVATE over the
+// memory file of a snapshot, so that clean pages stay shared between clones.
+int gmem_map(struct gmem *m, int file_fd, struct mv_err *err);
+
+// Unmaps; idempotent.
+void gmem_fini(struct gmem *m);
+
+// Host pointer for [gpa, gpa+len), NULL unless it lies inside one region. len > 0.
+void *gmem_ptr(const struct gmem *m, gpa_t gpa, size_t len);
+
+// Copies; 0 or -EFAULT with nothing copied. May cross from one region into the next.
+int gmem_read(const struct gmem *m, gpa_t gpa, void *dst, size_t len);
+int gmem_write(const struct gmem *m, gpa_t gpa, const void *src, size_t len);

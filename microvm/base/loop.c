@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// An epoll event carries slot number and generation, not a pointer: an event that
+// was fetched before its watch was removed no longer resolves.
+#include "microvm/base/loop.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "microvm/base/util.h"
+
+struct mv_loop_slot {
+	struct mv_watch *watch; // NULL: free
+	uint32_t generation;
+};
+
+static void on_wake(void *arg, uint32_t events)
+{
+	struct mv_loop *l = arg;
+	uint64_t n;
+	(void)events;
+	if (read(l->wake_fd, &n, sizeof n) < 0)
+		return;
+}
+
+int mv_loop_init(struct mv_loop *l)
+{
+	*l = (struct mv_loop){ .epoll_fd = -1, .wake_fd = -1 };
+	pthread_mutex_init(&l->lock, NULL);
+	l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int r = l->epoll_fd < 0 || l->wake_fd < 0 ? -errno : 0;
+	if (!r)
+		r = mv_watch_add(l, &l->wake, l->wake_fd, EPOLLIN, on_wake, l);
+	if (r)
+		mv_loop_fini(l);
+	return r;
+}
+
+void mv_loop_fini(struct mv_loop *l)
+{
+	mv_close(&l->epoll_fd);
+	mv_close(&l->wake_fd);
+	free(l->slots);
+	l->slots = NULL;
+	l->n_slots = 0;
+}
+
+static void dispatch(struct mv_loop *l, const struct epoll_event *ev)
+{
+	uint32_t slot = (uint32_t)ev->data.u64, generation = (uint32_t)(ev->data.u64 >> 32);
+	if (slot >= l->n_slots || l->slots[slot].generation != generation || !l->slots[slot].watch)
+		return;
+	struct mv_watch *w = l->slots[slot].watch;
+	w->fn(w->arg, ev->events);
+}
+
+int mv_loop_run(struct mv_loop *l)
+{
+	struct epoll_event ev[32];
+	while (!__atomic_load_n(&l->stop, __ATOMIC_ACQUIRE)) {
+		int n = epoll_wait(l->epoll_fd, ev, MV_ARRAY_LEN(ev), -1);
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		mv_loop_lock(l);
+		for (int i = 0; i < n; i++)
+			dispatch(l, &ev[i]);
+		if (l->before_wait)
+			l->before_wait(l->before_wait_arg);
+		mv_loop_unlock(l);
+	}
+	return 0;
+}
+
+void mv_loop_stop(struct mv_loop *l)
+{
+	uint64_t one = 1;
+	__atomic_store_n(&l->stop, true, __ATOMIC_RELEASE);
+	ssize_t ignored = write(l->wake_fd, &one, sizeof one);
+	(void)ignored;
+}
+
+static int take_slot(struct mv_loop *l, uint32_t *ret_slot)
+{
+	for (uint32_t i = 0; i < l->n_slots; i++)
+		if (!l->slots[i].watch) {
+			*ret_slot = i;
+			return 0;
+		}
+	uint32_t n = l->n_slots ? l->n_slots * 2 : 16;
+	struct mv_loop_slot *s = realloc(l->slots, n * sizeof *s);
+	if (!s)
+		return -ENOMEM;
+	memset(s + l->n_slots, 0, (n - l->n_slots) * sizeof *s);
+	*ret_slot = l->n_slots;
+	l->slots = s;
+	l->n_slots = n;
+	return 0;
+}
+
+static struct epoll_event watch_event(const struct mv_watch *w, uint32_t events)
+{
+	uint64_t generation = w->loop->slots[w->slot].generation;
+	return (struct epoll_event){ .events = events, .data.u64 = generation << 32 | w->slot };
+}
+
+int mv_watch_add(struct mv_loop *l, struct mv_watch *w, int fd, uint32_t events, mv_watch_fn *fn,
+		 void *arg)
+{
+	uint32_t slot;
+	int r = take_slot(l, &slot);
+	if (r)
+		return r;
+	struct mv_watch made = { .loop = l, .fd = fd, .slot = slot, .fn = fn, .arg = arg };
+	struct epoll_event ev = watch_event(&made, events);
+	if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, fd, &ev))
+		return -errno;
+	*w = made;
+	l->slots[slot].watch = w;
+	return 0;
+}
+
+int mv_watch_mod(struct mv_watch *w, uint32_t events)
+{
+	if (!w->loop)
+		return -ENOENT;
+	struct epoll_event ev = watch_event(w, events);
+	return epoll_ctl(w->loop->epoll_fd, EPOLL_CTL_MOD, w->fd, &ev) ? -errno : 0;
+}
+
+void mv_watch_del(struct mv_watch *w)
+{
+	if (!w->loop)
+		return;
+	epoll_ctl(w->loop->epoll_fd, EPOLL_CTL_DEL, w->fd, NULL);
+	w->loop->slots[w->slot].watch = NULL;
+	w->loop->slots[w->slot].generation++;
+	w->loop = NULL;
+}
+
+static void on_timer(void *arg, uint32_t events)
+{
+	struct mv_timer *t = arg;
+	uint64_t n;
+	(void)events;
+	if (read(t->fd, &n, sizeof n) == sizeof n)
+		t->fn(t->arg);
+}
+
+int mv_timer_init(struct mv_loop *l, struct mv_timer *t, mv_timer_fn *fn, void *arg)
+{
+	*t = (struct mv_timer){ .fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC),
+				.fn = fn,
+				.arg = arg };
+	if (t->fd < 0)
+		return -errno;
+	int r = mv_watch_add(l, &t->watch, t->fd, EPOLLIN, on_timer, t);
+	if (r)
+		mv_close(&t->fd);
+	return r;
+}
+
+int mv_timer_arm(struct mv_timer *t, uint64_t delay_ns)
+{
+	struct itimerspec when = { .it_value = { .tv_sec = (time_t)(delay_ns / 1000000000u),
+						 .tv_nsec = (long)(delay_ns % 1000000000u) } };
+	if (!delay_ns)
+		when.it_value.tv_nsec = 1;
+	return timerfd_settime(t->fd, 0, &when, NULL) ? -errno : 0;
+}
+
+void mv_timer_disarm(struct mv_timer *t)
+{
+	struct itimerspec never = { 0 };
+	timerfd_settime(t->fd, 0, &never, NULL);
+}
+
+void mv_timer_fini(struct mv_timer *t)
+{
+	if (!t->watch.loop) // never initialised, or already gone
+		return;
+	mv_watch_del(&t->watch);
+	mv_close(&t->fd);
+}

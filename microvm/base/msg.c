@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/base/msg.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+static const struct mv_field times_fields[] = {
+	MV_INT(struct msg_times, process_start, 1, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_times, request, 2, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_times, kvm_ready, 3, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_times, loaded, 4, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_times, running, 5, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_times, first_exit, 6, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_times, first_io, 7, MV_U64, 0, UINT64_MAX),
+};
+static MV_DEFINE_TABLE(times_table, struct msg_times, times_fields);
+
+static const struct mv_field setup_fields[] = {
+	MV_SUB(struct msg_setup, cfg, 1, vmcfg_table),
+	MV_INT(struct msg_setup, fd_mask, 2, MV_U32, 0, UINT32_MAX),
+	MV_FLAG(struct msg_setup, run, 3),
+};
+MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
+
+static const struct mv_field stop_fields[] = {
+	MV_INT(struct msg_stop, mode, 1, MV_U32, VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL),
+};
+MV_DEFINE_TABLE(msg_stop_table, struct msg_stop, stop_fields);
+
+static const struct mv_field console_read_fields[] = {
+	MV_INT(struct msg_console_read, offset, 1, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_console_read, max_bytes, 2, MV_U32, 0, MSG_CONSOLE_BYTES),
+	MV_INT(struct msg_console_read, wait_ms, 3, MV_U32, 0, 60000),
+};
+MV_DEFINE_TABLE(msg_console_read_table, struct msg_console_read, console_read_fields);
+
+static const struct mv_field bytes_fields[] = {
+	MV_VAR(struct msg_bytes, data, n_data, 1),
+};
+MV_DEFINE_TABLE(msg_bytes_table, struct msg_bytes, bytes_fields);
+
+static const struct mv_field reply_fields[] = {
+	MV_INT(struct msg_reply, code, 1, MV_U32, 0, 4095),
+	MV_STRING(struct msg_reply, text, 2),
+	MV_INT(struct msg_reply, state, 3, MV_U32, 0, VM_EXITED),
+	MV_SUB(struct msg_reply, times, 4, times_table),
+	MV_INT(struct msg_reply, state_bytes, 5, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_reply, memory_bytes, 6, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_reply, memory_data_bytes, 7, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_reply, pause_ns, 8, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_reply, console_offset, 9, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_reply, console_end, 10, MV_U64, 0, UINT64_MAX),
+	MV_VAR(struct msg_reply, data, n_data, 11),
+};
+MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
+
+static const struct mv_field event_fields[] = {
+	MV_INT(struct msg_event, state, 1, MV_U32, VM_CREATED, VM_EXITED),
+	MV_INT(struct msg_event, reason, 2, MV_U32, VM_EXIT_NONE, VM_EXIT_KILLED),
+	MV_STRING(struct msg_event, detail, 3),
+	MV_SUB(struct msg_event, times, 4, times_table),
+};
+MV_DEFINE_TABLE(msg_event_table, struct msg_event, event_fields);
+
+const char *vm_state_name(unsigned state)
+{
+	static const char *const names[] = { "unknown", "created", "running", "paused", "exited" };
+	return names[state < MV_ARRAY_LEN(names) ? state : 0];
+}
+
+const char *vm_exit_name(unsigned exit)
+{
+	static const char *const names[] = { "none",	  "shutdown", "reset",  "triple-fault",
+					     "kvm-error", "killed",   "crashed" };
+	return names[exit < MV_ARRAY_LEN(names) ? exit : 0];
+}
+
+#define MSG_MAGIC 0x57415448u // "HTAW"
+
+struct msg_head {
+	le32_t magic;
+	le16_t type, zero;
+	le64_t id;
+	le32_t len, zero2;
+};
+
+int msg_send(int socket_fd, uint16_t type, uint64_t id, const struct mv_table *table,
+	     const void *obj, const int *fds, unsigned n_fds)
+{
+	MV_BUF body = { 0 };
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VM_FDS_MAX)];
+
+	if (n_fds > VM_FDS_MAX)
+		return -EINVAL;
+	if (table)
+		mv_state_save(table, obj, &body);
+	if (body.failed)
+		return -ENOMEM;
+	if (body.len > MSG_MAX_BYTES - sizeof(struct msg_head))
+		return -EMSGSIZE;
+	struct msg_head h = { .magic = le32_make(MSG_MAGIC),
+			      .type = le16_make(type),
+			      .id = le64_make(id),
+			      .len = le32_make((uint32_t)body.len) };
+	struct iovec iov[2] = { { &h, sizeof h }, { body.p, body.len } };
+	struct msghdr m = { .msg_iov = iov, .msg_iovlen = body.len ? 2 : 1 };
+	if (n_fds) {
+		memset(control, 0, sizeof control);
+		m.msg_control = control;
+		m.msg_controllen = CMSG_SPACE(sizeof(int) * n_fds);
+		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);
+		memcpy(CMSG_DATA(c), fds, sizeof(int) * n_fds);
+	}
+	ssize_t n;
+	do
+		n = sendmsg(socket_fd, &m, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? (errno == ECONNRESET ? -EPIPE : -errno) : 0;
+}
+
+int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg)
+{
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VM_FDS_MAX)];
+	struct iovec iov = { buf, MSG_MAX_BYTES };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+			    .msg_controllen = sizeof control };
+	struct msg got = { 0 };
+	struct msg_head h;
+	ssize_t n;
+
+	do
+		n = recvmsg(socket_fd, &m, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == ECONNRESET ? -EPIPE : -errno;
+	if (n == 0)
+		return -EPIPE;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		unsigned k = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		for (unsigned i = 0; i < k && got.n_fds < VM_FDS_MAX; i++)
+			memcpy(&got.fds[got.n_fds++], CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+	}
+	bool ok = (size_t)n >= sizeof h && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC));
+	if (ok) {
+		memcpy(&h, buf, sizeof h);
+		ok = le32_get(h.magic) == MSG_MAGIC && !le16_get(h.zero) && !le32_get(h.zero2) &&
+		     le32_get(h.len) == (size_t)n - sizeof h;
+	}
+	if (!ok) {
+		msg_close_fds(&got);
+		return -EPROTO;
+	}
+	got.type = le16_get(h.type);
+	got.id = le64_get(h.id);
+	got.body = buf + sizeof h;
+	got.body_len = le32_get(h.len);
+	*ret_msg = got;
+	return 0;
+}
+
+void msg_close_fds(struct msg *m)
+{
+	for (unsigned i = 0; i < m->n_fds; i++)
+		mv_close(&m->fds[i]);
+	m->n_fds = 0;
+}

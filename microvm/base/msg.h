@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Messages between the daemon and a VM process: one SOCK_SEQPACKET datagram each,
+// a header, a TLV body by a field table, and descriptors by SCM_RIGHTS. Both sides
+// treat what they receive as hostile. The socket is descriptor 3 of a VM process.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "microvm/base/bytes.h"
+#include "microvm/base/err.h"
+#include "microvm/base/state.h"
+#include "microvm/base/vmcfg.h"
+
+#define VMM_CONTROL_FD 3
+#define MSG_MAX_BYTES (128u * 1024)
+#define MSG_CONSOLE_BYTES (32u * 1024)
+
+enum msg_type {
+	// daemon -> VM; each is answered by one MSG_REPLY with the same id
+	MSG_BOOT = 1,      // struct msg_setup + kvm, kernel, initrd, drive, tap, vsock: load, do not run
+	MSG_RESTORE,       // struct msg_setup + kvm, state, memory, drive, tap, vsock: load; runs if run is set
+	MSG_RUN,           // empty: first start, or resume
+	MSG_PAUSE,         // empty
+	MSG_SNAPSHOT,      // empty body; fds state, memory (both empty files open for writing)
+	MSG_STOP,          // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
+	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
+	MSG_CONSOLE_WRITE, // struct msg_bytes
+	// VM -> daemon
+	MSG_REPLY = 100, // struct msg_reply
+	MSG_EVENT,       // struct msg_event, id 0
+};
+
+enum vm_state { // as the VM process tells it; the API's words are in vm_state_name()
+	VM_CREATED = 1, // loaded, never run
+	VM_RUNNING,
+	VM_PAUSED,
+	VM_EXITED,
+};
+
+enum vm_exit { // why a VM ended
+	VM_EXIT_NONE,
+	VM_EXIT_SHUTDOWN,     // the guest powered off (ACPI S5)
+	VM_EXIT_RESET,        // the guest asked for a reset (i8042, ACPI reset register)
+	VM_EXIT_TRIPLE_FAULT, // KVM_EXIT_SHUTDOWN
+	VM_EXIT_KVM_ERROR,    // KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY or a failed ioctl
+	VM_EXIT_KILLED,       // ended by the API
+	VM_EXIT_CRASHED,      // the VM process died by itself (only the daemon says this)
+};
+
+enum vm_stop { VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL };
+
+const char *vm_state_name(unsigned state); // "created", "running", "paused", "exited"
+const char *vm_exit_name(unsigned exit);   // "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed"
+
+struct msg_setup {
+	struct vmcfg cfg;
+	uint32_t fd_mask; // see vm_fds_pack()
+	bool run;
+};
+
+struct msg_stop {
+	uint32_t mode; // enum vm_stop
+};
+
+struct msg_console_read {
+	uint64_t offset; // bytes since the console's start
+	uint32_t max_bytes;
+	uint32_t wait_ms; // 0: answer at once
+};
+
+struct msg_bytes {
+	uint32_t n_data;
+	uint8_t data[MSG_CONSOLE_BYTES];
+};
+
+// Times of CLOCK_MONOTONIC in ns; 0: has not happened.
+struct msg_times {
+	uint64_t process_start; // first line of main()
+	uint64_t request;       // BOOT or RESTORE received
+	uint64_t kvm_ready;     // VM, vCPUs, memory slots, irqchip there
+	uint64_t loaded;        // kernel or state loaded
+	uint64_t running;       // just before the first KVM_RUN
+	uint64_t first_exit;    // first return of KVM_RUN to user space
+	uint64_t first_io;      // guest's first port or MMIO access
+};
+
+struct msg_reply {
+	uint32_t code; // 0 or a positive errno
+	char text[360];
+	uint32_t state; // enum vm_state
+	struct msg_times times;
+	// MSG_SNAPSHOT
+	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
+	uint64_t pause_ns; // how long the vCPUs stood still
+	// MSG_CONSOLE_READ
+	uint64_t console_offset; // of data[0]; larger than asked when older output was overwritten
+	uint64_t console_end;    // total bytes the guest ever wrote
+	uint32_t n_data;
+	uint8_t data[MSG_CONSOLE_BYTES];
+};
+
+struct msg_event {
+	uint32_t state;   // enum vm_state
+	uint32_t reason;  // enum vm_exit
+	char detail[128]; // e.g. which KVM error
+	struct msg_times times;
+};
+
+extern const struct mv_table msg_setup_table, msg_stop_table, msg_console_read_table,
+	msg_bytes_table, msg_reply_table, msg_event_table;
+
+struct msg {
+	uint16_t type;
+	uint64_t id;
+	const uint8_t *body;
+	uint32_t body_len;
+	int fds[VM_FDS_MAX];
+	unsigned n_fds;
+};
+
+// Sends one message; table may be NULL for an empty body. Descriptors stay the
+// caller's. -EAGAIN: the peer does not read (non-blocking socket); -EPIPE: it is gone.
+int msg_send(int socket_fd, uint16_t type, uint64_t id, const struct mv_table *table,
+	     const void *obj, const int *fds, unsigned n_fds);
+
+// Receives one into buf (MSG_MAX_BYTES); ret_msg->body points into it. The receiver
+// owns ret_msg->fds. -EAGAIN: none there; -EPIPE: peer gone; -EPROTO: malformed (fds closed).
+int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg);
+void msg_close_fds(struct msg *m);

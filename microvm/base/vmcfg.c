@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/base/vmcfg.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <string.h>
+
+static const struct mv_field drive_fields[] = {
+	MV_STRING(struct vmcfg_drive, id, 1),
+	MV_STRING(struct vmcfg_drive, path, 2),
+	MV_STRING(struct vmcfg_drive, serial, 3),
+	MV_FLAG(struct vmcfg_drive, read_only, 4),
+};
+static MV_DEFINE_TABLE(drive_table, struct vmcfg_drive, drive_fields);
+
+static const struct mv_field net_fields[] = {
+	MV_STRING(struct vmcfg_net, id, 1),
+	MV_STRING(struct vmcfg_net, tap, 2),
+	MV_RAW(struct vmcfg_net, mac, 3),
+};
+static MV_DEFINE_TABLE(net_table, struct vmcfg_net, net_fields);
+
+static const struct mv_field vsock_fields[] = {
+	MV_FLAG(struct vmcfg_vsock, present, 1),
+	MV_INT(struct vmcfg_vsock, cid, 2, MV_U32, 0, UINT32_MAX - 1),
+	MV_STRING(struct vmcfg_vsock, path, 3),
+};
+static MV_DEFINE_TABLE(vsock_table, struct vmcfg_vsock, vsock_fields);
+
+static const struct mv_field vmcfg_fields[] = {
+	MV_STRING(struct vmcfg, name, 1),
+	MV_STRING(struct vmcfg, id, 2),
+	MV_INT(struct vmcfg, vcpus, 3, MV_U32, 1, VMCFG_MAX_VCPUS),
+	MV_INT(struct vmcfg, mem_mib, 4, MV_U32, VMCFG_MIN_MEM_MIB, VMCFG_MAX_MEM_MIB),
+	MV_INT(struct vmcfg, discovery, 5, MV_U32, VMCFG_ACPI, VMCFG_CMDLINE),
+	MV_STRING(struct vmcfg, kernel, 6),
+	MV_STRING(struct vmcfg, initrd, 7),
+	MV_STRING(struct vmcfg, cmdline, 8),
+	MV_ARRAY(struct vmcfg, drive, n_drives, 9, drive_table),
+	MV_ARRAY(struct vmcfg, net, n_nets, 10, net_table),
+	MV_SUB(struct vmcfg, vsock, 11, vsock_table),
+	MV_FLAG(struct vmcfg, rng, 12),
+};
+MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
+
+bool vmcfg_name_ok(const char *name)
+{
+	size_t len = strlen(name);
+	if (len == 0 || len >= VMCFG_NAME_LEN || !isalnum((unsigned char)name[0]))
+		return false;
+	for (size_t i = 0; i < len; i++)
+		if (!isalnum((unsigned char)name[i]) && !strchr("_.-", name[i]))
+			return false;
+	return true;
+}
+
+static int check_id(const char *what, const char *id, struct mv_err *err)
+{
+	if (vmcfg_name_ok(id))
+		return 0;
+	return mv_fail(err, EINVAL,
+		       "%s \"%s\": use 1 to 64 letters, digits, '_', '.' or '-', starting with a "
+		       "letter or digit", what, id);
+}
+
+static int check_net(const struct vmcfg_net *n, struct mv_err *err)
+{
+	static const uint8_t zero[6];
+	if (!n->tap[0] || strlen(n->tap) > 15 || strchr(n->tap, '/') || strchr(n->tap, '%'))
+		return mv_fail(err, EINVAL, "net %s: tap must be the name of a tap interface (1-15 characters)",
+			       n->id);
+	if ((n->mac[0] & 1) || !memcmp(n->mac, zero, 6))
+		return mv_fail(err, EINVAL, "net %s: mac must be a unicast address", n->id);
+	return 0;
+}
+
+int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
+{
+	int r = check_id("name", c->name, err);
+	if (r)
+		return r;
+	if (c->vcpus < 1 || c->vcpus > VMCFG_MAX_VCPUS)
+		return mv_fail(err, EINVAL, "vcpus: %u is not within 1..%u", c->vcpus, VMCFG_MAX_VCPUS);
+	if (c->mem_mib < VMCFG_MIN_MEM_MIB || c->mem_mib > VMCFG_MAX_MEM_MIB)
+		return mv_fail(err, EINVAL, "memory_mib: %u is not within %u..%u", c->mem_mib,
+			       VMCFG_MIN_MEM_MIB, VMCFG_MAX_MEM_MIB);
+	for (uint32_t i = 0; i < c->n_drives; i++) {
+		if ((r = check_id("drive", c->drive[i].id, err)))
+			return r;
+		if (!c->drive[i].path[0])
+			return mv_fail(err, EINVAL, "drive %s: path is missing", c->drive[i].id);
+		for (uint32_t k = 0; k < i; k++)
+			if (!strcmp(c->drive[k].id, c->drive[i].id))
+				return mv_fail(err, EINVAL, "drive %s: there twice", c->drive[i].id);
+	}
+	for (uint32_t i = 0; i < c->n_nets; i++) {
+		if ((r = check_id("net", c->net[i].id, err)) || (r = check_net(&c->net[i], err)))
+			return r;
+		for (uint32_t k = 0; k < i; k++)
+			if (!strcmp(c->net[k].id, c->net[i].id) || !strcmp(c->net[k].tap, c->net[i].tap))
+				return mv_fail(err, EINVAL, "net %s: id or tap there twice", c->net[i].id);
+	}
+	if (c->vsock.present && c->vsock.cid < 3)
+		return mv_fail(err, EINVAL, "vsock: cid must be 3 or more (0 to 2 are reserved)");
+	return 0;
+}
+
+void vm_fds_init(struct vm_fds *f)
+{
+	memset(f, 0xff, sizeof *f); // every int becomes -1
+}
+
+void vm_fds_close(struct vm_fds *f)
+{
+	int *fd = (int *)f;
+	for (size_t i = 0; i < sizeof *f / sizeof *fd; i++)
+		mv_close(&fd[i]);
+}
+
+_Static_assert(sizeof(struct vm_fds) == VM_FDS_MAX * sizeof(int), "VM_FDS_MAX counts the members");
+
+unsigned vm_fds_pack(const struct vm_fds *f, int ret_list[VM_FDS_MAX], uint32_t *ret_mask)
+{
+	const int *fd = (const int *)f;
+	unsigned n = 0;
+	*ret_mask = 0;
+	for (unsigned i = 0; i < VM_FDS_MAX; i++)
+		if (fd[i] >= 0) {
+			ret_list[n++] = fd[i];
+			*ret_mask |= 1u << i;
+		}
+	return n;
+}
+
+int vm_fds_unpack(const int *list, unsigned n, uint32_t mask, struct vm_fds *ret_fds)
+{
+	if ((mask >> VM_FDS_MAX) || (unsigned)__builtin_popcount(mask) != n)
+		return -EPROTO;
+	vm_fds_init(ret_fds);
+	int *fd = (int *)ret_fds;
+	for (unsigned i = 0; i < VM_FDS_MAX; i++)
+		if (mask & 1u << i)
+			fd[i] = *list++;
+	return 0;
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The configuration of one VM: what the API accepts, what travels to the VM process,
+// and what a snapshot's manifest stores. Declared once, in the tables of vmcfg.c.
+// Paths are opened by whoever starts the VM process; the VM gets descriptors
+// (struct vm_fds) in a fixed order, so that it needs no file system.
+#pragma once
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "microvm/base/err.h"
+#include "microvm/base/state.h"
+
+#define VMCFG_NAME_LEN 65   // names and ids: 1-64 of [A-Za-z0-9_.-], first one alphanumeric
+#define VMCFG_PATH_LEN 1024
+#define VMCFG_CMDLINE_LEN 2048 // Linux x86 COMMAND_LINE_SIZE
+#define VMCFG_MAX_DRIVES 8
+#define VMCFG_MAX_NETS 4
+#define VMCFG_MAX_VCPUS 32
+#define VMCFG_MIN_MEM_MIB 4
+#define VMCFG_MAX_MEM_MIB (1024u * 1024)
+#define VMCFG_SERIAL_LEN 21 // virtio 1.2 section 5.2.6: 20 bytes
+#define VMCFG_SOCKET_LEN 108 // sun_path
+
+enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
+
+struct vmcfg_drive {
+	char id[VMCFG_NAME_LEN];
+	char path[VMCFG_PATH_LEN];
+	char serial[VMCFG_SERIAL_LEN]; // empty: the id, cut to 20
+	bool read_only;
+};
+
+struct vmcfg_net {
+	char id[VMCFG_NAME_LEN];
+	char tap[16]; // IFNAMSIZ
+	uint8_t mac[6];
+};
+
+struct vmcfg_vsock {
+	bool present;
+	uint32_t cid;
+	char path[VMCFG_SOCKET_LEN]; // host side; guest-initiated streams go to <path>_<port>
+};
+
+struct vmcfg {
+	char name[VMCFG_NAME_LEN];
+	char id[MV_UUID_LEN];
+	uint32_t vcpus;
+	uint32_t mem_mib;
+	uint32_t discovery; // enum vmcfg_discovery
+	char kernel[VMCFG_PATH_LEN];
+	char initrd[VMCFG_PATH_LEN]; // empty: none
+	char cmdline[VMCFG_CMDLINE_LEN];
+	struct vmcfg_drive drive[VMCFG_MAX_DRIVES];
+	uint32_t n_drives;
+	struct vmcfg_net net[VMCFG_MAX_NETS];
+	uint32_t n_nets;
+	struct vmcfg_vsock vsock;
+	bool rng;
+};
+
+extern const struct mv_table vmcfg_table;
+
+// Everything a table's ranges can't say: names, duplicate ids, multicast MACs, CIDs.
+// 0 or -EINVAL with a sentence.
+int vmcfg_check(const struct vmcfg *c, struct mv_err *err);
+
+bool vmcfg_name_ok(const char *name);
+
+// The descriptors that go with a configuration; -1 = none. All owned by the holder.
+struct vm_fds {
+	int kvm;    // /dev/kvm
+	int kernel; // boot only
+	int initrd; // boot only, optional
+	int state;  // restore only: the snapshot's state file
+	int memory; // restore only: the snapshot's memory file
+	int drive[VMCFG_MAX_DRIVES];
+	int tap[VMCFG_MAX_NETS];
+	int vsock; // listening Unix socket at vsock.path
+};
+#define VM_FDS_MAX (6 + VMCFG_MAX_DRIVES + VMCFG_MAX_NETS)
+
+void vm_fds_init(struct vm_fds *f); // all -1
+void vm_fds_close(struct vm_fds *f); // closes all, sets -1
+
+// To and from the order used in messages: a bit mask says which are there.
+unsigned vm_fds_pack(const struct vm_fds *f, int ret_list[VM_FDS_MAX], uint32_t *ret_mask);
+int vm_fds_unpack(const int *list, unsigned n, uint32_t mask, struct vm_fds *ret_fds);

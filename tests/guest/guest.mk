@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+# The tiny guest, for tests, bench and demo: $(GUEST), a freestanding x86-64 ELF.
+
+GUEST := $(B)/tests/guest/tiny
+ALL_TARGETS += $(GUEST)
+
+GUEST_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Wshadow -Wconversion -ffreestanding \
+	-fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables -mgeneral-regs-only \
+	-fcf-protection=none
+GUEST_SRC := tests/guest/start.S tests/guest/tiny.c
+
+$(GUEST): $(GUEST_SRC) tests/guest/tiny.h tests/guest/tiny.ld tests/guest/guest.mk
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(GUEST_CFLAGS) -nostdlib -static -no-pie -Wl,--build-id=none \
+		-Wl,-z,noexecstack -Wl,-z,max-page-size=4096 -Wl,-T,tests/guest/tiny.ld \
+		-o $@ $(GUEST_SRC)

@@ -1,0 +1,757 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The tiny guest: a whole guest system in one file, for tests, bench and demo.
+ *
+ * Theory of operation. start.S brings vCPU 0 from either boot protocol straight
+ * into guest_main(), which runs in user mode for good, with the I/O ports open
+ * and 4 GiB of identity-mapped memory at hand, MMIO included; other vCPUs stay
+ * parked. It says READY on COM1 (the first byte is the guest's very first I/O),
+ * then answers one line with one line: "OK ..." or "ERR reason". `help` below
+ * is the table `commands`.
+ *
+ * Waiting costs no CPU. wait_interrupt() enters kernel mode by an `int` whose
+ * gate does nothing but `sti; hlt`; it returns when an interrupt was taken.
+ * User mode has interrupts off, so a byte that arrives between the last look at
+ * the UART and the hlt is still pending at the local APIC and ends the hlt at
+ * once. Interrupts are edge-triggered, so user mode empties their source each
+ * time; it also writes the APIC's EOI, its page being mapped like all others.
+ *
+ *   pin 4  the UART's received data
+ *   pin 9  (or thaw.ged=N on the command line) the monitor's generic event.
+ *          It says "you were restored", or, if the address of the generation ID
+ *          is known (thaw.genid=0xADDR) and the ID has not changed, "power
+ *          button". The answers are RESTORED (nobody needs to ask, so this is
+ *          the first I/O of a restored guest) and BUTTON with power-off.
+ *
+ * Nothing here is initialised at a command but the virtio-rng queue, at the
+ * first `rand`; so a snapshot can be taken at any time, also in mid-command.
+ *
+ * Sources: PVH start info, xen/include/public/arch-x86/hvm/start_info.h; Linux
+ * Documentation/arch/x86/{boot,zero-page}.rst; virtio 1.2 sections 2.7, 4.2, 5.4;
+ * ACPI 6.5 sections 4.8.3.7 (sleep control), 5.2.5, 5.2.8, 5.2.12; 82093AA, 16550D.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tiny.h"
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define PAGE		4096ULL
+#define HEAP_ALIGN	0x200000ULL
+#define MAPPED_END	0x100000000ULL	// of start.S's page tables
+#define MMIO_HOLE	0xd0000000ULL	// no RAM from here to 4 GiB
+#define LINE_MAX	300
+#define NONCE_MAX	200
+#define RAND_MAX	64
+
+extern char image_end[];
+void guest_main(u64 info, u32 kind);
+
+volatile u8 irq_serial, irq_event; // set by start.S
+
+static char cmdline[1024];
+static u64 ram_bytes, heap, heap_pages, rsdp_addr;
+static u64 genid_addr;
+static u8 genid_seen[16];
+static u64 commands_done;
+static char nonce[NONCE_MAX + 1];
+
+// --- the machine -------------------------------------------------------------
+static inline void out8(u16 port, u8 v)
+{
+	__asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port) : "memory");
+}
+
+static inline u8 in8(u16 port)
+{
+	u8 v;
+	__asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port) : "memory");
+	return v;
+}
+
+// Exactly one plain mov each: an MMIO exit has to be decoded by the host.
+static inline void mmio_write(u64 addr, u32 v)
+{
+	__asm__ volatile("movl %0, (%1)" : : "r"(v), "r"(addr) : "memory");
+}
+
+static inline u32 mmio_read(u64 addr)
+{
+	u32 v;
+	__asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(addr) : "memory");
+	return v;
+}
+
+static inline void barrier(void)
+{
+	__asm__ volatile("mfence" : : : "memory");
+}
+
+void *memcpy(void *to, const void *from, size_t n)
+{
+	void *d = to;
+	__asm__ volatile("rep movsb" : "+D"(d), "+S"(from), "+c"(n) : : "memory");
+	return to;
+}
+
+void *memset(void *to, int c, size_t n)
+{
+	void *d = to;
+	__asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(c) : "memory");
+	return to;
+}
+
+static void *at(u64 addr)
+{
+	return (void *)addr;
+}
+
+static u32 get32(u64 addr)
+{
+	u32 v;
+	memcpy(&v, at(addr), sizeof v);
+	return v;
+}
+
+static u64 get64(u64 addr)
+{
+	u64 v;
+	memcpy(&v, at(addr), sizeof v);
+	return v;
+}
+
+#define LAPIC		0xfee00000ULL
+#define LAPIC_EOI	0x0b0
+#define LAPIC_SVR	0x0f0
+#define LAPIC_LINT0	0x350
+#define LAPIC_MASKED	0x10000
+#define IOAPIC		0xfec00000ULL
+#define IOAPIC_DATA	0x10
+#define PIN_SERIAL	4
+#define PIN_EVENT	9
+
+static void ioapic_set(u32 reg, u32 v)
+{
+	mmio_write(IOAPIC, reg);
+	mmio_write(IOAPIC + IOAPIC_DATA, v);
+}
+
+// Edge, active high, fixed, to APIC ID 0.
+static void unmask_pin(u32 pin, u32 vector)
+{
+	ioapic_set(0x11 + 2 * pin, 0);
+	ioapic_set(0x10 + 2 * pin, vector);
+}
+
+static void interrupts_init(u32 event_pin)
+{
+	mmio_write(LAPIC + LAPIC_LINT0, LAPIC_MASKED); // the old PIC stays out of it
+	mmio_write(LAPIC + LAPIC_SVR, 0x1ff);
+	unmask_pin(event_pin, VECTOR_EVENT);
+	unmask_pin(PIN_SERIAL, VECTOR_SERIAL);
+}
+
+static void wait_interrupt(void)
+{
+	__asm__ volatile("int %0" : : "i"(VECTOR_IDLE) : "memory");
+}
+
+#define SLEEP_CONTROL	0x600	// ACPI sleep control register
+#define SLEEP_S5	((5 << 2) | 0x20)
+#define I8042_COMMAND	0x64
+#define I8042_RESET	0xfe
+
+static void power_off(void)
+{
+	out8(SLEEP_CONTROL, SLEEP_S5);
+	for (;;)
+		wait_interrupt();
+}
+
+// --- COM1 ----------------------------------------------------------------------
+#define COM1		0x3f8
+#define UART_DATA	(COM1 + 0)
+#define UART_IER	(COM1 + 1)
+#define UART_MCR	(COM1 + 4)
+#define UART_LSR	(COM1 + 5)
+#define LSR_DATA	0x01
+#define LSR_THR_EMPTY	0x20
+
+// Waits after the byte, not before it: so a line's first I/O is its first byte.
+static void put_char(char c)
+{
+	out8(UART_DATA, (u8)c);
+	while (!(in8(UART_LSR) & LSR_THR_EMPTY))
+		;
+}
+
+static void put(const char *s)
+{
+	while (*s)
+		put_char(*s++);
+}
+
+static void put_hex(u64 v, int digits)
+{
+	while (digits--)
+		put_char("0123456789abcdef"[v >> (4 * digits) & 15]);
+}
+
+static void put_dec(u64 v)
+{
+	char b[21], *p = b + 20;
+	*p = 0;
+	do
+		*--p = (char)('0' + v % 10);
+	while (v /= 10);
+	put(p);
+}
+
+static void put_bytes(const volatile u8 *p, u64 n)
+{
+	while (n--)
+		put_hex(*p++, 2);
+}
+
+static void error(const char *reason)
+{
+	put("ERR ");
+	put(reason);
+	put("\n");
+}
+
+static void ok_dec(u64 v)
+{
+	put("OK ");
+	put_dec(v);
+	put("\n");
+}
+
+static void ok_text(const char *s)
+{
+	put("OK ");
+	put(s);
+	put("\n");
+}
+
+// --- text ----------------------------------------------------------------------
+static bool starts(const char *s, const char *with)
+{
+	while (*with)
+		if (*s++ != *with++)
+			return false;
+	return true;
+}
+
+static bool same(const char *a, const char *b)
+{
+	return starts(a, b) && starts(b, a);
+}
+
+static void copy_text(char *to, const char *from, u64 size)
+{
+	while (--size && *from)
+		*to++ = *from++;
+	*to = 0;
+}
+
+// Cuts the next word off *s.
+static char *word(char **s)
+{
+	while (**s == ' ')
+		++*s;
+	char *w = *s;
+	while (**s && **s != ' ')
+		++*s;
+	if (**s)
+		*(*s)++ = 0;
+	return w;
+}
+
+// Decimal, or hexadecimal behind 0x; *s moves behind the digits.
+static bool number(const char **s, u64 *v)
+{
+	u64 base = 10, d;
+	const char *p = *s;
+	if (starts(p, "0x")) {
+		base = 16;
+		p += 2;
+	}
+	const char *from = p;
+	for (*v = 0;; p++, *v = *v * base + d) {
+		char c = (char)(*p | 0x20);
+		d = *p >= '0' && *p <= '9' ? (u64)(*p - '0') :
+			c >= 'a' && c <= 'f' ? (u64)(c - 'a' + 10) : 99;
+		if (d >= base)
+			break;
+	}
+	*s = p;
+	return p > from;
+}
+
+static bool arg_number(char **args, u64 *v)
+{
+	const char *w = word(args);
+	return number(&w, v) && !*w;
+}
+
+// NAME=NUMBER on the command line.
+static bool cmdline_number(const char *name, u64 *v)
+{
+	for (const char *p = cmdline; *p; p++) {
+		const char *s = p;
+		if ((p != cmdline && p[-1] != ' ') || !starts(p, name))
+			continue;
+		while (*name++)
+			s++;
+		return number(&s, v);
+	}
+	return false;
+}
+
+// --- boot information ------------------------------------------------------------
+static void add_ram(u64 addr, u64 size, u32 type)
+{
+	u64 start = ((u64)image_end + HEAP_ALIGN - 1) & ~(HEAP_ALIGN - 1), end = addr + size;
+	if (type != 1)
+		return;
+	ram_bytes += size;
+	if (end > MMIO_HOLE)
+		end = MMIO_HOLE;
+	if (addr <= start && start < end) {
+		heap = start;
+		heap_pages = (end - start) / PAGE;
+	}
+}
+
+static void read_boot_info(u64 info, u32 kind)
+{
+	u64 text, table, entries, size;
+	if (kind == BOOT_PVH) { // struct hvm_start_info, version 1
+		text = get64(info + 24);
+		rsdp_addr = get64(info + 32);
+		table = get64(info + 40);
+		entries = get32(info + 48);
+		size = 24;
+	} else { // struct boot_params
+		text = get32(info + 0x228) | (u64)get32(info + 0xc8) << 32;
+		rsdp_addr = get64(info + 0x70);
+		table = info + 0x2d0;
+		entries = get32(info + 0x1e8) & 0xff;
+		size = 20;
+	}
+	for (; entries--; table += size)
+		add_ram(get64(table), get64(table + 8), get32(table + 16));
+	if (text && text < MAPPED_END)
+		copy_text(cmdline, at(text), sizeof cmdline);
+}
+
+// Enabled processors in the MADT, 0 without one.
+static u64 count_cpus(void)
+{
+	u64 n = 0;
+	if (!rsdp_addr || rsdp_addr >= MMIO_HOLE)
+		return 0;
+	u64 xsdt = get64(rsdp_addr + 24);
+	for (u64 p = xsdt + 36; xsdt && p < xsdt + get32(xsdt + 4); p += 8) {
+		u64 t = get64(p), e = t + 44, end = t + get32(t + 4);
+		if (!starts(at(t), "APIC"))
+			continue;
+		for (; e < end; e += *(u8 *)at(e + 1) ? *(u8 *)at(e + 1) : end) {
+			u8 type = *(u8 *)at(e);
+			if (type == 0)
+				n += get32(e + 4) & 1;
+			else if (type == 9) // local x2APIC
+				n += get32(e + 8) & 1;
+		}
+	}
+	return n;
+}
+
+// --- virtio-rng ------------------------------------------------------------------
+#define VIRTIO_FIRST	0xd0000000ULL
+#define VIRTIO_SLOTS	32
+#define VIRTIO_MAGIC	0x74726976
+#define VIRTIO_ID_RNG	4
+
+enum { // registers, virtio 1.2 section 4.2.2
+	R_MAGIC = 0x00, R_VERSION = 0x04, R_DEVICE = 0x08, R_DRIVER_FEATURES = 0x20,
+	R_DRIVER_FEATURES_SEL = 0x24, R_QUEUE_SEL = 0x30, R_QUEUE_NUM_MAX = 0x34,
+	R_QUEUE_NUM = 0x38, R_QUEUE_READY = 0x44, R_NOTIFY = 0x50, R_IRQ_STATUS = 0x60,
+	R_IRQ_ACK = 0x64, R_STATUS = 0x70, R_DESC = 0x80, R_AVAIL = 0x90, R_USED = 0xa0,
+};
+enum { S_ACKNOWLEDGE = 1, S_DRIVER = 2, S_DRIVER_OK = 4, S_FEATURES_OK = 8 };
+
+#define QUEUE_NUM	4
+#define DESC_WRITE	2
+#define AVAIL_NO_IRQ	1
+#define POLL_ROUNDS	200000000ULL
+
+static struct {
+	struct { u64 addr; u32 len; u16 flags, next; } desc[QUEUE_NUM];
+	struct { u16 flags, idx, ring[QUEUE_NUM]; } avail;
+	struct { u16 flags, idx; struct { u32 id, len; } ring[QUEUE_NUM]; } used __attribute__((aligned(4)));
+	u8 data[RAND_MAX];
+} volatile rng __attribute__((aligned(16)));
+static u64 rng_base;
+static u16 rng_idx;
+
+static bool is_rng(u64 base)
+{
+	return mmio_read(base + R_MAGIC) == VIRTIO_MAGIC && mmio_read(base + R_VERSION) == 2 &&
+		mmio_read(base + R_DEVICE) == VIRTIO_ID_RNG;
+}
+
+// By the kernel's parameter virtio_mmio.device=SIZE@ADDR:IRQ, else by looking.
+static u64 find_rng(void)
+{
+	bool named = false;
+	for (const char *p = cmdline; *p; p++) {
+		u64 v;
+		if (!starts(p, "virtio_mmio.device="))
+			continue;
+		while (*p && *p != ' ' && *p != '@')
+			p++;
+		if (*p != '@')
+			break;
+		const char *s = p + 1;
+		named = true;
+		if (number(&s, &v) && v < MAPPED_END && is_rng(v))
+			return v;
+	}
+	for (u64 a = VIRTIO_FIRST; !named && a < VIRTIO_FIRST + VIRTIO_SLOTS * PAGE; a += PAGE)
+		if (is_rng(a))
+			return a;
+	return 0;
+}
+
+static bool rng_init(void)
+{
+	u64 b = find_rng();
+	if (!b)
+		return false;
+	mmio_write(b + R_STATUS, 0);
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
+	mmio_write(b + R_DRIVER_FEATURES, 0);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);
+	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
+	mmio_write(b + R_QUEUE_SEL, 0);
+	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) || mmio_read(b + R_QUEUE_NUM_MAX) < QUEUE_NUM)
+		return false;
+	rng.avail.flags = AVAIL_NO_IRQ;
+	mmio_write(b + R_QUEUE_NUM, QUEUE_NUM);
+	const u64 part[3][2] = { { R_DESC, (u64)rng.desc }, { R_AVAIL, (u64)&rng.avail },
+				 { R_USED, (u64)&rng.used } };
+	for (int i = 0; i < 3; i++) {
+		mmio_write(b + part[i][0], (u32)part[i][1]);
+		mmio_write(b + part[i][0] + 4, 0);
+	}
+	mmio_write(b + R_QUEUE_READY, 1);
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK | S_DRIVER_OK);
+	rng_base = b;
+	return true;
+}
+
+// One request of n bytes into rng.data; how many came, 0 = none within the time.
+static u32 rng_read(u32 n)
+{
+	u16 slot = rng_idx % QUEUE_NUM;
+	rng.desc[0].addr = (u64)rng.data;
+	rng.desc[0].len = n;
+	rng.desc[0].flags = DESC_WRITE;
+	rng.avail.ring[slot] = 0;
+	barrier();
+	rng.avail.idx = ++rng_idx;
+	barrier();
+	mmio_write(rng_base + R_NOTIFY, 0);
+	for (u64 i = 0; rng.used.idx != rng_idx; i++) {
+		if (i == POLL_ROUNDS)
+			return 0;
+		__asm__ volatile("pause");
+	}
+	mmio_write(rng_base + R_IRQ_ACK, mmio_read(rng_base + R_IRQ_STATUS));
+	return rng.used.ring[slot].len <= n ? rng.used.ring[slot].len : 0;
+}
+
+// --- commands ----------------------------------------------------------------------
+static u64 mix(u64 v) // splitmix64
+{
+	v += 0x9e3779b97f4a7c15;
+	v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9;
+	v = (v ^ v >> 27) * 0x94d049bb133111eb;
+	return v ^ v >> 31;
+}
+
+static volatile u64 *heap_page(u64 n)
+{
+	return at(heap + n * PAGE);
+}
+
+static bool in_heap(u64 first, u64 n)
+{
+	return first <= heap_pages && n <= heap_pages - first;
+}
+
+static void do_echo(char *args)
+{
+	ok_text(args);
+}
+
+// touch N r|w [SEED]: the first word of the first N pages.
+static void do_touch(char *args)
+{
+	u64 n, seed = 0, sum = 0;
+	if (!arg_number(&args, &n) || !in_heap(0, n))
+		return error("bad number of pages");
+	const char *how = word(&args);
+	if (*args && !arg_number(&args, &seed))
+		return error("bad seed");
+	if (same(how, "w"))
+		for (u64 i = 0; i < n; i++)
+			*heap_page(i) = mix(seed + i);
+	else if (same(how, "r"))
+		for (u64 i = 0; i < n; i++)
+			sum += *heap_page(i);
+	else
+		return error("not r or w");
+	ok_dec(n);
+}
+
+// fill OFFSET N [SEED]: every word of N pages.
+static void do_fill(char *args)
+{
+	u64 first, n, seed = 0;
+	if (!arg_number(&args, &first) || !arg_number(&args, &n) || !in_heap(first, n))
+		return error("bad range of pages");
+	if (*args && !arg_number(&args, &seed))
+		return error("bad seed");
+	for (u64 i = 0; i < n * (PAGE / 8); i++)
+		heap_page(first)[i] = mix(seed + first * PAGE / 8 + i);
+	ok_dec(n);
+}
+
+// sum OFFSET N: FNV-1a over 64-bit words.
+static void do_sum(char *args)
+{
+	u64 first, n, h = 0xcbf29ce484222325;
+	if (!arg_number(&args, &first) || !arg_number(&args, &n) || !in_heap(first, n))
+		return error("bad range of pages");
+	for (u64 i = 0; i < n * (PAGE / 8); i++)
+		h = (h ^ heap_page(first)[i]) * 0x100000001b3;
+	put("OK ");
+	put_hex(h, 16);
+	put("\n");
+}
+
+static void do_rand(char *args)
+{
+	u64 n, done = 0;
+	u8 got[RAND_MAX];
+	if (!arg_number(&args, &n) || n < 1 || n > RAND_MAX)
+		return error("not 1 to 64 bytes");
+	if (!rng_base && !rng_init())
+		return error("no virtio-rng device");
+	while (done < n) {
+		u32 len = rng_read((u32)(n - done));
+		if (!len)
+			return error("virtio-rng does not answer");
+		for (u32 i = 0; i < len; i++)
+			got[done++] = rng.data[i];
+	}
+	put("OK ");
+	put_bytes(got, n);
+	put("\n");
+}
+
+static void do_count(char *args)
+{
+	(void)args;
+	ok_dec(commands_done);
+}
+
+static void do_store(char *args)
+{
+	copy_text(nonce, args, sizeof nonce);
+	put("OK\n");
+}
+
+static void do_load(char *args)
+{
+	(void)args;
+	ok_text(nonce);
+}
+
+static void do_genid(char *args)
+{
+	(void)args;
+	if (!genid_addr)
+		return error("no thaw.genid= on the command line");
+	put("OK ");
+	put_bytes(at(genid_addr), sizeof genid_seen);
+	put("\n");
+}
+
+static void do_cmdline(char *args)
+{
+	(void)args;
+	ok_text(cmdline);
+}
+
+static void do_mem(char *args)
+{
+	(void)args;
+	ok_dec(ram_bytes);
+}
+
+static void do_heap(char *args)
+{
+	(void)args;
+	ok_dec(heap_pages);
+}
+
+static void do_cpus(char *args)
+{
+	(void)args;
+	u64 n = count_cpus();
+	if (!n)
+		return error("no MADT");
+	ok_dec(n);
+}
+
+// spin N: about N million cycles of work.
+static void do_spin(char *args)
+{
+	u64 n;
+	if (!arg_number(&args, &n))
+		return error("bad number");
+	for (u64 i = 0; i < n * 1000000; i++)
+		__asm__ volatile("");
+	put("OK\n");
+}
+
+static void do_loop(char *args)
+{
+	(void)args;
+	put("OK\n");
+	for (;;)
+		__asm__ volatile("");
+}
+
+static void do_exit(char *args)
+{
+	(void)args;
+	put("OK\n");
+	power_off();
+}
+
+static void do_reset(char *args)
+{
+	(void)args;
+	put("OK\n");
+	out8(I8042_COMMAND, I8042_RESET);
+	for (;;)
+		wait_interrupt();
+}
+
+static void do_triple(char *args)
+{
+	(void)args;
+	put("OK\n");
+	__builtin_trap(); // no gate for it, none for what follows
+}
+
+static const struct {
+	const char *name;
+	void (*run)(char *args);
+} commands[] = {
+	{ "echo", do_echo },   { "touch", do_touch }, { "fill", do_fill },
+	{ "sum", do_sum },     { "rand", do_rand },   { "count", do_count },
+	{ "store", do_store }, { "load", do_load },   { "genid", do_genid },
+	{ "cmdline", do_cmdline }, { "mem", do_mem }, { "heap", do_heap },
+	{ "cpus", do_cpus },   { "spin", do_spin },   { "loop", do_loop },
+	{ "exit", do_exit },   { "reset", do_reset }, { "triple", do_triple },
+};
+
+static void run_line(char *line)
+{
+	const char *name = word(&line);
+	commands_done++;
+	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+		if (same(name, commands[i].name))
+			return commands[i].run(line);
+	error("unknown command");
+}
+
+// --- events --------------------------------------------------------------------------
+static void on_generic_event(void)
+{
+	bool changed = !genid_addr;
+	for (u64 i = 0; genid_addr && i < sizeof genid_seen; i++) {
+		u8 v = ((volatile u8 *)at(genid_addr))[i];
+		changed |= v != genid_seen[i];
+		genid_seen[i] = v;
+	}
+	put(changed ? "RESTORED\n" : "BUTTON\n");
+	if (!changed)
+		power_off();
+}
+
+static void end_interrupts(void)
+{
+	bool event = irq_event;
+	if (irq_serial || event)
+		mmio_write(LAPIC + LAPIC_EOI, 0);
+	if (irq_serial && event) // both were taken: one more in service
+		mmio_write(LAPIC + LAPIC_EOI, 0);
+	irq_serial = irq_event = 0;
+	if (event)
+		on_generic_event();
+}
+
+static char get_char(void)
+{
+	while (!(in8(UART_LSR) & LSR_DATA)) {
+		wait_interrupt();
+		end_interrupts();
+	}
+	return (char)in8(UART_DATA);
+}
+
+static bool read_line(char *line)
+{
+	u64 n = 0;
+	for (char c; (c = get_char()) != '\n';)
+		if (c != '\r' && n++ < LINE_MAX)
+			line[n - 1] = c;
+	line[n < LINE_MAX ? n : LINE_MAX] = 0;
+	return n <= LINE_MAX;
+}
+
+void guest_main(u64 info, u32 kind)
+{
+	static char line[LINE_MAX + 1];
+	u64 pin = PIN_EVENT;
+	put("READY\n");
+	read_boot_info(info, kind);
+	if (cmdline_number("thaw.genid=", &genid_addr) && genid_addr < MMIO_HOLE)
+		memcpy(genid_seen, at(genid_addr), sizeof genid_seen);
+	else
+		genid_addr = 0;
+	cmdline_number("thaw.ged=", &pin);
+	interrupts_init(pin < 24 ? (u32)pin : PIN_EVENT);
+	out8(UART_MCR, 0x0b); // DTR, RTS, OUT2: lets the interrupt out
+	out8(UART_IER, 0x01); // received data
+	for (;;) {
+		if (read_line(line))
+			run_line(line);
+		else
+			error("line too long");
+	}
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What start.S and tiny.c agree on. */
+#ifndef TESTS_GUEST_TINY_H
+#define TESTS_GUEST_TINY_H
+
+#define SEL_KERNEL_CODE	0x08
+#define SEL_USER_DATA	0x1b
+#define SEL_USER_CODE	0x23
+#define SEL_TSS		0x28
+#define USER_RFLAGS	0x3002	/* IOPL 3: ports are open to user mode */
+
+#define VECTOR_FIRST	0x30
+#define VECTOR_SERIAL	0x30
+#define VECTOR_EVENT	0x31
+#define VECTOR_IDLE	0x32
+
+#define BOOT_PVH	1
+#define BOOT_LINUX	2
+
+#endif
