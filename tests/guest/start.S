@@ -9,13 +9,16 @@
  *   start64  Linux 64-bit boot protocol, the ELF entry: long mode, identity
  *            paging, rsi = struct boot_params.
  *   enter    common: our GDT, IDT, TSS and page tables, then iretq to guest_main()
- *            in user mode (CPL 3, IOPL 3, interrupts off).
+ *            in user mode (CPL 3, interrupts off).
  *
  * Everything that could be computed is a constant in the image, since monitors
  * on some hosts interpret kernel mode one instruction at a time. Kernel mode is
- * left for ever but for the idle call, an `int` that does `sti; hlt`.
+ * left for ever but for user mode's hlt. That is a fault, and not an `int` or
+ * `syscall`, as kvm-pvm (the host this was written on) delivers faults of a
+ * guest's user mode but neither of these two; it drops the IOPL, too, so the
+ * ports are opened by the TSS. All of it is plain x86 and runs anywhere.
  *
- * The IDT has no exception gates: any fault is a triple fault, on purpose.
+ * The IDT has no other exception gates: any fault is a triple fault, on purpose.
  */
 #include "tiny.h"
 
@@ -25,6 +28,7 @@
 #define EFER_LME	0x100
 #define CR0_PG_WP_NE_PE	0x80010031	/* with ET */
 #define CR4_PAE		0x20
+#define OPCODE_HLT	0xf4
 
 	.section .note.pvh, "a", @note
 	.balign 4
@@ -80,15 +84,25 @@ enter:
 	push $guest_main
 	iretq
 
-	/* int VECTOR_IDLE from user mode: sleep until an interrupt was taken. */
-	.globl on_idle, on_serial, on_event
-on_idle:
+	/*
+	 * General protection. User mode's hlt faults to here, and kernel mode halts
+	 * in its place: sleeps until an interrupt was taken, then returns behind the
+	 * hlt. Any other fault is an error and ends in a triple fault. rax is lost.
+	 */
+	.globl on_protection, on_serial, on_event
+on_protection:
+	add $8, %rsp			/* the error code */
+	mov (%rsp), %rax
+	cmpb $OPCODE_HLT, (%rax)
+	jne fatal
+	incq (%rsp)
 	sti
 	hlt
-	cli
 	iretq
+fatal:
+	ud2
 
-	/* They only come while in on_idle; user mode ends them at the local APIC. */
+	/* They only come at the hlt above; user mode ends them at the local APIC. */
 on_serial:
 	movb $1, irq_serial
 	iretq
@@ -114,7 +128,7 @@ gdt:	.quad 0
 	.quad 0x00cf93000000ffff	/* unused, keeps syscall's order */
 	.quad 0x00cff3000000ffff	/* SEL_USER_DATA */
 	.quad 0x00affb000000ffff	/* SEL_USER_CODE */
-	.word 0x67, tss_lo, tss_mid, 0	/* SEL_TSS; tiny.ld splits its base */
+	.word tss_limit, tss_lo, tss_mid, 0	/* SEL_TSS; tiny.ld splits its base */
 	.quad 0
 gdt_pointer:
 	.word . - gdt - 1
@@ -124,23 +138,28 @@ idt_pointer:
 	.quad idt
 
 	/* A gate's offset is in pieces; tiny.ld defines them. */
-	.macro gate handler, dpl
-	.word \handler\()_lo, SEL_KERNEL_CODE, 0x8e00 + (\dpl << 13), \handler\()_hi
+	.macro gate handler
+	.word \handler\()_lo, SEL_KERNEL_CODE, 0x8e00, \handler\()_hi
 	.quad 0
 	.endm
 	.balign 16
-idt:	.fill VECTOR_FIRST * 2, 8, 0
-	gate on_serial, 0
-	gate on_event, 0
-	gate on_idle, 3
+idt:	.fill VECTOR_PROTECTION * 2, 8, 0
+	gate on_protection
+	.fill (VECTOR_SERIAL - VECTOR_PROTECTION - 1) * 2, 8, 0
+	gate on_serial
+	gate on_event
 idt_end:
 
 	.globl tss
 	.balign 16
 tss:	.long 0
 	.quad kernel_stack_top		/* rsp0 */
-	.fill 92, 1, 0
-	.balign 16
+	.fill 90, 1, 0
+	.word io_ports - tss
+io_ports:
+	.fill IO_PORTS / 8, 1, 0	/* open to user mode */
+	.byte 0xff
+	.set tss_limit, . - tss - 1
 
 	.bss
 	.balign 16

@@ -9,9 +9,9 @@
  * then answers one line with one line: "OK ..." or "ERR reason". `help` below
  * is the table `commands`.
  *
- * Waiting costs no CPU. wait_interrupt() enters kernel mode by an `int` whose
- * gate does nothing but `sti; hlt`; it returns when an interrupt was taken.
- * User mode has interrupts off, so a byte that arrives between the last look at
+ * Waiting costs no CPU. wait_interrupt() faults into kernel mode, which does
+ * nothing but `sti; hlt`, and comes back when an interrupt was taken. User mode
+ * has interrupts off, so a byte that arrives between the last look at
  * the UART and the hlt is still pending at the local APIC and ends the hlt at
  * once. Interrupts are edge-triggered, so user mode empties their source each
  * time; it also writes the APIC's EOI, its page being mapped like all others.
@@ -158,7 +158,7 @@ static void interrupts_init(u32 event_pin)
 
 static void wait_interrupt(void)
 {
-	__asm__ volatile("int %0" : : "i"(VECTOR_IDLE) : "memory");
+	__asm__ volatile("hlt" : : : "rax", "memory", "cc"); // a fault: see start.S
 }
 
 #define SLEEP_CONTROL	0x600	// ACPI sleep control register
@@ -706,9 +706,8 @@ static void on_generic_event(void)
 static void end_interrupts(void)
 {
 	bool event = irq_event;
+	// Never two at a time: their vectors have the same priority class.
 	if (irq_serial || event)
-		mmio_write(LAPIC + LAPIC_EOI, 0);
-	if (irq_serial && event) // both were taken: one more in service
 		mmio_write(LAPIC + LAPIC_EOI, 0);
 	irq_serial = irq_event = 0;
 	if (event)

@@ -7,12 +7,12 @@
 #define SEL_USER_DATA	0x1b
 #define SEL_USER_CODE	0x23
 #define SEL_TSS		0x28
-#define USER_RFLAGS	0x3002	/* IOPL 3: ports are open to user mode */
+#define USER_RFLAGS	0x0002
+#define IO_PORTS	0x800	/* those below are open to user mode */
 
-#define VECTOR_FIRST	0x30
-#define VECTOR_SERIAL	0x30
-#define VECTOR_EVENT	0x31
-#define VECTOR_IDLE	0x32
+#define VECTOR_PROTECTION	0x0d
+#define VECTOR_SERIAL		0x30	/* one priority class: never both in service */
+#define VECTOR_EVENT		0x31
 
 #define BOOT_PVH	1
 #define BOOT_LINUX	2
