@@ -60,6 +60,8 @@ static const struct mv_field event_fields[] = {
 	MV_INT(struct msg_event, reason, 2, MV_U32, VM_EXIT_NONE, VM_EXIT_KILLED),
 	MV_STRING(struct msg_event, detail, 3),
 	MV_SUB(struct msg_event, times, 4, times_table),
+	MV_INT(struct msg_event, console_end, 5, MV_U64, 0, UINT64_MAX),
+	MV_VAR(struct msg_event, data, n_data, 6),
 };
 MV_DEFINE_TABLE(msg_event_table, struct msg_event, event_fields);
 

@@ -104,6 +104,10 @@ struct msg_event {
 	uint32_t reason;  // enum vm_exit
 	char detail[128]; // e.g. which KVM error
 	struct msg_times times;
+	// VM_EXITED: the last of the console, kept by the daemon when the process is gone
+	uint64_t console_end; // total bytes the guest ever wrote; data ends there
+	uint32_t n_data;
+	uint8_t data[MSG_CONSOLE_BYTES];
 };
 
 extern const struct mv_table msg_setup_table, msg_stop_table, msg_console_read_table,
