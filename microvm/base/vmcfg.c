@@ -40,6 +40,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_ARRAY(struct vmcfg, net, n_nets, 10, net_table),
 	MV_SUB(struct vmcfg, vsock, 11, vsock_table),
 	MV_FLAG(struct vmcfg, rng, 12),
+	MV_INT(struct vmcfg, boot, 13, MV_U32, VMCFG_BOOT_AUTO, VMCFG_BOOT_LINUX64),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 

@@ -24,6 +24,10 @@
 
 enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
 
+// How the kernel is entered: auto = PVH when an ELF image has the note, else the Linux
+// 64-bit protocol.
+enum vmcfg_boot { VMCFG_BOOT_AUTO, VMCFG_BOOT_PVH, VMCFG_BOOT_LINUX64 };
+
 struct vmcfg_drive {
 	char id[VMCFG_NAME_LEN];
 	char path[VMCFG_PATH_LEN];
@@ -49,6 +53,7 @@ struct vmcfg {
 	uint32_t vcpus;
 	uint32_t mem_mib;
 	uint32_t discovery; // enum vmcfg_discovery
+	uint32_t boot;      // enum vmcfg_boot
 	char kernel[VMCFG_PATH_LEN];
 	char initrd[VMCFG_PATH_LEN]; // empty: none
 	char cmdline[VMCFG_CMDLINE_LEN];
