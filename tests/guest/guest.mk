@@ -7,7 +7,7 @@ ALL_TARGETS += $(GUEST)
 GUEST_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Wshadow -Wconversion -ffreestanding \
 	-fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables -mgeneral-regs-only \
 	-fcf-protection=none
-GUEST_SRC := tests/guest/start.S tests/guest/tiny.c
+GUEST_SRC := tests/guest/start.S tests/guest/tiny.c tests/guest/rng.c
 
 $(GUEST): $(GUEST_SRC) tests/guest/tiny.h tests/guest/tiny.ld tests/guest/guest.mk
 	@mkdir -p $(@D)

@@ -24,37 +24,24 @@
  *          the first I/O of a restored guest) and BUTTON with power-off.
  *
  * Nothing here is initialised at a command but the virtio-rng queue, at the
- * first `rand`; so a snapshot can be taken at any time, also in mid-command.
+ * first `rand` (rng.c); so a snapshot can be taken at any time, also in mid-command.
  *
  * Sources: PVH start info, xen/include/public/arch-x86/hvm/start_info.h; Linux
- * Documentation/arch/x86/{boot,zero-page}.rst; virtio 1.2 sections 2.7, 4.2, 5.4;
- * ACPI 6.5 sections 4.8.3.7 (sleep control), 5.2.5, 5.2.8, 5.2.12; 82093AA, 16550D.
+ * Documentation/arch/x86/{boot,zero-page}.rst; ACPI 6.5 sections 4.8.3.7 (sleep control), 5.2.5, 5.2.8, 5.2.12; 82093AA, 16550D.
  */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "tiny.h"
 
-typedef uint8_t u8;
-typedef uint16_t u16;
-typedef uint32_t u32;
-typedef uint64_t u64;
-
-#define PAGE		4096ULL
 #define HEAP_ALIGN	0x200000ULL
-#define MAPPED_END	0x100000000ULL	// of start.S's page tables
 #define MMIO_HOLE	0xd0000000ULL	// no RAM from here to 4 GiB
 #define LINE_MAX	300
 #define NONCE_MAX	200
-#define RAND_MAX	64
 
 extern char image_end[];
 void guest_main(u64 info, u32 kind);
 
 volatile u8 irq_serial, irq_event; // set by start.S
 
-static char cmdline[1024];
+char cmdline[1024];
 static u64 ram_bytes, heap, heap_pages, rsdp_addr;
 static u64 genid_addr;
 static u8 genid_seen[16];
@@ -72,24 +59,6 @@ static inline u8 in8(u16 port)
 	u8 v;
 	__asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port) : "memory");
 	return v;
-}
-
-// Exactly one plain mov each: an MMIO exit has to be decoded by the host.
-static inline void mmio_write(u64 addr, u32 v)
-{
-	__asm__ volatile("movl %0, (%1)" : : "r"(v), "r"(addr) : "memory");
-}
-
-static inline u32 mmio_read(u64 addr)
-{
-	u32 v;
-	__asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(addr) : "memory");
-	return v;
-}
-
-static inline void barrier(void)
-{
-	__asm__ volatile("mfence" : : : "memory");
 }
 
 void *memcpy(void *to, const void *from, size_t n)
@@ -240,7 +209,7 @@ static void ok_text(const char *s)
 }
 
 // --- text ----------------------------------------------------------------------
-static bool starts(const char *s, const char *with)
+bool starts(const char *s, const char *with)
 {
 	while (*with)
 		if (*s++ != *with++)
@@ -274,7 +243,7 @@ static char *word(char **s)
 }
 
 // Decimal, or hexadecimal behind 0x; *s moves behind the digits.
-static bool number(const char **s, u64 *v)
+bool number(const char **s, u64 *v)
 {
 	u64 base = 10, d;
 	const char *p = *s;
@@ -373,113 +342,6 @@ static u64 count_cpus(void)
 	return n;
 }
 
-// --- virtio-rng ------------------------------------------------------------------
-#define VIRTIO_FIRST	0xd0000000ULL
-#define VIRTIO_SLOTS	32
-#define VIRTIO_MAGIC	0x74726976
-#define VIRTIO_ID_RNG	4
-
-enum { // registers, virtio 1.2 section 4.2.2
-	R_MAGIC = 0x00, R_VERSION = 0x04, R_DEVICE = 0x08, R_DRIVER_FEATURES = 0x20,
-	R_DRIVER_FEATURES_SEL = 0x24, R_QUEUE_SEL = 0x30, R_QUEUE_NUM_MAX = 0x34,
-	R_QUEUE_NUM = 0x38, R_QUEUE_READY = 0x44, R_NOTIFY = 0x50, R_IRQ_STATUS = 0x60,
-	R_IRQ_ACK = 0x64, R_STATUS = 0x70, R_DESC = 0x80, R_AVAIL = 0x90, R_USED = 0xa0,
-};
-enum { S_ACKNOWLEDGE = 1, S_DRIVER = 2, S_DRIVER_OK = 4, S_FEATURES_OK = 8 };
-
-#define QUEUE_NUM	4
-#define DESC_WRITE	2
-#define AVAIL_NO_IRQ	1
-#define POLL_ROUNDS	200000000ULL
-
-static struct {
-	struct { u64 addr; u32 len; u16 flags, next; } desc[QUEUE_NUM];
-	struct { u16 flags, idx, ring[QUEUE_NUM]; } avail;
-	struct { u16 flags, idx; struct { u32 id, len; } ring[QUEUE_NUM]; } used __attribute__((aligned(4)));
-	u8 data[RAND_MAX];
-} volatile rng __attribute__((aligned(16)));
-static u64 rng_base;
-static u16 rng_idx;
-
-static bool is_rng(u64 base)
-{
-	return mmio_read(base + R_MAGIC) == VIRTIO_MAGIC && mmio_read(base + R_VERSION) == 2 &&
-		mmio_read(base + R_DEVICE) == VIRTIO_ID_RNG;
-}
-
-// By the kernel's parameter virtio_mmio.device=SIZE@ADDR:IRQ, else by looking.
-static u64 find_rng(void)
-{
-	bool named = false;
-	for (const char *p = cmdline; *p; p++) {
-		u64 v;
-		if (!starts(p, "virtio_mmio.device="))
-			continue;
-		while (*p && *p != ' ' && *p != '@')
-			p++;
-		if (*p != '@')
-			break;
-		const char *s = p + 1;
-		named = true;
-		if (number(&s, &v) && v < MAPPED_END && is_rng(v))
-			return v;
-	}
-	for (u64 a = VIRTIO_FIRST; !named && a < VIRTIO_FIRST + VIRTIO_SLOTS * PAGE; a += PAGE)
-		if (is_rng(a))
-			return a;
-	return 0;
-}
-
-static bool rng_init(void)
-{
-	u64 b = find_rng();
-	if (!b)
-		return false;
-	mmio_write(b + R_STATUS, 0);
-	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
-	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
-	mmio_write(b + R_DRIVER_FEATURES, 0);
-	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);
-	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
-	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
-	mmio_write(b + R_QUEUE_SEL, 0);
-	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) || mmio_read(b + R_QUEUE_NUM_MAX) < QUEUE_NUM)
-		return false;
-	rng.avail.flags = AVAIL_NO_IRQ;
-	mmio_write(b + R_QUEUE_NUM, QUEUE_NUM);
-	const u64 part[3][2] = { { R_DESC, (u64)rng.desc }, { R_AVAIL, (u64)&rng.avail },
-				 { R_USED, (u64)&rng.used } };
-	for (int i = 0; i < 3; i++) {
-		mmio_write(b + part[i][0], (u32)part[i][1]);
-		mmio_write(b + part[i][0] + 4, 0);
-	}
-	mmio_write(b + R_QUEUE_READY, 1);
-	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK | S_DRIVER_OK);
-	rng_base = b;
-	return true;
-}
-
-// One request of n bytes into rng.data; how many came, 0 = none within the time.
-static u32 rng_read(u32 n)
-{
-	u16 slot = rng_idx % QUEUE_NUM;
-	rng.desc[0].addr = (u64)rng.data;
-	rng.desc[0].len = n;
-	rng.desc[0].flags = DESC_WRITE;
-	rng.avail.ring[slot] = 0;
-	barrier();
-	rng.avail.idx = ++rng_idx;
-	barrier();
-	mmio_write(rng_base + R_NOTIFY, 0);
-	for (u64 i = 0; rng.used.idx != rng_idx; i++) {
-		if (i == POLL_ROUNDS)
-			return 0;
-		__asm__ volatile("pause");
-	}
-	mmio_write(rng_base + R_IRQ_ACK, mmio_read(rng_base + R_IRQ_STATUS));
-	return rng.used.ring[slot].len <= n ? rng.used.ring[slot].len : 0;
-}
-
 // --- commands ----------------------------------------------------------------------
 static u64 mix(u64 v) // splitmix64
 {
@@ -552,19 +414,14 @@ static void do_sum(char *args)
 
 static void do_rand(char *args)
 {
-	u64 n, done = 0;
-	u8 got[RAND_MAX];
-	if (!arg_number(&args, &n) || n < 1 || n > RAND_MAX)
+	u64 n;
+	u8 got[RNG_MAX];
+	if (!arg_number(&args, &n) || n < 1 || n > RNG_MAX)
 		return error("not 1 to 64 bytes");
-	if (!rng_base && !rng_init())
+	if (!rng_init())
 		return error("no virtio-rng device");
-	while (done < n) {
-		u32 len = rng_read((u32)(n - done));
-		if (!len)
-			return error("virtio-rng does not answer");
-		for (u32 i = 0; i < len; i++)
-			got[done++] = rng.data[i];
-	}
+	if (!rng_fill(got, n))
+		return error("virtio-rng does not answer");
 	put("OK ");
 	put_bytes(got, n);
 	put("\n");
