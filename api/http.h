@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The HTTP/1.1 server on an already listening Unix socket, driven by the caller's event
+// loop (http.c is the only includer of libmicrohttpd). No thread of its own.
+//
+// A complete request goes to the handler, which answers at once or later, each request
+// exactly once, by http_reply(). Until then the connection is suspended: it costs nothing
+// and does not time out. A client that went away is noticed at the reply; nothing special
+// is to be done for it. Limits: body 1 MiB, HTTP_MAX_CONNECTIONS, HTTP_IDLE_SECONDS.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "microvm/base/err.h"
+#include "microvm/base/loop.h"
+
+#define HTTP_MAX_BODY (1024u * 1024)
+#define HTTP_MAX_CONNECTIONS 1000
+#define HTTP_IDLE_SECONDS 30
+#define HTTP_MAX_HEADERS 4
+
+struct http;
+
+struct http_header {
+	char name[32], value[96];
+};
+
+struct http_req { // valid until http_reply()
+	const char *method, *path; // path: without the query, percent-decoded
+	const char *body;          // not NUL-terminated
+	size_t body_len;
+	bool body_too_large;  // the body was thrown away
+	uint64_t received_ns; // CLOCK_MONOTONIC when its first line was there
+};
+
+typedef void http_handler(void *arg, struct http_req *r);
+
+int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, struct http **ret_http,
+	     struct mv_err *err);
+// Every request must have been answered. Closes listen_fd. NULL allowed.
+void http_free(struct http *h);
+
+// Stops taking new connections and requests; what is in progress may still be answered.
+void http_quiesce(struct http *h);
+unsigned http_pending(const struct http *h); // requests not yet answered
+unsigned http_connections(const struct http *h);
+
+const char *http_query(struct http_req *r, const char *name); // NULL: not there
+// The first query parameter that is not in `known` (NULL-terminated); NULL: none.
+const char *http_unknown_query(struct http_req *r, const char *const *known);
+
+// Takes over body (malloc'd; NULL: empty). Ends the request.
+void http_reply(struct http_req *r, unsigned status, const char *content_type, void *body,
+		size_t body_len, const struct http_header *headers, unsigned n_headers);

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// posix_spawn(3) is CLONE_VM | CLONE_VFORK: no page table of a big daemon is copied.
+#include "api/spawn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "microvm/base/msg.h"
+#include "microvm/base/util.h"
+
+extern char **environ;
+
+// Descriptors of the daemon are close-on-exec; dup2 onto 3 clears the flag, also when the
+// number is the same (posix_spawn_file_actions_adddup2 promises that).
+static int plan(posix_spawn_file_actions_t *files, posix_spawnattr_t *attr, int child_end)
+{
+	sigset_t none, all;
+	sigemptyset(&none);
+	sigemptyset(&all);
+	sigaddset(&all, SIGPIPE);
+	int r = posix_spawn_file_actions_adddup2(files, child_end, VMM_CONTROL_FD);
+	if (!r)
+		r = posix_spawn_file_actions_addopen(files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+	if (!r)
+		r = posix_spawn_file_actions_addopen(files, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+	if (!r)
+		r = posix_spawnattr_setsigmask(attr, &none);
+	if (!r)
+		r = posix_spawnattr_setsigdefault(attr, &all);
+	if (!r)
+		r = posix_spawnattr_setpgroup(attr, 0);
+	if (!r)
+		r = posix_spawnattr_setflags(attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
+							   POSIX_SPAWN_SETPGROUP);
+	return r;
+}
+
+static int start(const char *path, int child_end, pid_t *ret_pid)
+{
+	char *const argv[] = { "thaw-vmm", NULL };
+	posix_spawn_file_actions_t files;
+	posix_spawnattr_t attr;
+	int r = posix_spawn_file_actions_init(&files);
+	if (r)
+		return r;
+	r = posix_spawnattr_init(&attr);
+	if (!r) {
+		r = plan(&files, &attr, child_end);
+		if (!r)
+			r = posix_spawn(ret_pid, path, &files, &attr, argv, environ);
+		posix_spawnattr_destroy(&attr);
+	}
+	posix_spawn_file_actions_destroy(&files);
+	return r;
+}
+
+int spawn_vmm(const char *path, int *ret_socket, int *ret_pidfd, pid_t *ret_pid,
+	      struct mv_err *err)
+{
+	int pair[2];
+	pid_t pid;
+	const int room = 4 * (int)MSG_MAX_BYTES;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return mv_fail(err, errno, "socketpair: %s", strerror(errno));
+	MV_FD ours = pair[0];
+	MV_FD theirs = pair[1];
+	fcntl(ours, F_SETFL, O_NONBLOCK);
+	setsockopt(ours, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	setsockopt(theirs, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	int r = start(path, theirs, &pid);
+	if (r)
+		return mv_fail(err, r, "can't start %s: %s", path, strerror(r));
+	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (pidfd < 0) {
+		r = errno;
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		return mv_fail(err, r, "pidfd_open: %s", strerror(r));
+	}
+	fcntl(pidfd, F_SETFD, FD_CLOEXEC);
+	*ret_socket = MV_TAKE_FD(ours);
+	*ret_pidfd = pidfd;
+	*ret_pid = pid;
+	return 0;
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/vmfds.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "microvm/base/util.h"
+
+#define TAP_HEADER_BYTES 12 // struct virtio_net_hdr_v1, virtio 1.2 section 5.1.6
+
+static int open_error(const char *what, const char *path, int code, bool writing,
+		      struct api_err *err)
+{
+	switch (code) {
+	case ENOENT:
+	case ENOTDIR:
+		return api_fail(err, API_FILE_NOT_FOUND,
+				"%s: %s does not exist; give the absolute path of a file on the "
+				"daemon's host", what, path);
+	case EACCES:
+	case EPERM:
+	case EROFS:
+		return api_fail(err, API_FILE_DENIED, "%s: the daemon may not %s %s (%s); %s", what,
+				writing ? "write" : "read", path, strerror(code),
+				writing ? "change its rights or set read_only" : "change its rights");
+	case EMFILE:
+	case ENFILE:
+		return api_fail(err, API_LIMIT_REACHED,
+				"%s: too many open files; raise the daemon's limit (ulimit -n)", what);
+	default:
+		return api_fail(err, API_FILE_INVALID, "%s: %s: %s; give a regular file", what, path,
+				strerror(code));
+	}
+}
+
+// O_NONBLOCK: a FIFO must not block the daemon before it is recognised.
+static int open_file(const char *what, const char *path, bool writing, bool block_ok, int *ret_fd,
+		     struct api_err *err)
+{
+	struct stat st;
+	MV_FD fd = open(path, (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0 || fstat(fd, &st))
+		return open_error(what, path, errno, writing, err);
+	if (!S_ISREG(st.st_mode) && !(block_ok && S_ISBLK(st.st_mode)))
+		return api_fail(err, API_FILE_INVALID, "%s: %s is not a regular file%s", what, path,
+				block_ok ? " or block device" : "");
+	if (S_ISREG(st.st_mode) && st.st_size == 0)
+		return api_fail(err, API_FILE_INVALID, "%s: %s is empty", what, path);
+	fcntl(fd, F_SETFL, 0);
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+static int open_drive(const struct vmcfg_drive *d, int *ret_fd, struct api_err *err)
+{
+	char what[VMCFG_NAME_LEN + 8];
+	snprintf(what, sizeof what, "drive %s", d->id);
+	return open_file(what, d->path, !d->read_only, true, ret_fd, err);
+}
+
+static int open_kvm(const char *path, int *ret_fd, struct api_err *err)
+{
+	struct stat st;
+	MV_FD fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 && (errno == EACCES || errno == EPERM))
+		return api_fail(err, API_KVM_DENIED,
+				"the daemon may not use %s; add its user to the group kvm (thaw doctor "
+				"tells more)", path);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+		return open_error("kvm", path, errno, true, err);
+	if (fd < 0 || fstat(fd, &st) || !S_ISCHR(st.st_mode))
+		return api_fail(err, API_NO_KVM,
+				"%s is not there; load kvm_intel or kvm_amd, or enable virtualisation "
+				"in the firmware (thaw doctor tells more)", path);
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+// TUNSETIFF creates what does not exist: so look first, and afterwards check that it is
+// the interface that was seen.
+static int open_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
+{
+	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
+	int header = TAP_HEADER_BYTES;
+	char flags_path[64];
+	unsigned index = if_nametoindex(n->tap);
+
+	if (!index)
+		return api_fail(err, API_TAP_NOT_FOUND,
+				"net %s: there is no interface %s; create it: ip tuntap add %s mode tap "
+				"vnet_hdr", n->id, n->tap, n->tap);
+	snprintf(flags_path, sizeof flags_path, "/sys/class/net/%.15s/tun_flags", n->tap);
+	if (access(flags_path, F_OK))
+		return api_fail(err, API_TAP_INVALID, "net %s: %s is not a tap interface", n->id, n->tap);
+	MV_FD fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return api_fail(err, API_TAP_DENIED, "net %s: /dev/net/tun: %s; load the module tun or "
+				"change the device's rights", n->id, strerror(errno));
+	memcpy(ifr.ifr_name, n->tap, sizeof ifr.ifr_name);
+	if (ioctl(fd, TUNSETIFF, &ifr)) {
+		switch (errno) {
+		case EBUSY:
+			return api_fail(err, API_IN_USE,
+					"net %s: tap %s is used by another VM or program; give this VM "
+					"its own tap", n->id, n->tap);
+		case EPERM:
+			return api_fail(err, API_TAP_DENIED,
+					"net %s: the daemon may not use tap %s; create it with: ip tuntap "
+					"add %s mode tap vnet_hdr user USER", n->id, n->tap, n->tap);
+		default:
+			return api_fail(err, API_TAP_INVALID,
+					"net %s: %s: %s; create it with: ip tuntap add %s mode tap "
+					"vnet_hdr", n->id, n->tap, strerror(errno), n->tap);
+		}
+	}
+	if (if_nametoindex(n->tap) != index)
+		return api_fail(err, API_TAP_NOT_FOUND, "net %s: tap %s vanished; try again", n->id,
+				n->tap);
+	if (ioctl(fd, TUNSETVNETHDRSZ, &header))
+		return api_fail(err, API_TAP_INVALID, "net %s: tap %s: no virtio headers: %s", n->id,
+				n->tap, strerror(errno));
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+// A socket file nobody listens on is a leftover and is replaced; anything else is kept.
+static bool remove_stale(const struct sockaddr_un *a)
+{
+	struct stat st;
+	if (lstat(a->sun_path, &st) || !S_ISSOCK(st.st_mode))
+		return false;
+	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0 || connect(fd, (const struct sockaddr *)a, sizeof *a) == 0 || errno != ECONNREFUSED)
+		return false;
+	return unlink(a->sun_path) == 0;
+}
+
+static int open_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	_Static_assert(sizeof a.sun_path == sizeof v->path, "VMCFG_SOCKET_LEN is that of sun_path");
+	memcpy(a.sun_path, v->path, sizeof a.sun_path);
+	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return open_error("vsock", v->path, errno, true, err);
+	int r = bind(fd, (struct sockaddr *)&a, sizeof a);
+	if (r && errno == EADDRINUSE && remove_stale(&a))
+		r = bind(fd, (struct sockaddr *)&a, sizeof a);
+	if (r && errno == EADDRINUSE)
+		return api_fail(err, API_IN_USE,
+				"vsock: %s exists and is in use; give another path", v->path);
+	if (r)
+		return open_error("vsock", v->path, errno, true, err);
+	// Nobody can connect before listen(2), so the mode is right from the start.
+	if (chmod(v->path, 0660) || listen(fd, 128)) {
+		r = errno;
+		unlink(v->path);
+		return open_error("vsock", v->path, r, true, err);
+	}
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+static int open_all(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *f,
+		    struct api_err *err)
+{
+	int r = open_kvm(kvm_path, &f->kvm, err);
+	if (!r && boot)
+		r = open_file("kernel", cfg->kernel, false, false, &f->kernel, err);
+	if (!r && boot && cfg->initrd[0])
+		r = open_file("initrd", cfg->initrd, false, false, &f->initrd, err);
+	for (uint32_t i = 0; !r && i < cfg->n_drives; i++)
+		r = open_drive(&cfg->drive[i], &f->drive[i], err);
+	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
+		r = open_tap(&cfg->net[i], &f->tap[i], err);
+	if (!r && cfg->vsock.present) // last: it leaves a file behind
+		r = open_vsock(&cfg->vsock, &f->vsock, err);
+	return r;
+}
+
+int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
+	       struct api_err *err)
+{
+	struct vm_fds f;
+	vm_fds_init(&f);
+	int r = open_all(cfg, kvm_path, boot, &f, err);
+	if (r)
+		vm_fds_close(&f);
+	else
+		*ret_fds = f;
+	return r;
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens the files a VM process gets by descriptor: it needs no file system of its own.
+// Each way to fail has its own error; on failure nothing stays open or behind on disk.
+#pragma once
+#include <stdbool.h>
+
+#include "api/error.h"
+#include "microvm/base/vmcfg.h"
+
+// Fills all but state and memory; kernel and initrd only with `boot`. The caller owns
+// ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
+int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
+	       struct api_err *err);

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/vmjson.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "microvm/base/util.h"
+
+// One line per field: struct, member, flags, and what is special about its type.
+#define F_TEXT(s, member, name_, type_, flags_, doc_)                                              \
+	{ .name = (name_), .type = (type_), .flags = (flags_), .offset = MV_OFF(s, member),         \
+	  .size = MV_SIZEOF(s, member), .doc = (doc_) }
+#define F_UINT(s, member, name_, flags_, min_, max_, doc_)                                         \
+	{ .name = (name_), .type = JS_UINT, .flags = (flags_), .offset = MV_OFF(s, member),         \
+	  .size = MV_SIZEOF(s, member), .min = (min_), .max = (max_), .doc = (doc_) }
+#define F_BOOL(s, member, name_, doc_)                                                             \
+	{ .name = (name_), .type = JS_BOOL, .offset = MV_OFF(s, member), .size = 1, .doc = (doc_) }
+#define F_WORD(s, member, name_, words_, doc_)                                                     \
+	{ .name = (name_), .type = JS_WORD, .offset = MV_OFF(s, member),                            \
+	  .size = MV_SIZEOF(s, member), .words = (words_), .doc = (doc_) }
+#define F_LIST(s, member, count, name_, table_, doc_)                                              \
+	{ .name = (name_), .type = JS_LIST, .offset = MV_OFF(s, member),                            \
+	  .size = MV_SIZEOF(s, member[0]),                                                         \
+	  .max_count = MV_SIZEOF(s, member) / MV_SIZEOF(s, member[0]),                             \
+	  .count_offset = MV_OFF(s, count), .sub = &(table_), .doc = (doc_) }
+#define PRESENT(s, member) .present = 1 + MV_OFF(s, member)
+#define DEFINE_JS(var, array)                                                                      \
+	const struct js_table var = { .fields = (array), .n_fields = MV_ARRAY_LEN(array) }
+
+static const char *const discovery_words[] = { "acpi", "cmdline", NULL };
+static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
+static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
+
+// --- a VM's configuration ------------------------------------------------------------
+static const struct js_field drive_fields[] = {
+	F_TEXT(struct vmcfg_drive, id, "id", JS_NAME, JS_REQUIRED, "name of the drive"),
+	F_TEXT(struct vmcfg_drive, path, "path", JS_PATH, JS_REQUIRED,
+	       "absolute path of a file or block device, in 512-byte sectors"),
+	F_TEXT(struct vmcfg_drive, serial, "serial", JS_STR, JS_OMIT_EMPTY,
+	       "up to 20 bytes, shown to the guest; default: the id"),
+	F_BOOL(struct vmcfg_drive, read_only, "read_only", "default false"),
+};
+static DEFINE_JS(drive_table, drive_fields);
+
+static const struct js_field net_fields[] = {
+	F_TEXT(struct vmcfg_net, id, "id", JS_NAME, JS_REQUIRED, "name of the interface"),
+	F_TEXT(struct vmcfg_net, tap, "tap", JS_STR, JS_REQUIRED, "name of an existing tap"),
+	{ .name = "mac", .type = JS_MAC, .offset = MV_OFF(struct vmcfg_net, mac), .size = 6,
+	  .doc = "default: random, locally administered" },
+};
+static DEFINE_JS(net_table, net_fields);
+
+static const struct js_field vsock_fields[] = {
+	F_UINT(struct vmcfg_vsock, cid, "cid", JS_REQUIRED, 3, UINT32_MAX - 1,
+	       "the guest's context id, 3 or more"),
+	F_TEXT(struct vmcfg_vsock, path, "path", JS_PATH, JS_OMIT_EMPTY,
+	       "absolute path of the Unix socket; default: chosen by the daemon"),
+};
+static DEFINE_JS(vsock_table, vsock_fields);
+
+#define CONFIG_FIELDS(s, cfg)                                                                      \
+	F_TEXT(s, cfg name, "name", JS_NAME, JS_REQUIRED, "1 to 64 of A-Z a-z 0-9 _ . -"),         \
+	F_UINT(s, cfg vcpus, "vcpus", 0, 1, VMCFG_MAX_VCPUS, "default 1"),                         \
+	F_UINT(s, cfg mem_mib, "memory_mib", 0, VMCFG_MIN_MEM_MIB, VMCFG_MAX_MEM_MIB,              \
+	       "MiB; default 128"),                                                                \
+	F_TEXT(s, cfg kernel, "kernel", JS_PATH, JS_REQUIRED, "absolute path of vmlinux or bzImage"), \
+	F_TEXT(s, cfg initrd, "initrd", JS_PATH, JS_OMIT_EMPTY, "absolute path; default: none"),   \
+	F_TEXT(s, cfg cmdline, "cmdline", JS_STR, 0, "default: empty"),                            \
+	F_WORD(s, cfg discovery, "discovery", discovery_words, "default acpi"),                    \
+	F_WORD(s, cfg boot, "boot", boot_words, "default auto"),                                   \
+	F_LIST(s, cfg drive, cfg n_drives, "drives", drive_table, "default: none"),                \
+	F_LIST(s, cfg net, cfg n_nets, "nets", net_table, "default: none"),                        \
+	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(s, cfg vsock), .sub = &vsock_table,     \
+	  .size = sizeof(struct vmcfg_vsock), PRESENT(s, cfg vsock.present), .doc = "default: none" }, \
+	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
+
+#define NOTHING
+static const struct js_field config_fields[] = { CONFIG_FIELDS(struct vmcfg, NOTHING) };
+DEFINE_JS(config_table, config_fields);
+
+static const struct js_field create_fields[] = {
+	CONFIG_FIELDS(struct create_body, cfg.),
+	F_BOOL(struct create_body, start, "start", "default false"),
+};
+DEFINE_JS(create_table, create_fields);
+
+// --- a clone -------------------------------------------------------------------------
+static const struct js_field clone_net_fields[] = {
+	F_TEXT(struct clone_net, id, "id", JS_NAME, JS_REQUIRED, "of the snapshot's interface"),
+	{ .name = "tap", .type = JS_STR, .offset = MV_OFF(struct clone_net, tap),
+	  .size = MV_SIZEOF(struct clone_net, tap), PRESENT(struct clone_net, has_tap),
+	  .doc = "default: the snapshot's" },
+	{ .name = "mac", .type = JS_MAC, .offset = MV_OFF(struct clone_net, mac), .size = 6,
+	  PRESENT(struct clone_net, has_mac), .doc = "default: the snapshot's" },
+};
+static DEFINE_JS(clone_net_table, clone_net_fields);
+
+static const struct js_field clone_drive_fields[] = {
+	F_TEXT(struct clone_drive, id, "id", JS_NAME, JS_REQUIRED, "of the snapshot's drive"),
+	{ .name = "path", .type = JS_PATH, .offset = MV_OFF(struct clone_drive, path),
+	  .size = VMCFG_PATH_LEN, PRESENT(struct clone_drive, has_path),
+	  .doc = "default: the snapshot's" },
+	{ .name = "read_only", .type = JS_BOOL, .offset = MV_OFF(struct clone_drive, read_only),
+	  .size = 1, PRESENT(struct clone_drive, has_read_only), .doc = "default: the snapshot's" },
+};
+static DEFINE_JS(clone_drive_table, clone_drive_fields);
+
+static const struct js_field clone_vsock_fields[] = {
+	{ .name = "path", .type = JS_PATH, .offset = MV_OFF(struct clone_vsock, path),
+	  .size = VMCFG_SOCKET_LEN, PRESENT(struct clone_vsock, has_path),
+	  .doc = "default: chosen by the daemon" },
+	{ .name = "cid", .type = JS_UINT, .offset = MV_OFF(struct clone_vsock, cid), .size = 4,
+	  .min = 3, .max = UINT32_MAX - 1, PRESENT(struct clone_vsock, has_cid),
+	  .doc = "default: the snapshot's" },
+};
+static DEFINE_JS(clone_vsock_table, clone_vsock_fields);
+
+static const struct js_field clone_spec_fields[] = {
+	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
+	F_LIST(struct clone_spec, net, n_nets, "nets", clone_net_table, "default: none"),
+	F_LIST(struct clone_spec, drive, n_drives, "drives", clone_drive_table, "default: none"),
+	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, vsock),
+	  .size = sizeof(struct clone_vsock), .sub = &clone_vsock_table,
+	  PRESENT(struct clone_spec, has_vsock), .doc = "default: none" },
+};
+static DEFINE_JS(clone_spec_table, clone_spec_fields);
+
+static const struct js_field clone_fields[] = {
+	{ .name = "count", .type = JS_UINT, .offset = MV_OFF(struct clone_body, count), .size = 4,
+	  .min = 1, .max = API_MAX_CLONES, PRESENT(struct clone_body, has_count), .doc = "default 1" },
+	{ .name = "clones", .type = JS_LISTP, .offset = MV_OFF(struct clone_body, clones),
+	  .size = sizeof(struct clone_spec), .max_count = API_MAX_CLONES,
+	  .count_offset = MV_OFF(struct clone_body, n_clones), .sub = &clone_spec_table,
+	  PRESENT(struct clone_body, has_clones), .doc = "instead of count: one object per clone" },
+	F_TEXT(struct clone_body, name_prefix, "name_prefix", JS_NAME, 0,
+	       "default: the snapshot's name"),
+	F_BOOL(struct clone_body, run, "run", "default true"),
+};
+DEFINE_JS(clone_table, clone_fields);
+
+// --- the small ones --------------------------------------------------------------------
+static const struct js_field stop_fields[] = {
+	F_WORD(struct stop_body, mode, "mode", stop_words, "default power-button"),
+	F_UINT(struct stop_body, wait_ms, "wait_ms", 0, 0, 600000, "ms to wait for the end; default 0"),
+};
+DEFINE_JS(stop_table, stop_fields);
+
+static const struct js_field snapshot_fields[] = {
+	F_TEXT(struct snapshot_body, name, "name", JS_NAME, JS_REQUIRED, "of the snapshot"),
+	F_TEXT(struct snapshot_body, vm, "vm", JS_NAME, JS_REQUIRED, "name or id of the VM"),
+};
+DEFINE_JS(snapshot_table, snapshot_fields);
+
+const struct js_table empty_table = { .fields = NULL, .n_fields = 0 };
+
+static void random_mac(uint8_t mac[6])
+{
+	mv_random(mac, 6);
+	mac[0] = (uint8_t)((mac[0] & 0xfc) | 0x02); // locally administered, unicast
+}
+
+static int check(const struct vmcfg *cfg, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	return vmcfg_check(cfg, &e) ? api_fail(err, API_INVALID_VALUE, "%s", e.msg) : 0;
+}
+
+int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err)
+{
+	static const uint8_t zero[6];
+	struct vmcfg *c = &ret_b->cfg;
+	memset(ret_b, 0, sizeof *ret_b);
+	c->vcpus = 1;
+	c->mem_mib = 128;
+	c->rng = true;
+	int r = js_decode(&create_table, bytes, len, ret_b, err);
+	if (r)
+		return r;
+	for (uint32_t i = 0; i < c->n_nets; i++)
+		if (!memcmp(c->net[i].mac, zero, 6)) // the decoder refuses zero, so: not given
+			random_mac(c->net[i].mac);
+	mv_uuid(c->id);
+	return check(c, err);
+}
+
+int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct api_err *err)
+{
+	*ret_b = (struct clone_body){ .count = 1, .run = true };
+	int r = js_decode(&clone_table, bytes, len, ret_b, err);
+	if (r)
+		return r;
+	if (ret_b->has_count && ret_b->has_clones)
+		return api_fail(err, API_INVALID_VALUE, "count, clones: give one of them, not both");
+	if (ret_b->has_clones && !ret_b->n_clones)
+		return api_fail(err, API_INVALID_VALUE, "clones: is empty; give at least one object");
+	if (ret_b->has_clones)
+		ret_b->count = ret_b->n_clones;
+	return 0;
+}
+
+static int override_net(struct vmcfg *c, const struct clone_net *o, struct api_err *err)
+{
+	for (uint32_t i = 0; i < c->n_nets; i++) {
+		if (strcmp(c->net[i].id, o->id))
+			continue;
+		if (o->has_tap)
+			memcpy(c->net[i].tap, o->tap, sizeof o->tap);
+		if (o->has_mac)
+			memcpy(c->net[i].mac, o->mac, sizeof o->mac);
+		return 0;
+	}
+	return api_fail(err, API_INVALID_VALUE, "nets: the snapshot has no interface \"%s\"", o->id);
+}
+
+static int override_drive(struct vmcfg *c, const struct clone_drive *o, struct api_err *err)
+{
+	for (uint32_t i = 0; i < c->n_drives; i++) {
+		if (strcmp(c->drive[i].id, o->id))
+			continue;
+		if (o->has_path)
+			memcpy(c->drive[i].path, o->path, sizeof o->path);
+		if (o->has_read_only)
+			c->drive[i].read_only = o->read_only;
+		return 0;
+	}
+	return api_fail(err, API_INVALID_VALUE, "drives: the snapshot has no drive \"%s\"", o->id);
+}
+
+static int override_vsock(struct vmcfg *c, const struct clone_vsock *o, struct api_err *err)
+{
+	if (!c->vsock.present)
+		return api_fail(err, API_INVALID_VALUE, "vsock: the snapshot has no vsock device");
+	if (o->has_path)
+		memcpy(c->vsock.path, o->path, sizeof o->path);
+	if (o->has_cid)
+		c->vsock.cid = o->cid;
+	return 0;
+}
+
+int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vmcfg *ret_cfg,
+		 struct api_err *err)
+{
+	struct vmcfg *c = ret_cfg;
+	int r = 0;
+	*c = *base;
+	memset(c->vsock.path, 0, sizeof c->vsock.path);
+	mv_uuid(c->id);
+	if (s->name[0])
+		memcpy(c->name, s->name, sizeof c->name);
+	for (uint32_t i = 0; !r && i < s->n_nets; i++)
+		r = override_net(c, &s->net[i], err);
+	for (uint32_t i = 0; !r && i < s->n_drives; i++)
+		r = override_drive(c, &s->drive[i], err);
+	if (!r && s->has_vsock)
+		r = override_vsock(c, &s->vsock, err);
+	if (!r)
+		r = check(c, err); // the snapshot's own name is a good one, too
+	if (!r && !s->name[0])
+		c->name[0] = 0;
+	return r;
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// The request bodies of the API, each declared once as a table, and what follows from
+// them: a checked struct vmcfg for a new VM, and one for a clone (the snapshot's
+// configuration with overrides). No files are touched here.
+#pragma once
+#include "api/error.h"
+#include "api/json.h"
+#include "microvm/base/vmcfg.h"
+
+#define API_MAX_CLONES 4096
+
+struct create_body {
+	struct vmcfg cfg;
+	bool start;
+};
+
+struct clone_net {
+	char id[VMCFG_NAME_LEN], tap[16];
+	uint8_t mac[6];
+	bool has_tap, has_mac;
+};
+struct clone_drive {
+	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN];
+	bool read_only, has_path, has_read_only;
+};
+struct clone_vsock {
+	char path[VMCFG_SOCKET_LEN];
+	uint32_t cid;
+	bool has_path, has_cid;
+};
+struct clone_spec { // all zero: a plain clone
+	char name[VMCFG_NAME_LEN]; // empty: chosen by the daemon
+	struct clone_net net[VMCFG_MAX_NETS];
+	struct clone_drive drive[VMCFG_MAX_DRIVES];
+	struct clone_vsock vsock;
+	uint32_t n_nets, n_drives;
+	bool has_vsock;
+};
+struct clone_body {
+	uint32_t count;           // at least 1
+	struct clone_spec *clones; // NULL, or count of them
+	uint32_t n_clones;
+	char name_prefix[VMCFG_NAME_LEN];
+	bool run, has_count, has_clones;
+};
+
+struct stop_body {
+	uint32_t mode; // enum stop_mode
+	uint32_t wait_ms;
+};
+enum stop_mode { STOP_POWER_BUTTON, STOP_CTRL_ALT_DEL, STOP_KILL };
+
+struct snapshot_body {
+	char name[VMCFG_NAME_LEN], vm[VMCFG_NAME_LEN];
+};
+
+extern const struct js_table create_table, clone_table, stop_table, snapshot_table, empty_table,
+	config_table; // the last: struct vmcfg as shown
+
+// Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
+int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err);
+
+// Free ret_b->clones in every case.
+int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct api_err *err);
+
+// The configuration of a clone: `base` with the overrides and a new id. Name and vsock
+// path stay empty unless the clone gives them. An override for a device that the snapshot
+// does not have is an error.
+int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vmcfg *ret_cfg,
+		 struct api_err *err);

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/worker.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "microvm/base/util.h"
+
+static struct worker_job *take_first(struct worker_job **head, struct worker_job ***end)
+{
+	struct worker_job *j = *head;
+	if (j && !(*head = j->next))
+		*end = head;
+	return j;
+}
+
+static void put_last(struct worker_job ***end, struct worker_job *j)
+{
+	j->next = NULL;
+	**end = j;
+	*end = &j->next;
+}
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	const uint64_t one = 1;
+	pthread_mutex_lock(&w->lock);
+	for (;;) {
+		struct worker_job *j = take_first(&w->todo, &w->todo_end);
+		if (!j && w->stop)
+			break;
+		if (!j) {
+			pthread_cond_wait(&w->todo_cond, &w->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&w->lock);
+		j->run(j);
+		pthread_mutex_lock(&w->lock);
+		put_last(&w->finished_end, j);
+		ssize_t ignored = write(w->event_fd, &one, sizeof one); // never full
+		(void)ignored;
+	}
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}
+
+static void collect(struct worker *w)
+{
+	for (;;) {
+		pthread_mutex_lock(&w->lock);
+		struct worker_job *j = take_first(&w->finished, &w->finished_end);
+		pthread_mutex_unlock(&w->lock);
+		if (!j)
+			return;
+		w->n_jobs--;
+		j->done(j);
+	}
+}
+
+static void on_event(void *arg, uint32_t events)
+{
+	struct worker *w = arg;
+	uint64_t n;
+	(void)events;
+	if (read(w->event_fd, &n, sizeof n) == sizeof n)
+		collect(w);
+}
+
+int worker_init(struct worker *w, struct mv_loop *l, struct mv_err *err)
+{
+	memset(w, 0, sizeof *w);
+	w->todo_end = &w->todo;
+	w->finished_end = &w->finished;
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_cond_init(&w->todo_cond, NULL);
+	w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (w->event_fd < 0 || mv_watch_add(l, &w->watch, w->event_fd, EPOLLIN, on_event, w)) {
+		mv_close(&w->event_fd);
+		return mv_fail(err, EMFILE, "worker: no event descriptor");
+	}
+	int r = pthread_create(&w->thread, NULL, work, w);
+	if (r) {
+		mv_watch_del(&w->watch);
+		mv_close(&w->event_fd);
+		return mv_fail(err, r, "worker: no thread: %s", strerror(r));
+	}
+	w->started = true;
+	return 0;
+}
+
+void worker_fini(struct worker *w)
+{
+	if (!w->started)
+		return;
+	pthread_mutex_lock(&w->lock);
+	w->stop = true;
+	pthread_cond_signal(&w->todo_cond);
+	pthread_mutex_unlock(&w->lock);
+	pthread_join(w->thread, NULL);
+	collect(w);
+	mv_watch_del(&w->watch);
+	mv_close(&w->event_fd);
+	w->started = false;
+}
+
+void worker_add(struct worker *w, struct worker_job *j)
+{
+	w->n_jobs++;
+	pthread_mutex_lock(&w->lock);
+	put_last(&w->todo_end, j);
+	pthread_cond_signal(&w->todo_cond);
+	pthread_mutex_unlock(&w->lock);
+}
