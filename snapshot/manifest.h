@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a snapshot says of itself: enough to restore by name alone. A container file
-// (snapshot/format.h) with the fields of manifest_table.
+// (snapshot/format.h) with the fields of manifest_table. Any thread; no state.
+//
+// manifest_file.xxh3 is snap_xxh3_file() of format.h: the XXH3-64 of the list of XXH3-64s
+// of the file's 64 KiB chunks. It is a property of the content alone, so it survives
+// copying by tools that fill holes or make new ones, and holes are hashed for free.
 #pragma once
 #include <stdint.h>
 
@@ -11,8 +15,8 @@ enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
 
 struct manifest_file {
 	char name[32]; // "state", "memory"
-	uint64_t size_bytes, data_bytes; // data: without holes
-	uint64_t xxh3; // XXH3-64 of the content; holes count as zeros
+	uint64_t size_bytes, data_bytes; // data: without holes, as it was when published
+	uint64_t xxh3; // of the content; holes count as zeros
 };
 
 struct manifest {
@@ -28,3 +32,15 @@ struct manifest {
 };
 
 extern const struct mv_table manifest_table;
+
+// Writes and reads the file; load also does manifest_check. Errors as for the container:
+// the message begins with "manifest".
+int manifest_save(int fd, const struct manifest *m, struct mv_err *err);
+int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err);
+
+// What ranges can't say: names, the VM's configuration, exactly one state and one
+// memory file, memory as large as the VM's. 0 or -EINVAL.
+int manifest_check(const struct manifest *m, struct mv_err *err);
+
+// NULL when there is no such file.
+const struct manifest_file *manifest_file_find(const struct manifest *m, const char *name);

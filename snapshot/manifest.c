@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "snapshot/manifest.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "snapshot/format.h"
+
+static const struct mv_field file_fields[] = {
+	MV_STRING(struct manifest_file, name, 1),
+	MV_INT(struct manifest_file, size_bytes, 2, MV_U64, 0, INT64_MAX),
+	MV_INT(struct manifest_file, data_bytes, 3, MV_U64, 0, INT64_MAX),
+	MV_INT(struct manifest_file, xxh3, 4, MV_U64, 0, UINT64_MAX),
+};
+static MV_DEFINE_TABLE(file_table, struct manifest_file, file_fields);
+
+static const struct mv_field manifest_fields[] = {
+	MV_STRING(struct manifest, name, 1),
+	MV_STRING(struct manifest, id, 2),
+	MV_STRING(struct manifest, parent, 3),
+	MV_STRING(struct manifest, thaw_version, 4),
+	MV_INT(struct manifest, created_unix_ns, 5, MV_U64, 0, INT64_MAX),
+	MV_INT(struct manifest, arch, 6, MV_U32, MANIFEST_X86_64, MANIFEST_AARCH64),
+	MV_SUB(struct manifest, cfg, 7, vmcfg_table),
+	MV_ARRAY(struct manifest, file, n_files, 8, file_table),
+};
+MV_DEFINE_TABLE(manifest_table, struct manifest, manifest_fields);
+
+const struct manifest_file *manifest_file_find(const struct manifest *m, const char *name)
+{
+	for (uint32_t i = 0; i < m->n_files; i++)
+		if (!strcmp(m->file[i].name, name))
+			return &m->file[i];
+	return NULL;
+}
+
+int manifest_check(const struct manifest *m, struct mv_err *err)
+{
+	const struct manifest_file *state = manifest_file_find(m, "state");
+	const struct manifest_file *memory = manifest_file_find(m, "memory");
+
+	if (!vmcfg_name_ok(m->name))
+		return mv_fail(err, EINVAL, "manifest: \"%s\" is not a snapshot's name", m->name);
+	if (strlen(m->id) != MV_UUID_LEN - 1)
+		return mv_fail(err, EINVAL, "manifest: \"%s\" is not a snapshot's id", m->id);
+	if (vmcfg_check(&m->cfg, err))
+		return mv_wrap(err, "manifest: configuration of the VM");
+	if (!state || !memory || m->n_files != 2)
+		return mv_fail(err, EINVAL, "manifest: it must list one state and one memory file");
+	if (memory->size_bytes != (uint64_t)m->cfg.mem_mib << 20)
+		return mv_fail(err, EINVAL, "manifest: a memory file of %llu bytes for a VM of %u MiB",
+			       (unsigned long long)memory->size_bytes, m->cfg.mem_mib);
+	return 0;
+}
+
+int manifest_save(int fd, const struct manifest *m, struct mv_err *err)
+{
+	MV_BUF payload = { 0 };
+
+	mv_state_save(&manifest_table, m, &payload);
+	if (payload.failed)
+		return mv_fail(err, ENOMEM, "manifest: out of memory, or a field out of its bounds");
+	if (snap_container_write(fd, SNAP_MAGIC_MANIFEST, payload.p, payload.len, err))
+		return mv_wrap(err, "manifest");
+	return 0;
+}
+
+int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err)
+{
+	MV_FREE uint8_t *payload = NULL;
+	size_t len;
+	int r = snap_container_read(fd, SNAP_MAGIC_MANIFEST, "manifest", SNAP_MANIFEST_MAX_BYTES, &payload,
+				    &len, err);
+	if (r)
+		return r;
+	MV_FREE struct manifest *m = malloc(sizeof *m); // some 15 KiB
+	if (!m)
+		return mv_fail(err, ENOMEM, "manifest: out of memory");
+	if (mv_state_load(&manifest_table, payload, len, m, err))
+		return mv_wrap(err, "manifest");
+	r = manifest_check(m, err);
+	if (!r)
+		*ret_m = *m;
+	return r;
+}
