@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a snapshot is, step by step, and what a crash leaves there:
+//
+//   store_begin    incoming/draft-<uuid>/ {state, memory}      removed at the next open
+//   store_commit   ... + manifest, all files and the folder synced      removed
+//                  renameat2(NOREPLACE) -> snapshots/<name>/   published
+//                  both parents synced                         published
+//   store_delete   renameat2 -> incoming/gone-<uuid>/          removed
+//                  files unlinked, folder removed              removed
+//
+// So everything in incoming/ is rubbish whenever nobody holds the lock.
+#include "snapshot/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "microvm/base/util.h"
+#include "snapshot/format.h"
+
+enum {
+	MAX_CLEAN = 4096,     // leftovers removed per open
+	MAX_DIR_ENTRIES = 64, // a folder with more is none of ours
+	MAX_LIST = 65536,
+	WRITER_WAIT_MS = 1000,
+};
+
+#define OPEN_DIR (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+// Not blocking: a FIFO in place of a file must not hang the open.
+#define OPEN_FILE (O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+
+static void cleanup_dir(DIR **d)
+{
+	if (*d)
+		closedir(*d);
+}
+#define AUTO_DIR __attribute__((cleanup(cleanup_dir))) DIR
+
+// --- folders ---
+
+// A stream of its own over a folder, whatever other threads read from the same fd.
+static DIR *open_stream(int parent_fd, const char *name)
+{
+	int fd = openat(parent_fd, name, OPEN_DIR);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	if (!d && fd >= 0)
+		close(fd);
+	return d;
+}
+
+static bool is_dot(const char *name)
+{
+	return !strcmp(name, ".") || !strcmp(name, "..");
+}
+
+// Removes a flat folder (or a stray file); what is deeper stays and is left alone.
+static void remove_entry(int parent_fd, const char *name)
+{
+	AUTO_DIR *d = open_stream(parent_fd, name);
+	if (!d) {
+		unlinkat(parent_fd, name, 0);
+		return;
+	}
+	struct dirent *e;
+	for (int n = 0; n < MAX_DIR_ENTRIES && (e = readdir(d));)
+		if (!is_dot(e->d_name)) {
+			unlinkat(dirfd(d), e->d_name, 0);
+			n++;
+		}
+	unlinkat(parent_fd, name, AT_REMOVEDIR);
+}
+
+static void clean_incoming(struct store *s)
+{
+	AUTO_DIR *d = open_stream(s->incoming_fd, ".");
+	struct dirent *e;
+	for (int n = 0; d && n < MAX_CLEAN && (e = readdir(d));)
+		if (!is_dot(e->d_name)) {
+			remove_entry(s->incoming_fd, e->d_name);
+			n++;
+		}
+}
+
+static int open_subdir(struct store *s, const char *name, int *ret_fd, struct mv_err *err)
+{
+	if (mkdirat(s->root_fd, name, 0700) && errno != EEXIST)
+		return mv_fail(err, errno, "cannot make the folder %s: %s", name, strerror(errno));
+	int fd = openat(s->root_fd, name, OPEN_DIR);
+	if (fd < 0)
+		return mv_fail(err, errno, "cannot open the folder %s: %s", name, strerror(errno));
+	*ret_fd = fd;
+	return 0;
+}
+
+// --- open and close ---
+
+static int open_root(struct store *s, const char *root, struct mv_err *err)
+{
+	struct stat st;
+
+	if (mkdir(root, 0700) && errno != EEXIST)
+		return mv_fail(err, errno, "cannot make the folder: %s", strerror(errno));
+	s->root_fd = open(root, OPEN_DIR & ~O_NOFOLLOW); // the owner may have put it elsewhere
+	if (s->root_fd < 0 || fstat(s->root_fd, &st))
+		return mv_fail(err, errno, "cannot open the folder: %s", strerror(errno));
+	if (st.st_uid != geteuid() || (st.st_mode & 022))
+		return mv_fail(err, EPERM, "the folder must belong to the user who runs this and be "
+			       "writable by nobody else (chmod 700)");
+	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+	if (s->lock_fd < 0)
+		return mv_fail(err, errno, "cannot open the file lock: %s", strerror(errno));
+	if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
+		if (errno == EWOULDBLOCK)
+			return mv_fail(err, EBUSY, "another daemon uses it; stop that one or choose "
+				       "another folder");
+		return mv_fail(err, errno, "cannot lock it: %s", strerror(errno));
+	}
+	int r = open_subdir(s, "snapshots", &s->snapshots_fd, err);
+	return r ? r : open_subdir(s, "incoming", &s->incoming_fd, err);
+}
+
+int store_open(struct store *s, const char *root, struct mv_err *err)
+{
+	*s = (struct store){ -1, -1, -1, -1 };
+	int r = open_root(s, root, err);
+	if (r) {
+		store_close(s);
+		mv_wrap(err, "store %s", root);
+		return r;
+	}
+	clean_incoming(s);
+	return 0;
+}
+
+void store_close(struct store *s)
+{
+	mv_close(&s->snapshots_fd);
+	mv_close(&s->incoming_fd);
+	mv_close(&s->lock_fd);
+	mv_close(&s->root_fd);
+}
+
+// --- names and files of a snapshot ---
+
+static int check_name(const char *name, struct mv_err *err)
+{
+	if (vmcfg_name_ok(name))
+		return 0;
+	return mv_fail(err, EINVAL,
+		       "snapshot \"%.80s\": a name is 1 to 64 letters, digits, '_', '.' or '-', and "
+		       "starts with a letter or digit", name);
+}
+
+static int open_snapshot(struct store *s, const char *name, int *ret_dir_fd, struct mv_err *err)
+{
+	int r = check_name(name, err);
+	if (r)
+		return r;
+	int fd = openat(s->snapshots_fd, name, OPEN_DIR);
+	if (fd < 0 && errno == ENOENT)
+		return mv_fail(err, ENOENT, "snapshot %s: there is none of that name", name);
+	if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
+		return mv_fail(err, EINVAL, "snapshot %s: not a folder", name);
+	if (fd < 0)
+		return mv_fail(err, errno, "snapshot %s: %s", name, strerror(errno));
+	*ret_dir_fd = fd;
+	return 0;
+}
+
+static int open_file(int dir_fd, const char *name, int *ret_fd, struct mv_err *err)
+{
+	struct stat st;
+	MV_FD fd = openat(dir_fd, name, OPEN_FILE);
+	if (fd < 0 && errno == ENOENT)
+		return mv_fail(err, EINVAL, "%s: missing", name);
+	if (fd < 0 && errno == ELOOP)
+		return mv_fail(err, EINVAL, "%s: is a symbolic link", name);
+	if (fd < 0 || fstat(fd, &st))
+		return mv_fail(err, errno, "%s: cannot open: %s", name, strerror(errno));
+	if (!S_ISREG(st.st_mode))
+		return mv_fail(err, EINVAL, "%s: not a regular file", name);
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+static int file_size(int fd, const char *name, uint64_t *ret_bytes, struct mv_err *err)
+{
+	struct stat st;
+	if (fstat(fd, &st))
+		return mv_fail(err, errno, "%s: %s", name, strerror(errno));
+	*ret_bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
+static int hash_file(int fd, const char *name, uint64_t size_bytes, struct manifest_file *ret_file,
+		     struct mv_err *err)
+{
+	struct manifest_file f = { .size_bytes = size_bytes };
+	int r = snap_xxh3_file(fd, size_bytes, &f.xxh3, &f.data_bytes);
+	if (r == -ENODATA)
+		return mv_fail(err, EINVAL, "%s: truncated while it was read", name);
+	if (r)
+		return mv_fail(err, -r, "%s: cannot read: %s", name, strerror(-r));
+	mv_strcpy(f.name, sizeof f.name, name);
+	*ret_file = f;
+	return 0;
+}
+
+// --- making one ---
+
+static int create_file(int dir_fd, const char *name, int *ret_fd, struct mv_err *err)
+{
+	*ret_fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	return *ret_fd < 0 ? mv_fail(err, errno, "cannot make the file %s: %s", name, strerror(errno)) : 0;
+}
+
+int store_begin(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
+{
+	struct store_draft d = { .dir_fd = -1, .state_fd = -1, .memory_fd = -1 };
+	struct stat st;
+	char uuid[MV_UUID_LEN];
+
+	int r = check_name(name, err);
+	if (r)
+		return r;
+	if (!fstatat(s->snapshots_fd, name, &st, AT_SYMLINK_NOFOLLOW))
+		return mv_fail(err, EEXIST, "snapshot %s: there is one of that name already; delete it or "
+			       "choose another name", name);
+	mv_uuid(uuid);
+	snprintf(d.name, sizeof d.name, "%s", name);
+	snprintf(d.dir, sizeof d.dir, "draft-%s", uuid);
+	if (mkdirat(s->incoming_fd, d.dir, 0700))
+		return mv_fail(err, errno, "snapshot %s: cannot make its folder: %s", name, strerror(errno));
+	d.dir_fd = openat(s->incoming_fd, d.dir, OPEN_DIR);
+	r = d.dir_fd < 0 ? mv_fail(err, errno, "cannot open its folder: %s", strerror(errno)) : 0;
+	if (!r)
+		r = create_file(d.dir_fd, "state", &d.state_fd, err);
+	if (!r)
+		r = create_file(d.dir_fd, "memory", &d.memory_fd, err);
+	if (r) {
+		store_abort(s, &d);
+		mv_wrap(err, "snapshot %s", name);
+		return r;
+	}
+	*ret_draft = d;
+	return 0;
+}
+
+static void close_draft(struct store_draft *d)
+{
+	mv_close(&d->state_fd);
+	mv_close(&d->memory_fd);
+	mv_close(&d->dir_fd);
+	d->dir[0] = 0;
+}
+
+void store_abort(struct store *s, struct store_draft *d)
+{
+	if (!d->dir[0])
+		return;
+	remove_entry(s->incoming_fd, d->dir);
+	close_draft(d);
+}
+
+// The kernel grants a read lease only on a file that nobody has open for writing
+// (fcntl(2), F_SETLEASE). The writer is a VM process: what it can still change must
+// not be hashed and published.
+static int wait_for_writers(int fd, const char *name, struct mv_err *err)
+{
+	const struct timespec ms = { .tv_nsec = 1000000 };
+
+	for (int i = 0; i < WRITER_WAIT_MS; i++) {
+		if (!fcntl(fd, F_SETLEASE, F_RDLCK)) {
+			fcntl(fd, F_SETLEASE, F_UNLCK);
+			return 0;
+		}
+		if (errno != EAGAIN) // no leases here
+			return 0;
+		nanosleep(&ms, NULL);
+	}
+	return mv_fail(err, EBUSY, "%s: the VM process still has it open for writing", name);
+}
+
+// Is it what restore can read? Sections are not interpreted here, only walked.
+static int check_state(int fd, struct mv_err *err)
+{
+	MV_FREE uint8_t *payload = NULL;
+	struct snap_section sec;
+	size_t len, pos = 0;
+	int r = snap_container_read(fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len, err);
+	if (r)
+		return r;
+	while ((r = snap_section_next(payload, len, &pos, &sec, err)) == 1)
+		;
+	return r ? mv_wrap(err, "state") : 0;
+}
+
+static int finish_file(int fd, const char *name, struct mv_err *err)
+{
+	if (fchmod(fd, 0400) || fsync(fd))
+		return mv_fail(err, errno, "%s: cannot sync: %s", name, strerror(errno));
+	return 0;
+}
+
+// Everything of one written file: wait, check, hash, sync.
+static int take_file(struct store_draft *d, const char *name, uint64_t must_be_bytes,
+		     struct manifest_file *ret_file, struct mv_err *err)
+{
+	MV_FD fd = -1;
+	uint64_t size_bytes = 0;
+	int r = open_file(d->dir_fd, name, &fd, err);
+	if (!r)
+		r = wait_for_writers(fd, name, err);
+	if (!r)
+		r = file_size(fd, name, &size_bytes, err);
+	if (r)
+		return r;
+	if (must_be_bytes && size_bytes != must_be_bytes)
+		return mv_fail(err, EINVAL, "%s: %llu bytes were written, it should be %llu", name,
+			       (unsigned long long)size_bytes, (unsigned long long)must_be_bytes);
+	if (!must_be_bytes) {
+		r = check_state(fd, err);
+		if (r)
+			return r;
+	}
+	r = hash_file(fd, name, size_bytes, ret_file, err);
+	return r ? r : finish_file(fd, name, err);
+}
+
+static int write_manifest(struct store_draft *d, struct manifest *m, struct mv_err *err)
+{
+	MV_FD fd = -1;
+	int r = manifest_check(m, err);
+	if (!r)
+		r = create_file(d->dir_fd, "manifest", &fd, err);
+	if (!r)
+		r = manifest_save(fd, m, err);
+	return r ? r : finish_file(fd, "manifest", err);
+}
+
+static int publish(struct store *s, struct store_draft *d, struct mv_err *err)
+{
+	if (fsync(d->dir_fd))
+		return mv_fail(err, errno, "cannot sync its folder: %s", strerror(errno));
+	if (renameat2(s->incoming_fd, d->dir, s->snapshots_fd, d->name, RENAME_NOREPLACE)) {
+		if (errno == EEXIST)
+			return mv_fail(err, EEXIST, "there is one of that name already; delete it or choose "
+				       "another name");
+		return mv_fail(err, errno, "cannot publish: %s", strerror(errno));
+	}
+	if (fsync(s->snapshots_fd) || fsync(s->incoming_fd)) {
+		int e = errno;
+		// Not known to be on disk: take it back rather than promise it.
+		renameat2(s->snapshots_fd, d->name, s->incoming_fd, d->dir, RENAME_NOREPLACE);
+		return mv_fail(err, e, "cannot sync the store: %s", strerror(e));
+	}
+	return 0;
+}
+
+int store_commit(struct store *s, struct store_draft *d, struct manifest *m, struct mv_err *err)
+{
+	mv_close(&d->state_fd);
+	mv_close(&d->memory_fd);
+	memcpy(m->name, d->name, sizeof m->name);
+	m->n_files = 2;
+	int r = take_file(d, "state", 0, &m->file[0], err);
+	if (!r)
+		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, &m->file[1], err);
+	if (!r)
+		r = write_manifest(d, m, err);
+	if (!r)
+		r = publish(s, d, err);
+	if (r) {
+		store_abort(s, d);
+		mv_wrap(err, "snapshot %s", m->name);
+		return r;
+	}
+	close_draft(d);
+	return 0;
+}
+
+// --- reading ---
+
+static int load_manifest(int dir_fd, const char *name, struct manifest *ret_m, struct mv_err *err)
+{
+	MV_FD fd = -1;
+	int r = open_file(dir_fd, "manifest", &fd, err);
+	if (!r)
+		r = manifest_load(fd, ret_m, err);
+	if (!r && strcmp(ret_m->name, name))
+		r = mv_fail(err, EINVAL, "manifest: it belongs to a snapshot named %s", ret_m->name);
+	return r;
+}
+
+int store_show(struct store *s, const char *name, struct manifest *ret_m, struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	MV_FREE struct manifest *m = malloc(sizeof *m);
+	if (!m)
+		return mv_fail(err, ENOMEM, "out of memory");
+	int r = open_snapshot(s, name, &dir_fd, err);
+	if (r)
+		return r;
+	r = load_manifest(dir_fd, name, m, err);
+	if (r) {
+		mv_wrap(err, "snapshot %s", name);
+		return r;
+	}
+	*ret_m = *m;
+	return 0;
+}
+
+static int open_checked(int dir_fd, const struct manifest *m, const char *name, bool hash, int *ret_fd,
+			struct mv_err *err)
+{
+	const struct manifest_file *want = manifest_file_find(m, name);
+	struct manifest_file is;
+	uint64_t size_bytes = 0;
+	MV_FD fd = -1;
+
+	if (!want)
+		return mv_fail(err, EINVAL, "manifest: no file %s in it", name);
+	int r = open_file(dir_fd, name, &fd, err);
+	if (!r)
+		r = file_size(fd, name, &size_bytes, err);
+	if (r)
+		return r;
+	if (size_bytes != want->size_bytes)
+		return mv_fail(err, EINVAL, "%s: %llu bytes long, the manifest says %llu", name,
+			       (unsigned long long)size_bytes, (unsigned long long)want->size_bytes);
+	if (hash) {
+		r = hash_file(fd, name, size_bytes, &is, err);
+		if (r)
+			return r;
+		if (is.xxh3 != want->xxh3)
+			return mv_fail(err, EINVAL, "%s: checksum wrong: the file is damaged", name);
+	}
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
+		int *ret_memory_fd, struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	MV_FD state_fd = -1;
+	MV_FD memory_fd = -1;
+	int r = open_snapshot(s, m->name, &dir_fd, err);
+	if (r)
+		return r;
+	r = open_checked(dir_fd, m, "state", true, &state_fd, err);
+	if (!r)
+		r = open_checked(dir_fd, m, "memory", verify_memory, &memory_fd, err);
+	if (r) {
+		mv_wrap(err, "snapshot %s", m->name);
+		return r;
+	}
+	*ret_state_fd = MV_TAKE_FD(state_fd);
+	*ret_memory_fd = MV_TAKE_FD(memory_fd);
+	return 0;
+}
+
+// --- list ---
+
+struct names {
+	char **list;
+	size_t n;
+};
+
+static void free_names(struct names *v)
+{
+	for (size_t i = 0; i < v->n; i++)
+		free(v->list[i]);
+	free(v->list);
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static int read_names(struct store *s, struct names *v)
+{
+	AUTO_DIR *d = open_stream(s->snapshots_fd, ".");
+	struct dirent *e;
+	size_t cap = 0;
+
+	if (!d)
+		return -errno;
+	while (v->n < MAX_LIST && (e = readdir(d))) {
+		if (is_dot(e->d_name))
+			continue;
+		if (v->n == cap) {
+			cap = cap ? cap * 2 : 64;
+			char **list = realloc(v->list, cap * sizeof *list);
+			if (!list)
+				return -ENOMEM;
+			v->list = list;
+		}
+		v->list[v->n] = strdup(e->d_name);
+		if (!v->list[v->n])
+			return -ENOMEM;
+		v->n++;
+	}
+	qsort(v->list, v->n, sizeof *v->list, by_name);
+	return 0;
+}
+
+static void make_printable(char *name)
+{
+	for (; *name; name++)
+		if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-", *name))
+			*name = '?';
+}
+
+int store_list(struct store *s,
+	       int (*fn)(void *arg, const char *name, const struct manifest *m, const struct mv_err *err),
+	       void *arg)
+{
+	__attribute__((cleanup(free_names))) struct names v = { 0 };
+	MV_FREE struct manifest *m = malloc(sizeof *m);
+	int r = m ? read_names(s, &v) : -ENOMEM;
+
+	for (size_t i = 0; !r && i < v.n; i++) {
+		struct mv_err err = { 0 };
+		int bad;
+		if (vmcfg_name_ok(v.list[i]))
+			bad = store_show(s, v.list[i], m, &err);
+		else {
+			make_printable(v.list[i]);
+			bad = mv_fail(&err, EINVAL, "snapshot %.80s: not a snapshot's name", v.list[i]);
+		}
+		if (bad != -ENOENT) // deleted meanwhile
+			r = fn(arg, v.list[i], bad ? NULL : m, &err);
+	}
+	return r;
+}
+
+// --- delete ---
+
+// Only what thaw itself puts there may be removed.
+static int check_only_ours(int dir_fd, struct mv_err *err)
+{
+	AUTO_DIR *d = open_stream(dir_fd, ".");
+	struct dirent *e;
+
+	if (!d)
+		return mv_fail(err, errno, "cannot read its folder: %s", strerror(errno));
+	while ((e = readdir(d)))
+		if (!is_dot(e->d_name) && strcmp(e->d_name, "manifest") && strcmp(e->d_name, "state") &&
+		    strcmp(e->d_name, "memory")) {
+			make_printable(e->d_name);
+			return mv_fail(err, ENOTEMPTY, "its folder holds %.80s as well; remove that by hand",
+				       e->d_name);
+		}
+	return 0;
+}
+
+int store_delete(struct store *s, const char *name, struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	char uuid[MV_UUID_LEN], gone[64];
+	int r = open_snapshot(s, name, &dir_fd, err);
+	if (r)
+		return r;
+	r = check_only_ours(dir_fd, err);
+	if (r) {
+		mv_wrap(err, "snapshot %s", name);
+		return r;
+	}
+	mv_uuid(uuid);
+	snprintf(gone, sizeof gone, "gone-%s", uuid);
+	if (renameat2(s->snapshots_fd, name, s->incoming_fd, gone, RENAME_NOREPLACE) || fsync(s->snapshots_fd))
+		return mv_fail(err, errno, "snapshot %s: cannot remove: %s", name, strerror(errno));
+	remove_entry(s->incoming_fd, gone);
+	return 0;
+}
