@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the daemon's parts share. One object, made by thawd.c, used on the loop's thread.
+#pragma once
+#include <sys/queue.h>
+
+#include "api/http.h"
+#include "api/worker.h"
+#include "microvm/base/loop.h"
+#include "snapshot/store.h"
+
+struct vm_call;
+LIST_HEAD(vm_calls, vm_call);
+
+struct server {
+	// configuration
+	const char *vmm_path, *kvm_path;
+	char vsock_dir[80]; // default place of vsock sockets; leaves room in sun_path
+	// parts
+	struct mv_loop loop;
+	struct http *http;
+	struct worker worker;
+	struct store store;
+	// VMs (vms.c)
+	void *by_name, *by_id; // tsearch(3) trees
+	unsigned n_vms, n_live; // listed; with a process
+	bool stopping;          // no new work; the loop ends with the last VM
+	// messages that wait for an answer (vm.c)
+	struct vm_calls calls;
+	struct mv_timer call_timer;
+	uint64_t call_timer_due_ns; // 0: not armed
+	// verified snapshots (templates.c)
+	struct template *templates;
+};

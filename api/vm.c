@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/vm.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "api/spawn.h"
+#include "microvm/base/log.h"
+#include "microvm/base/util.h"
+
+#define LOAD_TIMEOUT_MS 30000
+#define MAX_CALLS 64          // waiting for one VM
+#define MESSAGES_PER_TURN 16  // of one VM, so that none keeps the loop to itself
+#define MESSAGES_AT_END 1024
+
+struct vm_call {
+	LIST_ENTRY(vm_call) of_vm, of_server;
+	struct vm *vm;
+	uint64_t id, deadline_ns;
+	uint64_t timeout_ms;
+	enum msg_type type;
+	const char *what;
+	vm_done_fn *done;
+	void *arg;
+	bool timed_out;
+};
+
+// Scratch of the loop's thread.
+static uint8_t message[MSG_MAX_BYTES];
+static struct msg_reply reply;
+static struct msg_event event;
+
+static uint64_t unix_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
+{
+	struct vm *vm = calloc(1, sizeof *vm);
+	if (!vm)
+		return NULL;
+	vm->srv = s;
+	vm->refs = 1;
+	vm->cfg = *cfg;
+	vm->created_unix_ns = unix_ns();
+	vm->pidfd = vm->socket = -1;
+	LIST_INIT(&vm->calls);
+	LIST_INIT(&vm->waiters);
+	return vm;
+}
+
+struct vm *vm_ref(struct vm *vm)
+{
+	vm->refs++;
+	return vm;
+}
+
+void vm_unref(struct vm *vm)
+{
+	if (!vm || --vm->refs)
+		return;
+	free(vm->console_tail);
+	free(vm);
+}
+
+bool vm_has_process(const struct vm *vm) { return vm->pid > 0; }
+
+enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
+{
+	switch (code) {
+	case EBUSY: return API_IN_USE;
+	case ENOMEM: return API_OUT_OF_MEMORY;
+	case ENOSPC:
+	case EDQUOT: return API_NO_SPACE;
+	case EMFILE:
+	case ENFILE: return API_LIMIT_REACHED;
+	case ENODEV: return API_NO_KVM;
+	case EACCES:
+	case EPERM: return type == MSG_BOOT || type == MSG_RESTORE ? API_KVM_DENIED : API_VM_FAILED;
+	case EINVAL:
+	case ENOEXEC:
+	case EFBIG:
+	case E2BIG:
+	case ENODATA:
+	case EBADMSG:
+		return type == MSG_BOOT	    ? API_KERNEL_INVALID :
+		       type == MSG_RESTORE ? API_SNAPSHOT_CORRUPT :
+					     API_VM_FAILED;
+	default: return API_VM_FAILED;
+	}
+}
+
+// --- calls and their deadlines ---------------------------------------------------------
+static void on_deadline(void *arg);
+
+static void arm_deadline(struct server *s, uint64_t due_ns)
+{
+	if (s->call_timer_due_ns && s->call_timer_due_ns <= due_ns)
+		return;
+	uint64_t now = mv_now_ns();
+	if (s->call_timer.fd < 0 || !s->call_timer.watch.loop)
+		if (mv_timer_init(&s->loop, &s->call_timer, on_deadline, s))
+			return; // no descriptor left; calls then have no time-out
+	s->call_timer_due_ns = due_ns;
+	mv_timer_arm(&s->call_timer, due_ns > now ? due_ns - now : 0);
+}
+
+static void on_deadline(void *arg)
+{
+	struct server *s = arg;
+	uint64_t now = mv_now_ns(), next = 0;
+	struct vm_call *c;
+	s->call_timer_due_ns = 0;
+	LIST_FOREACH(c, &s->calls, of_server) {
+		if (c->timed_out)
+			continue;
+		if (c->deadline_ns <= now) {
+			mv_log(MV_WARN, "vm %s: no answer to \"%s\" within %llu ms, killed", c->vm->cfg.name,
+			       c->what, (unsigned long long)c->timeout_ms);
+			c->timed_out = c->vm->timed_out = true;
+			vm_kill(c->vm); // its end fails all its calls
+		} else if (!next || c->deadline_ns < next) {
+			next = c->deadline_ns;
+		}
+	}
+	if (next)
+		arm_deadline(s, next);
+}
+
+static void end_call(struct vm_call *c, const struct api_err *err, const struct msg_reply *r)
+{
+	LIST_REMOVE(c, of_vm);
+	LIST_REMOVE(c, of_server);
+	c->vm->n_calls--;
+	c->done(c->arg, c->vm, err, r);
+	free(c);
+}
+
+int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj,
+	    const int *fds, unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done,
+	    void *arg, struct api_err *err)
+{
+	if (vm->socket < 0 || vm->kill_sent)
+		return api_fail(err, API_VM_GONE, "VM %s has ended", vm->cfg.name);
+	if (vm->n_calls >= MAX_CALLS)
+		return api_fail(err, API_LIMIT_REACHED,
+				"VM %s: %u requests wait for it already; try again later", vm->cfg.name,
+				vm->n_calls);
+	struct vm_call *c = calloc(1, sizeof *c);
+	if (!c)
+		return api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+	*c = (struct vm_call){ .vm = vm, .id = ++vm->next_id, .timeout_ms = timeout_ms, .type = type,
+			       .deadline_ns = mv_now_ns() + timeout_ms * 1000000u, .what = what,
+			       .done = done, .arg = arg };
+	int r = msg_send(vm->socket, (uint16_t)type, c->id, table, obj, fds, n_fds);
+	if (r) {
+		free(c);
+		if (r == -ENOMEM)
+			return api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+		if (r == -EPIPE)
+			return api_fail(err, API_VM_GONE, "VM %s has ended", vm->cfg.name);
+		return api_fail(err, API_VM_FAILED, "VM %s takes no message (%s)", vm->cfg.name,
+				strerror(-r));
+	}
+	LIST_INSERT_HEAD(&vm->calls, c, of_vm);
+	LIST_INSERT_HEAD(&vm->srv->calls, c, of_server);
+	vm->n_calls++;
+	arm_deadline(vm->srv, c->deadline_ns);
+	return 0;
+}
+
+// --- messages from the process -----------------------------------------------------------
+static void merge_times(struct msg_times *to, const struct msg_times *from)
+{
+	uint64_t *d = (uint64_t *)to;
+	const uint64_t *s = (const uint64_t *)from;
+	for (size_t i = 0; i < sizeof *to / sizeof *d; i++)
+		if (s[i])
+			d[i] = s[i];
+}
+
+static void state_after(struct vm *vm, enum msg_type type)
+{
+	if (vm->exit_told)
+		return;
+	if (type == MSG_BOOT)
+		vm->state = VM_CREATED;
+	else if (type == MSG_RUN)
+		vm->state = VM_RUNNING;
+	else if (type == MSG_PAUSE)
+		vm->state = VM_PAUSED;
+	else if (type == MSG_RESTORE)
+		vm->state = reply.state == VM_RUNNING ? VM_RUNNING : VM_PAUSED;
+}
+
+static int on_reply(struct vm *vm, const struct msg *m)
+{
+	struct vm_call *c;
+	struct mv_err e = { 0 };
+	struct api_err err = { 0 };
+	LIST_FOREACH(c, &vm->calls, of_vm)
+		if (c->id == m->id)
+			break;
+	if (!c || mv_state_load(&msg_reply_table, m->body, m->body_len, &reply, &e))
+		return -EPROTO;
+	merge_times(&vm->times, &reply.times);
+	if (!reply.code) {
+		state_after(vm, c->type);
+		end_call(c, NULL, &reply);
+		return 0;
+	}
+	api_fail(&err, vm_refusal_code(c->type, reply.code), "VM %s: %s", vm->cfg.name,
+		 reply.text[0] ? reply.text : strerror((int)reply.code));
+	end_call(c, &err, NULL);
+	return 0;
+}
+
+static int on_event(struct vm *vm, const struct msg *m)
+{
+	struct mv_err e = { 0 };
+	if (mv_state_load(&msg_event_table, m->body, m->body_len, &event, &e))
+		return -EPROTO;
+	merge_times(&vm->times, &event.times);
+	if (vm->exit_told)
+		return 0;
+	if (event.state != VM_EXITED) {
+		if (vm->state) // not while loading
+			vm->state = event.state;
+		return 0;
+	}
+	vm->exit_told = true;
+	vm->exit_reason = event.reason;
+	memcpy(vm->exit_detail, event.detail, sizeof vm->exit_detail);
+	vm->console_end = event.console_end;
+	if (event.n_data && event.n_data <= event.console_end &&
+	    (vm->console_tail = malloc(event.n_data))) {
+		memcpy(vm->console_tail, event.data, event.n_data);
+		vm->n_console_tail = event.n_data;
+	}
+	return 0;
+}
+
+// One message; 0, or why there is none: -EAGAIN, -EPIPE, -EPROTO...
+static int receive(struct vm *vm)
+{
+	struct msg m;
+	int r = msg_recv(vm->socket, message, &m);
+	if (r)
+		return r;
+	bool bad = m.n_fds > 0; // a VM has no descriptors to give
+	msg_close_fds(&m);
+	if (bad)
+		return -EPROTO;
+	if (m.type == MSG_REPLY)
+		return on_reply(vm, &m);
+	return m.type == MSG_EVENT && m.id == 0 ? on_event(vm, &m) : -EPROTO;
+}
+
+static void on_socket(void *arg, uint32_t events)
+{
+	struct vm *vm = vm_ref(arg);
+	int r = 0;
+	(void)events;
+	for (int i = 0; !r && i < MESSAGES_PER_TURN && vm->socket >= 0; i++)
+		r = receive(vm);
+	if (r && r != -EAGAIN && vm->socket >= 0) {
+		mv_watch_del(&vm->socket_watch); // from here on the pidfd decides
+		if (r != -EPIPE && !vm->kill_sent) {
+			snprintf(vm->exit_detail, sizeof vm->exit_detail, "broke the control protocol");
+			mv_log(MV_WARN, "vm %s: broke the control protocol, killed", vm->cfg.name);
+			syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+		}
+	}
+	vm_unref(vm);
+}
+
+// --- the end -----------------------------------------------------------------------------
+static void note_reason(struct vm *vm, const siginfo_t *si)
+{
+	if (vm->exit_told && !(si->si_code == CLD_KILLED || si->si_code == CLD_DUMPED))
+		return;
+	if (vm->exit_told && vm->exit_reason != VM_EXIT_NONE)
+		return;
+	if (si->si_code != CLD_EXITED)
+		vm->exit_signal = si->si_status;
+	if (vm->kill_sent) {
+		vm->exit_reason = VM_EXIT_KILLED;
+		if (vm->timed_out)
+			snprintf(vm->exit_detail, sizeof vm->exit_detail,
+				 "the VM process did not answer");
+		return;
+	}
+	vm->exit_reason = VM_EXIT_CRASHED;
+	if (vm->exit_detail[0])
+		return;
+	if (vm->exit_signal)
+		snprintf(vm->exit_detail, sizeof vm->exit_detail, "VM process ended by signal %d (%s)",
+			 vm->exit_signal, strsignal(vm->exit_signal));
+	else
+		snprintf(vm->exit_detail, sizeof vm->exit_detail, "VM process ended with status %d",
+			 si->si_status);
+}
+
+static void fail_calls(struct vm *vm)
+{
+	struct vm_call *c;
+	while ((c = LIST_FIRST(&vm->calls))) {
+		struct api_err err = { 0 };
+		if (c->timed_out)
+			api_fail(&err, API_VM_TIMEOUT,
+				 "VM %s did not answer (%s) within %llu ms and was ended", vm->cfg.name,
+				 c->what, (unsigned long long)c->timeout_ms);
+		else if (vm->exit_reason == VM_EXIT_CRASHED)
+			api_fail(&err, API_VM_CRASHED, "VM %s crashed (%s): %s", vm->cfg.name, c->what,
+				 vm->exit_detail);
+		else
+			api_fail(&err, API_VM_GONE, "VM %s ended (%s) while the request waited (%s)",
+				 vm->cfg.name, vm_exit_name(vm->exit_reason), c->what);
+		end_call(c, &err, NULL);
+	}
+}
+
+static void finish(struct vm *vm, const siginfo_t *si)
+{
+	struct vm_waiter *w;
+	int r = 0;
+	vm_ref(vm);
+	for (int i = 0; !r && vm->socket_watch.loop && i < MESSAGES_AT_END; i++)
+		r = receive(vm); // what it said last
+	mv_watch_del(&vm->socket_watch);
+	mv_watch_del(&vm->pid_watch);
+	mv_close(&vm->socket);
+	mv_close(&vm->pidfd);
+	vm->pid = 0;
+	vm->srv->n_live--;
+	if (vm->owns_vsock)
+		unlink(vm->cfg.vsock.path);
+	vm->owns_vsock = false;
+	note_reason(vm, si);
+	vm->state = VM_EXITED;
+	if (vm->shown)
+		mv_log(vm->exit_reason == VM_EXIT_CRASHED ? MV_WARN : MV_INFO, "vm %s: exited, %s%s%s",
+		       vm->cfg.name, vm_exit_name(vm->exit_reason), vm->exit_detail[0] ? ": " : "",
+		       vm->exit_detail);
+	fail_calls(vm);
+	while ((w = LIST_FIRST(&vm->waiters))) {
+		vm_wait_cancel(w);
+		w->fn(w->arg, vm);
+	}
+	if (vm->srv->stopping && !vm->srv->n_live)
+		mv_loop_stop(&vm->srv->loop);
+	vm_unref(vm); // this function's
+	vm_unref(vm); // the process's
+}
+
+static void on_pidfd(void *arg, uint32_t events)
+{
+	struct vm *vm = arg;
+	siginfo_t si = { 0 };
+	(void)events;
+	if (waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG) || !si.si_pid)
+		return;
+	finish(vm, &si);
+}
+
+void vm_kill(struct vm *vm)
+{
+	if (!vm->pid)
+		return;
+	vm->kill_sent = true;
+	syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+}
+
+void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg)
+{
+	*w = (struct vm_waiter){ .fn = fn, .arg = arg, .waiting = true };
+	LIST_INSERT_HEAD(&vm->waiters, w, link);
+}
+
+void vm_wait_cancel(struct vm_waiter *w)
+{
+	if (w->waiting)
+		LIST_REMOVE(w, link);
+	w->waiting = false;
+}
+
+// --- the start -----------------------------------------------------------------------------
+static int watch_process(struct vm *vm)
+{
+	int r = mv_watch_add(&vm->srv->loop, &vm->pid_watch, vm->pidfd, EPOLLIN, on_pidfd, vm);
+	return r ? r : mv_watch_add(&vm->srv->loop, &vm->socket_watch, vm->socket, EPOLLIN, on_socket,
+				    vm);
+}
+
+static void abandon_process(struct vm *vm)
+{
+	mv_watch_del(&vm->pid_watch);
+	mv_watch_del(&vm->socket_watch);
+	vm_kill(vm);
+	waitid(P_PIDFD, (id_t)vm->pidfd, &(siginfo_t){ 0 }, WEXITED); // just started: dies at once
+	mv_close(&vm->socket);
+	mv_close(&vm->pidfd);
+	vm->pid = 0;
+}
+
+static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds,
+			 vm_done_fn *done, void *arg, struct api_err *err)
+{
+	static struct msg_setup setup;
+	int list[VM_FDS_MAX];
+	struct mv_err e = { 0 };
+	if (spawn_vmm(vm->srv->vmm_path, &vm->socket, &vm->pidfd, &vm->pid, &e)) {
+		vm->pid = 0;
+		return api_from(err, &e, API_INTERNAL);
+	}
+	setup = (struct msg_setup){ .cfg = vm->cfg, .run = run };
+	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
+	int r = watch_process(vm);
+	if (r)
+		r = api_fail(err, API_LIMIT_REACHED, "can't watch the VM process: %s", strerror(-r));
+	else
+		r = vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
+			    type == MSG_BOOT ? "boot" : "restore", done, arg, err);
+	if (r) {
+		abandon_process(vm);
+		return r;
+	}
+	vm->srv->n_live++;
+	vm_ref(vm); // the process's, until finish()
+	return 0;
+}
+
+int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
+	      void *arg, struct api_err *err)
+{
+	vm->owns_vsock = fds->vsock >= 0;
+	int r = start_process(vm, type, run, fds, done, arg, err);
+	vm_fds_close(fds);
+	if (r && vm->owns_vsock) {
+		unlink(vm->cfg.vsock.path);
+		vm->owns_vsock = false;
+	}
+	return r;
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// One VM as the daemon sees it: its configuration, its process, its control socket, and
+// why it ended. The process is hostile: a message that breaks the protocol ends it.
+// Loop's thread only. Reference-counted: the table holds one, each operation another.
+//
+//                 vm_launch                MSG_RUN               MSG_PAUSE
+//   (loading) ---------------> created ---------------> running <-----------> paused
+//       |    restore: running or paused                    |        MSG_RUN      |
+//       +-----------------+----------------------+---------+---------------------+
+//                         v  the process ended: finish() in vm.c
+//                       exited
+#pragma once
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#include "api/error.h"
+#include "api/server.h"
+#include "microvm/base/msg.h"
+#include "microvm/base/vmcfg.h"
+
+struct vm;
+
+// The end of a call: err is NULL and reply the answer, or err says what went wrong
+// (the VM's refusal, its death, a time-out) and reply is NULL.
+typedef void vm_done_fn(void *arg, struct vm *vm, const struct api_err *err,
+			const struct msg_reply *reply);
+typedef void vm_end_fn(void *arg, struct vm *vm); // the process is gone
+
+struct vm_waiter { // embedded in its owner
+	LIST_ENTRY(vm_waiter) link;
+	vm_end_fn *fn;
+	void *arg;
+	bool waiting;
+};
+
+struct vm {
+	struct server *srv;
+	unsigned refs;
+	// fixed
+	struct vmcfg cfg;
+	char from_snapshot[VMCFG_NAME_LEN];
+	uint64_t created_unix_ns, requested_ns;
+	// what it is now
+	bool listed;          // in the table, so its name and id are taken
+	bool shown;           // completely loaded: the API shows it
+	const char *op;       // operation in progress; NULL: none
+	unsigned state;       // enum vm_state; 0: loading
+	unsigned exit_reason; // enum vm_exit
+	int exit_signal;      // that ended the process; 0: none
+	char exit_detail[128];
+	struct msg_times times;
+	uint8_t *console_tail; // of an exited VM
+	uint32_t n_console_tail;
+	uint64_t console_end;
+	// the process
+	pid_t pid; // 0: none
+	int pidfd, socket;
+	struct mv_watch pid_watch, socket_watch;
+	bool kill_sent, timed_out, exit_told, owns_vsock;
+	uint64_t next_id;
+	unsigned n_calls;
+	struct vm_calls calls;
+	LIST_HEAD(, vm_waiter) waiters;
+};
+
+// A VM without a process, not in the table; takes a copy of cfg. NULL: no memory.
+struct vm *vm_new(struct server *s, const struct vmcfg *cfg);
+struct vm *vm_ref(struct vm *vm);
+void vm_unref(struct vm *vm);
+
+// Starts the process and sends MSG_BOOT or MSG_RESTORE with the descriptors (closed here in
+// every case). 0: `done` will be called once. Otherwise nothing is left behind.
+int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
+	      void *arg, struct api_err *err);
+
+// Sends one message; 0: `done` will be called once, always later, never from in here.
+// `what` (static) names the operation in errors.
+int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj,
+	    const int *fds, unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done,
+	    void *arg, struct api_err *err);
+
+// Ends the process by SIGKILL; the end arrives by the waiters. No process: nothing happens.
+void vm_kill(struct vm *vm);
+bool vm_has_process(const struct vm *vm);
+
+// fn is called once when the process is gone (later, also when it is gone already: don't).
+void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg);
+void vm_wait_cancel(struct vm_waiter *w); // idempotent
+
+// The errno of a refusal in words of the API.
+enum api_code vm_refusal_code(enum msg_type type, uint32_t code);

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/vms.h"
+
+#include <errno.h>
+#include <search.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "api/vmjson.h"
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(((const struct vm *)a)->cfg.name, ((const struct vm *)b)->cfg.name);
+}
+
+static int by_id(const void *a, const void *b)
+{
+	return strcmp(((const struct vm *)a)->cfg.id, ((const struct vm *)b)->cfg.id);
+}
+
+// Looks up without a whole struct vm as the key: the comparison sees only a name.
+static int key_name(const void *key, const void *vm)
+{
+	return strcmp(key, ((const struct vm *)vm)->cfg.name);
+}
+
+static int key_id(const void *key, const void *vm)
+{
+	return strcmp(key, ((const struct vm *)vm)->cfg.id);
+}
+
+static struct vm *find(void *const *root, const char *key, int (*cmp)(const void *, const void *))
+{
+	struct vm **node = tfind(key, root, cmp);
+	return node ? *node : NULL;
+}
+
+bool vms_name_taken(struct server *s, const char *name)
+{
+	return find(&s->by_name, name, key_name) != NULL;
+}
+
+int vms_add(struct server *s, struct vm *vm, struct api_err *err)
+{
+	if (vms_name_taken(s, vm->cfg.name))
+		return api_fail(err, API_VM_EXISTS,
+				"there is a VM named %s already; choose another name or delete it",
+				vm->cfg.name);
+	if (!tsearch(vm, &s->by_name, by_name))
+		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
+	if (!tsearch(vm, &s->by_id, by_id)) {
+		tdelete(vm, &s->by_name, by_name);
+		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
+	}
+	vm->listed = true;
+	s->n_vms++;
+	vm_ref(vm);
+	return 0;
+}
+
+void vms_remove(struct vm *vm)
+{
+	if (!vm->listed)
+		return;
+	vm->listed = false;
+	vm->srv->n_vms--;
+	tdelete(vm, &vm->srv->by_name, by_name);
+	tdelete(vm, &vm->srv->by_id, by_id);
+	vm_unref(vm);
+}
+
+int vms_find(struct server *s, const char *name_or_id, struct vm **ret_vm, struct api_err *err)
+{
+	struct vm *vm = find(&s->by_name, name_or_id, key_name);
+	if (!vm)
+		vm = find(&s->by_id, name_or_id, key_id);
+	if (!vm || !vm->shown)
+		return api_fail(err, API_VM_NOT_FOUND,
+				"no VM has the name or id \"%.64s\"; GET /v1/vms lists them", name_or_id);
+	*ret_vm = vm;
+	return 0;
+}
+
+struct each {
+	void (*fn)(void *arg, struct vm *vm);
+	void *arg;
+};
+
+static void visit(const void *node, VISIT which, void *closure)
+{
+	const struct each *e = closure;
+	if (which == postorder || which == leaf)
+		e->fn(e->arg, *(struct vm *const *)node);
+}
+
+void vms_each(struct server *s, void (*fn)(void *arg, struct vm *vm), void *arg)
+{
+	struct each e = { fn, arg };
+	twalk_r(s->by_name, visit, &e);
+}
+
+void put_us(js *o, const char *key, uint64_t t_ns, uint64_t t0_ns)
+{
+	if (t_ns >= t0_ns)
+		js_put_uint(o, key, (t_ns - t0_ns) / 1000);
+}
+
+void put_time(js *o, const char *key, uint64_t unix_ns)
+{
+	char text[40];
+	time_t s = (time_t)(unix_ns / 1000000000u);
+	struct tm tm;
+	gmtime_r(&s, &tm);
+	size_t n = strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &tm);
+	snprintf(text + n, sizeof text - n, ".%03uZ", (unsigned)(unix_ns / 1000000u % 1000u));
+	js_put_str(o, key, text);
+}
+
+js *vm_json(const struct vm *vm)
+{
+	js *o = js_object(), *t = js_object();
+	js_put_str(o, "name", vm->cfg.name);
+	js_put_str(o, "id", vm->cfg.id);
+	js_put_str(o, "state", vm_state_name(vm->state));
+	if (vm->state == VM_EXITED) {
+		js *x = js_object();
+		js_put_str(x, "reason", vm_exit_name(vm->exit_reason));
+		if (vm->exit_detail[0])
+			js_put_str(x, "detail", vm->exit_detail);
+		if (vm->exit_signal)
+			js_put_uint(x, "signal", (uint64_t)vm->exit_signal);
+		js_put(o, "exit", x);
+	}
+	if (vm->pid)
+		js_put_uint(o, "pid", (uint64_t)vm->pid);
+	if (vm->from_snapshot[0])
+		js_put_str(o, "from_snapshot", vm->from_snapshot);
+	put_time(o, "created", vm->created_unix_ns);
+	put_us(t, "process_ready", vm->times.process_start, vm->requested_ns);
+	put_us(t, "kvm_ready", vm->times.kvm_ready, vm->requested_ns);
+	put_us(t, "loaded", vm->times.loaded, vm->requested_ns);
+	put_us(t, "running", vm->times.running, vm->requested_ns);
+	put_us(t, "first_exit", vm->times.first_exit, vm->requested_ns);
+	put_us(t, "first_io", vm->times.first_io, vm->requested_ns);
+	js_put(o, "timing_us", t);
+	js_put(o, "config", js_encode(&config_table, &vm->cfg));
+	return o;
+}
