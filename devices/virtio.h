@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is common to all virtio devices (virtio 1.2 section 2) and the virtio-mmio
-// version 2 transport (section 4.2). Devices know guest memory, the event loop and
-// an interrupt eventfd; they know neither KVM nor each other.
+// What is common to all virtio devices (virtio 1.2 section 2, virtio.c) and the
+// virtio-mmio version 2 transport (section 4.2, virtio_mmio.c). Devices know guest
+// memory, the event loop and an interrupt eventfd; they know neither KVM nor each other.
 //
 // Threads: register accesses come from vCPU threads, queue work from the loop; both
 // with the loop's lock held.
@@ -21,50 +21,79 @@
 #define VIO_MMIO_BYTES 0x1000u
 #define VIO_NOTIFY_OFFSET 0x50u // QueueNotify: the VMM puts one ioeventfd per queue here
 
+#define VIRTIO_F_VERSION_1 (1ULL << 32)
+// Offered by every device.
+#define VIO_FEATURES (VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC)
+
+enum { // device status, section 2.1
+	VIO_ACKNOWLEDGE = 1,
+	VIO_DRIVER = 2,
+	VIO_DRIVER_OK = 4,
+	VIO_FEATURES_OK = 8,
+	VIO_NEEDS_RESET = 64,
+	VIO_FAILED = 128,
+};
+enum { VIO_ISR_QUEUE = 1, VIO_ISR_CONFIG = 2 }; // section 4.2.2
+
 struct vio_dev;
 
 struct vio_ops {
 	uint32_t device_id;      // virtio 1.2 section 5
-	uint32_t config_bytes;   // of the device-specific configuration space
+	uint32_t config_bytes;   // of vio_dev.config
 	unsigned n_queues;
 	uint16_t queue_size_max; // a power of two
 	const struct mv_table *state; // device-specific saved state, NULL: none
+	uint32_t state_offset;        // of the struct it describes, within the device
 
-	void (*config_read)(struct vio_dev *d, uint32_t offset, void *data, uint32_t len);
-	void (*config_write)(struct vio_dev *d, uint32_t offset, const void *data, uint32_t len);
+	// All but kick and free are optional.
 	void (*activate)(struct vio_dev *d);         // DRIVER_OK was set; after restore too
 	void (*reset)(struct vio_dev *d);            // back to power-on; drop all requests
-	void (*kick)(struct vio_dev *d, unsigned q); // the driver made buffers available
-	// Stop touching guest memory and wait for what is in flight; then go on again.
+	void (*kick)(struct vio_dev *d, unsigned q); // there may be buffers; the device is live
+	// Finish what is in flight. From here to the kicks of vio_unquiesce() the device is not
+	// live: vio_pop() gives nothing.
 	void (*quiesce)(struct vio_dev *d);
-	void (*unquiesce)(struct vio_dev *d);
-	// Called on the new VM before unquiesce, e.g. to send a vsock transport reset. Optional.
+	// Does a loaded state (of table `state`) fit this device? Called before it replaces ours.
+	int (*check_state)(const struct vio_dev *d, const void *loaded, struct mv_err *err);
+	// The first vio_unquiesce() after vio_load(), e.g. to send a vsock transport reset.
 	void (*restored)(struct vio_dev *d);
 	void (*free)(struct vio_dev *d); // closes the device's descriptors and itself
+};
+
+// What the guest can see of any device; saved as it is.
+struct vio_state {
+	uint32_t device_id; // = ops->device_id
+	uint64_t features_acked;
+	uint32_t status, isr, config_generation;
+	uint32_t features_sel, driver_features_sel, queue_sel;
+	struct vq queue[VIO_MAX_QUEUES];
+	uint32_t n_queue; // = ops->n_queues
+	uint8_t device[256]; // encoded ops->state; only used while saving and loading
+	uint32_t n_device;
 };
 
 // A device: embedded as the first member of struct vio_blk and so on.
 struct vio_dev {
 	// configuration
 	const struct vio_ops *ops;
-	const char *name; // for messages, e.g. "drive root"
+	char name[80]; // for messages, e.g. "drive root"
 	struct gmem *mem;
 	struct mv_loop *loop;
 	uint64_t features_offered;
-	// guest-visible, saved (vio_dev_table)
-	uint64_t features_acked;
-	uint32_t status, isr, config_generation;
-	uint32_t features_sel, driver_features_sel, queue_sel;
-	struct vq queue[VIO_MAX_QUEUES];
-	uint32_t n_queue; // = ops->n_queues
+	const void *config; // configuration space as the guest reads it; it is never written
+	// guest-visible, saved
+	struct vio_state s;
 	// runtime
-	int irq_fd;                    // eventfd wired to KVM irqfd by the VMM
-	int kick_fd[VIO_MAX_QUEUES];   // eventfds wired to KVM ioeventfd by the VMM
-	struct mv_watch kick_watch[VIO_MAX_QUEUES];
-	bool quiesced;
+	int irq_fd;                  // eventfd wired to KVM irqfd by the VMM
+	int kick_fd[VIO_MAX_QUEUES]; // eventfds wired to KVM ioeventfd by the VMM
+	struct vio_kick {
+		struct vio_dev *dev;
+		struct mv_watch watch;
+	} kick[VIO_MAX_QUEUES];
+	bool quiesced, active, restored;
 };
 
-// Called by the devices' own new(): sets up the common part and the eventfds.
+// Called by the devices' own new(): sets up the common part and the eventfds. On failure
+// nothing is left behind.
 int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name, struct gmem *mem,
 		 struct mv_loop *loop, uint64_t features, struct mv_err *err);
 void vio_dev_fini(struct vio_dev *d); // common part only; used by ops->free
@@ -74,7 +103,21 @@ void vio_dev_fini(struct vio_dev *d); // common part only; used by ops->free
 void vio_mmio_read(struct vio_dev *d, uint64_t offset, void *data, uint32_t len);
 void vio_mmio_write(struct vio_dev *d, uint64_t offset, const void *data, uint32_t len);
 
-// Used-buffer interrupt, unless the driver suppressed it (vq decides); config interrupt.
+// For the transport: the driver's writes to the status field, and to QueueReady and
+// QueueNotify of a queue below n_queues.
+void vio_set_status(struct vio_dev *d, uint32_t value);
+void vio_set_ready(struct vio_dev *d, unsigned q, bool ready);
+void vio_notify(struct vio_dev *d, unsigned q);
+
+// For the devices. vio_pop() is false when there is nothing to do: empty, not live, or
+// the driver broke a rule. vio_rearm() asks for notifications; true: look again now.
+// vio_again() makes the loop kick the device in its next turn.
+bool vio_live(const struct vio_dev *d, unsigned q);
+bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain);
+bool vio_rearm(struct vio_dev *d, unsigned q);
+void vio_again(struct vio_dev *d, unsigned q);
+
+// Used-buffer interrupt, if the driver wants one (vq decides); config interrupt.
 void vio_signal_queue(struct vio_dev *d, unsigned q);
 void vio_signal_config(struct vio_dev *d);
 void vio_needs_reset(struct vio_dev *d, const char *why);
@@ -83,6 +126,7 @@ void vio_needs_reset(struct vio_dev *d, const char *why);
 void vio_quiesce(struct vio_dev *d);
 void vio_unquiesce(struct vio_dev *d); // looks at every ready queue once: a kick may have been missed
 void vio_save(const struct vio_dev *d, struct mv_buf *out); // quiesced
-// Into a fresh device, quiesced; refuses features not offered and rings outside memory.
+// Into a fresh device, guest memory mapped; leaves it quiesced. Refuses features not
+// offered and rings outside memory.
 int vio_load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err *err);
 void vio_free(struct vio_dev *d); // NULL allowed
