@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds the initramfs of the rig's Linux guest: guest-image.sh SERIES AGENT OUT,
+# where SERIES is 6.1 or 6.12 (see rig-kernel.sh) and AGENT the built agent.c.
+set -e
+. "$(dirname "$0")/rig-common.sh"
+series=${1:?series} agent=${2:?agent} out=${3:?file}
+mkdir -p "$RIG_CACHE"
+rig_need cpio cpio
+k=$(rig_kernel amd64 "$series") || die "no kernel $series"
+v=$(cat "$k/version")
+busybox=$(find "$(rig_deb amd64 busybox-static)" -path '*/bin/busybox')
+t=$(mktemp -d)
+trap 'rm -rf "$t"' EXIT
+mkdir -p "$t"/{bin,dev,proc,sys,run,tmp,etc/acpi/PWRF,lib/modules/"$v"}
+cp "$busybox" "$t/bin/busybox"
+for a in $("$busybox" --list); do
+	[ "$a" = busybox ] || ln -s busybox "$t/bin/$a"
+done
+cp "$agent" "$t/bin/agent"
+cp "$RIG_LIB/guest-init" "$t/init"
+printf '#!/bin/sh\nexec /bin/poweroff -f\n' >"$t/etc/acpi/PWRF/00000080"
+chmod 755 "$t/init" "$t/bin/agent" "$t/bin/busybox" "$t/etc/acpi/PWRF/00000080"
+rig_modules "$k" "$t/lib/modules/$v" virtio_ring virtio virtio_mmio virtio_blk virtio_net \
+	virtio-rng vmw_vsock_virtio_transport evdev button
+"$busybox" depmod -b "$t" "$v"
+rig_cpio "$t" >"$out"

@@ -1,0 +1,286 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The main job with a stock Linux guest, end to end: boot, freeze, clone, over the
+# daemon. Runs as root in the rig's machine (run.sh starts it), in a folder with
+# bin/{thawd,thaw,thaw-vmm,vsock-call} and SERIES/{vmlinux,vmlinuz,initrd}:
+#
+#   scenario.sh SERIES KIND VCPUS [SERIES KIND VCPUS]...
+#
+# SERIES is the guest's kernel, 6.1 or 6.12, KIND is vmlinux or bzImage. Prints TAP.
+# Each step has a time limit; a failed boot skips the rest of its round.
+#
+# Network: tap "tN" has 10.0.N.1, the guest behind it 10.0.N.2. The source is N = 1,
+# the clones of one request 10 and up (10 + their number), the last restore 2.
+# The disk's sector 8 holds a nonce; sector 64 is written all the time.
+
+export PATH=$PWD/bin:$PATH
+TOP=$PWD
+LIMIT=60      # seconds for a thaw command or a guest command
+BOOT=180      # seconds to user space
+NONCE=nonce-$$-7f3a
+tests=0 failed=0 daemon='' round=''
+
+note() { echo "# $*"; }
+result() { # STATUS TEXT
+	tests=$((tests + 1))
+	if [ "$1" = 0 ]; then
+		echo "ok $tests - $round: $2"
+	else
+		failed=$((failed + 1))
+		echo "not ok $tests - $round: $2"
+		[ ! -s "$DIR/last" ] || head -c 2000 "$DIR/last" | sed 's/^/#   /'
+	fi
+	return "$1"
+}
+# check TEXT COMMAND...: the command must succeed. Its output is shown if not.
+check() {
+	text=$1
+	shift
+	"$@" >"$DIR/last" 2>&1 </dev/null
+	result $? "$text"
+}
+# same TEXT WANTED COMMAND...: the command must print just that.
+same() {
+	text=$1 wanted=$2
+	shift 2
+	got=$("$@" 2>"$DIR/err" </dev/null)
+	rc=$?
+	{ echo "wanted '$wanted', got '$got' (status $rc)"; cat "$DIR/err"; } >"$DIR/last"
+	[ "$got" = "$wanted" ]
+	result $? "$text"
+}
+t() { timeout "$LIMIT" thaw --socket "$DIR/thawd.sock" "$@"; }
+# guest VM COMMAND: runs a shell command in the guest.
+guest() {
+	vm=$1
+	shift
+	vsock-call -t "$LIMIT" "$DIR/$vm.vsock" "sh $*"
+}
+has() { # WORD COMMAND...: the output contains the word
+	word=$1
+	shift
+	"$@" >"$DIR/has" 2>&1
+	cat "$DIR/has"
+	grep -q "$word" "$DIR/has"
+}
+seconds() { cut -d. -f1 /proc/uptime; }
+# until_ok COMMAND...: once a second, for LIMIT
+until_ok() {
+	end=$(($(seconds) + LIMIT))
+	until "$@"; do
+		[ "$(seconds)" -lt $end ] || return 1
+		sleep 1
+	done
+}
+counts() { # VM: the counter in the guest goes on
+	a=$(guest "$1" cat /run/counter) || return 1
+	sleep 1
+	b=$(guest "$1" cat /run/counter)
+	echo "counter $a, then $b"
+	[ "$b" -gt "$a" ]
+}
+tap() { # N
+	[ -e "/sys/class/net/t$1" ] && return
+	tunctl -t "t$1" >/dev/null && ip addr add "10.0.$1.1/24" dev "t$1" &&
+		ip link set "t$1" up
+}
+start_daemon() {
+	thawd --socket "$DIR/thawd.sock" --state-dir "$DIR/state" --vmm "$TOP/bin/thaw-vmm" \
+		>>"$DIR/thawd.log" 2>&1 &
+	daemon=$!
+	until_ok t ls
+}
+stop_daemon() {
+	kill "$daemon" 2>/dev/null
+	wait "$daemon"
+	daemon=''
+}
+show_logs() {
+	note "console of $1:"
+	t console "$1" --read 2>&1 | tail -n 25 | sed 's/^/#   /'
+	note "daemon:"
+	tail -n 15 "$DIR/thawd.log" | sed 's/^/#   /'
+}
+no_vmm_left() { ! pidof thaw-vmm; }
+write_nonce() { # VM TEXT: to the disk's sector 8, past the page cache
+	guest "$1" "echo $2 | dd of=/dev/vda bs=512 seek=8 conv=sync,fsync,notrunc 2>/dev/null"
+}
+read_nonce() { # VM: from the disk, not from the page cache
+	guest "$1" "sync; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=512 skip=8 count=1 2>/dev/null | head -n 1"
+}
+image_nonce() { # FILE: what the host sees
+	dd if="$1" bs=512 skip=8 count=1 2>/dev/null | head -n 1
+}
+set_address() { # VM N
+	guest "$1" "ip addr flush dev eth0; ip addr add 10.0.$2.2/24 dev eth0; ip link set eth0 up"
+}
+ping_guest() { ping -c 1 -W 10 "10.0.$1.2" && guest "$2" "ping -c 1 -W 10 10.0.$1.1"; }
+dial_out() { # VM: the guest connects to the host
+	vsock-call -t "$LIMIT" -l "$DIR/$1.vsock_6000" >"$DIR/dialled" &
+	listener=$!
+	until_ok [ -S "$DIR/$1.vsock_6000" ] &&
+		vsock-call -t "$LIMIT" "$DIR/$1.vsock" "dial 6000 from-$1" &&
+		wait $listener && grep -qx "from-$1" "$DIR/dialled"
+}
+rebind_mac() { # VM: the MAC that a freshly bound driver finds
+	guest "$1" 'd=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; echo $d >unbind; echo $d >bind; cat /sys/class/net/*0/address'
+}
+ended() { # VM WORD: exited with that reason
+	t wait "$1" --state exited --timeout "$LIMIT" && has "$2" t show "$1" --json
+}
+
+# boot: from nothing to user space, all devices seen.
+boot() {
+	tap 1
+	truncate -s 16M "$DIR/src.img"
+	check "created and started" t create src --kernel "$KERNEL" --initrd "$INITRD" \
+		--cmdline "console=ttyS0 quiet panic=-1 reboot=k" --vcpus "$VCPUS" --memory 256 \
+		--drive "id=disk,path=$DIR/src.img" --net id=net0,tap=t1,mac=02:00:00:00:00:01 \
+		--vsock "cid=3,path=$DIR/src.vsock" --start || return 1
+	check "boots to user space" \
+		timeout "$BOOT" thaw --socket "$DIR/thawd.sock" wait src --console GUEST-READY --timeout "$BOOT" ||
+		return 1
+	check "answers over vsock" until_ok guest src true || return 1
+	case $SERIES in
+	6.*) same "kernel is of series $SERIES" "$SERIES" guest src "uname -r | cut -d. -f1,2" ;;
+	esac
+	same "$VCPUS vCPUs at work" "$VCPUS" guest src "grep -c ^processor /proc/cpuinfo"
+	check "blk: disk of 16 MiB" guest src 'test $(cat /sys/block/vda/size) = 32768'
+	same "net: its MAC" 02:00:00:00:00:01 guest src cat /sys/class/net/eth0/address
+	same "rng: 16 bytes" 16 guest src "head -c 16 /dev/hwrng | wc -c"
+	check "counter counts" counts src
+	check "address set" set_address src 1
+	check "ping both ways" ping_guest 1 src
+	check "vsock from the guest out" dial_out src
+}
+
+# freeze: nonces, a load on the disk, an open connection; pause, snapshot, resume.
+freeze() {
+	check "nonce in a RAM file" guest src "echo $NONCE >/run/nonce"
+	check "nonce on the disk" write_nonce src "$NONCE"
+	same "nonce seen by the host" "$NONCE" image_nonce "$DIR/src.img"
+	check "a load on the disk" guest src \
+		'(while :; do dd if=/run/counter of=/dev/vda bs=512 seek=64 count=1 conv=fsync,notrunc; done) </dev/null >/dev/null 2>&1 &'
+	vsock-call -t 240 "$DIR/src.vsock" "sh until [ -e /run/go ]; do sleep 1; done; echo held" \
+		>"$DIR/held" 2>&1 &
+	held=$!
+	check "pause" t pause src || return 1
+	check "shown as paused" has paused t show src --json
+	check "snapshot" t snapshot src snap || return 1
+	check "snapshot is listed" has snap t snapshots
+	check "snapshot is shown" t snapshot-show snap --json
+	for n in 0 1 2 3 9; do cp "$DIR/src.img" "$DIR/c$n.img"; done
+	check "resume" t resume src || return 1
+	check "the source's counter goes on" counts src
+	check "the source has its nonce" guest src "grep -qx $NONCE /run/nonce"
+	check "the source's connection is asked to end" guest src "touch /run/go"
+	wait $held
+	check "the source's open connection lived on" grep -qx held "$DIR/held"
+}
+
+# clones: three of them, each itself.
+clones() {
+	for n in 0 1 2 3; do tap 1$n; done
+	check "three clones in one request" t clone snap --count 3 --name c \
+		--drive "id=disk,path=$DIR/c{n}.img" --net "id=net0,tap=t1{n},mac=02:00:00:00:01:0{n}" \
+		--vsock "path=$DIR/c{n}.vsock" || return 1
+	names=$(cd "$DIR" && for s in c*.vsock; do echo "${s%.vsock}"; done)
+	t ls | sed 's/^/# /'
+	same "three vsock paths" 3 sh -c "echo '$names' | wc -l"
+	: >"$DIR/random"
+	for c in $names; do
+		n=${c#c}
+		check "$c answers over a new vsock connection" until_ok guest "$c" true || continue
+		guest "$c" "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
+		same "$c has the nonce in RAM" "$NONCE" guest "$c" cat /run/nonce
+		same "$c has the nonce on its disk" "$NONCE" read_nonce "$c"
+		check "$c counts on" counts "$c"
+		check "$c writes its disk" write_nonce "$c" "mine-$c"
+		check "$c has its own address" set_address "$c" "1$n"
+		check "$c ping both ways" ping_guest "1$n" "$c"
+		check "$c vsock from the guest out" dial_out "$c"
+	done
+	for c in $names; do
+		same "$c reads its own write" "mine-$c" read_nonce "$c"
+		same "$c wrote its own image" "mine-$c" image_nonce "$DIR/$c.img"
+	done
+	same "the source's disk kept its nonce" "$NONCE" image_nonce "$DIR/src.img"
+	same "different random bytes from $RANDOM_DEV" 3 sh -c "sort -u '$DIR/random' | grep -c ."
+	set -- $names
+	same "$1 has its own MAC when its driver binds anew" "02:00:00:00:01:0${1#c}" rebind_mac "$1"
+	check "kill $1" t stop "$1" --mode kill
+	check "delete $1" t delete "$1"
+	check "$2 lives" counts "$2"
+	check "$3 lives" counts "$3"
+	check "the source lives" counts src
+}
+
+# ends: each way for a guest to end has its word.
+ends() {
+	set -- $names
+	guest "$2" "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
+	check "poweroff ends $2 with shutdown" ended "$2" shutdown
+	guest "$3" "(sleep 1; reboot -f) >/dev/null 2>&1 &"
+	check "reboot ends $3 with reset" ended "$3" reset
+	check "power button" t stop src --mode power-button
+	check "the power button ends src with shutdown" ended src shutdown
+	for vm in "$2" "$3" src; do check "delete $vm" t delete "$vm"; done
+	check "no VM process left" until_ok no_vmm_left
+}
+
+# again: the snapshot outlives the daemon.
+again() {
+	stop_daemon
+	check "the daemon starts again" start_daemon || return 1
+	check "the snapshot is still there" has snap t snapshots
+	tap 2
+	check "restored again by name" t clone snap --name again --drive "id=disk,path=$DIR/c9.img" \
+		--net id=net0,tap=t2 --vsock "path=$DIR/again.vsock" || return 1
+	# One clone may or may not carry a number.
+	vm=$(t ls | grep -o 'again[^ ]*' | head -n 1)
+	check "it answers" until_ok guest again true || return 1
+	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
+	same "it has the nonce on its disk" "$NONCE" read_nonce again
+	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
+	check "it powers off" ended "$vm" shutdown
+	check "delete it" t delete "$vm"
+	check "delete the snapshot" t snapshot-delete snap
+	check "no VM process left" until_ok no_vmm_left
+}
+
+scenario() { # SERIES KIND VCPUS
+	SERIES=$1 VCPUS=$3 round="$1 $2, $3 vCPU"
+	DIR=$TOP/run-$1-$2-$3
+	INITRD=$TOP/$1/initrd
+	KERNEL=$TOP/$1/vmlinux
+	[ "$2" = vmlinux ] || KERNEL=$TOP/$1/vmlinuz
+	# 6.1 has no VMGENID driver: there the monitor's entropy device must differ.
+	RANDOM_DEV=/dev/urandom
+	[ "$1" != 6.1 ] || RANDOM_DEV=/dev/hwrng
+	mkdir -p "$DIR"
+	note "$round"
+	up=$(seconds)
+	if check "the daemon starts" start_daemon; then
+		check "doctor" t doctor
+		if boot && freeze; then
+			clones && ends && again
+		else
+			show_logs src
+		fi
+	else
+		sed 's/^/# /' "$DIR/thawd.log"
+	fi
+	stop_daemon
+	killall -9 thaw-vmm vsock-call 2>/dev/null
+	note "$round took $(($(seconds) - up)) s"
+	mkdir -p /out
+	cp "$DIR/thawd.log" "/out/thawd-$1-$2-$3.log"
+	cd "$TOP" && rm -rf "$DIR"
+}
+
+while [ $# -ge 3 ]; do
+	scenario "$1" "$2" "$3"
+	shift 3
+done
+echo "1..$tests"
+[ $failed = 0 ]
