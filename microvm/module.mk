@@ -2,6 +2,8 @@
 BASE_O := $(call objs,$(wildcard microvm/base/*.c))
 VMM_O := $(call objs,$(filter-out microvm/main.c,$(wildcard microvm/*.c)) $(wildcard microvm/arch/$(ARCH)/*.c))
 VMM_MAIN_O := $(call objs,microvm/main.c)
+BASE_CFLAGS += -Imicrovm/arch/$(ARCH)
+-include microvm/arch/$(ARCH)/module.mk
 
 # Static: a VM process starts without the dynamic linker (0.4 ms less per clone) and
 # needs no file system.

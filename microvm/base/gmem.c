@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
 {
@@ -18,6 +19,11 @@ int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
 
 int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 {
+	struct stat st;
+	// Touching a mapping beyond the end of its file would kill the process.
+	if (file_fd >= 0 && (fstat(file_fd, &st) || (uint64_t)st.st_size != m->total_bytes))
+		return mv_fail(err, EINVAL, "the memory file is not as large as the VM's memory (%llu MiB)",
+			       (unsigned long long)(m->total_bytes >> 20));
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		struct gmem_region *r = &m->region[i];
 		int flags = MAP_PRIVATE | MAP_NORESERVE | (file_fd < 0 ? MAP_ANONYMOUS : 0);

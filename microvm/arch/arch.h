@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract of an architecture: microvm/arch/<name>/ supplies arch_types.h and
+// these functions; nothing outside that folder switches on the architecture.
+// All are called with the loop's lock held (or before threads exist), vCPUs parked,
+// except arch_vcpu_exit.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "arch_types.h" // struct arch_vm
+#include "microvm/base/err.h"
+#include "microvm/base/gmem.h"
+#include "microvm/base/util.h"
+#include "microvm/base/vmcfg.h"
+
+struct vm;
+struct vcpu;
+
+#define ARCH_MANIFEST_ID ARCH_ID // enum manifest_arch
+
+// Where the slots of virtio-mmio devices are, and their interrupts.
+uint64_t arch_device_gpa(unsigned slot);
+uint32_t arch_device_gsi(unsigned slot);
+uint32_t arch_serial_gsi(void);
+
+// Guest memory's regions for a size.
+int arch_mem_layout(struct gmem *m, uint32_t mem_mib);
+
+// After memory slots exist, before vCPUs: interrupt controllers and the like.
+int arch_vm_init(struct vm *vm, struct mv_err *err);
+
+// Loads kernel, initrd, tables and the vCPUs' first registers.
+int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err);
+
+// Saved state of one vCPU and of the machine. Loading checks everything first.
+int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err);
+int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err);
+int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err);
+int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *err);
+// After all else is loaded, just before the vCPUs run: the clock, and so on.
+int arch_vm_resume(struct vm *vm, struct mv_err *err);
+
+// A fresh VM generation ID in guest memory; with notify the guest is told.
+int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err);
+
+void arch_power_button(struct vm *vm);
+int arch_ctrl_alt_del(struct vm *vm, struct mv_err *err);
+
+// An exit that vcpu.c does not know: true when handled. Called from the vCPU's thread
+// without the lock.
+bool arch_vcpu_exit(struct vcpu *c);

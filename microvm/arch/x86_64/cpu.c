@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+// A vCPU's registers: how a kernel finds them, and how they are saved and loaded. The KVM
+// structures are stable ABI and are stored as such, each in a field of its own length.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "microvm/arch/arch.h"
+#include "microvm/kvm.h"
+#include "x86.h"
+
+#define MAX_MSRS 256
+#define MAX_CPUID 256
+#define XSAVE_MAX_BYTES 16384
+
+#define MSR_TSC_DEADLINE 0x6e0
+#define MSR_MISC_ENABLE 0x1a0
+#define MSR_MTRR_DEF_TYPE 0x2ff
+#define MISC_ENABLE_FAST_STRING 1
+#define MTRR_ENABLED_WRITE_BACK (1 << 11 | 6)
+
+struct msr_list {
+	struct kvm_msrs head;
+	struct kvm_msr_entry entry[MAX_MSRS];
+};
+
+struct cpuid_list {
+	struct kvm_cpuid2 head;
+	struct kvm_cpuid_entry2 entry[MAX_CPUID];
+};
+
+struct vcpu_state {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_xcrs xcrs;
+	struct kvm_lapic_state lapic;
+	struct kvm_vcpu_events events;
+	struct kvm_debugregs debugregs;
+	struct kvm_mp_state mp_state;
+	uint32_t tsc_khz;
+	_Alignas(struct kvm_xsave) uint8_t xsave[XSAVE_MAX_BYTES];
+	uint32_t n_xsave;
+	_Alignas(8) uint8_t cpuid[sizeof(struct kvm_cpuid_entry2) * MAX_CPUID];
+	uint32_t n_cpuid; // bytes
+	_Alignas(8) uint8_t msrs[sizeof(struct kvm_msr_entry) * MAX_MSRS];
+	uint32_t n_msrs; // bytes
+};
+
+static const struct mv_field fields[] = {
+	MV_RAW(struct vcpu_state, regs, 1),
+	MV_RAW(struct vcpu_state, sregs, 2),
+	MV_RAW(struct vcpu_state, xcrs, 3),
+	MV_RAW(struct vcpu_state, lapic, 4),
+	MV_RAW(struct vcpu_state, events, 5),
+	MV_RAW(struct vcpu_state, debugregs, 6),
+	MV_RAW(struct vcpu_state, mp_state, 7),
+	MV_INT(struct vcpu_state, tsc_khz, 8, MV_U32, 0, 100u * 1000 * 1000),
+	MV_VAR(struct vcpu_state, xsave, n_xsave, 9),
+	MV_VAR(struct vcpu_state, cpuid, n_cpuid, 10),
+	MV_VAR(struct vcpu_state, msrs, n_msrs, 11),
+};
+static MV_DEFINE_TABLE(vcpu_table, struct vcpu_state, fields);
+
+// Flat 4 GiB (or long-mode) segments as the boot protocols want them.
+static struct kvm_segment segment(uint16_t selector, uint8_t type, bool long_mode, bool system)
+{
+	return (struct kvm_segment){ .limit = 0xffffffff, .selector = selector, .type = type,
+				     .present = 1, .db = !long_mode && !system, .s = !system,
+				     .l = long_mode, .g = 1 };
+}
+
+static uint64_t gdt_entry(const struct kvm_segment *s)
+{
+	uint64_t flags = (uint64_t)s->type | (uint64_t)s->s << 4 | (uint64_t)s->present << 7 |
+			 (uint64_t)s->l << 13 | (uint64_t)s->db << 14 | (uint64_t)s->g << 15;
+	return 0xffff | flags << 40 | 0xfull << 48;
+}
+
+// Identity mapping of the first 4 GiB with 2 MiB pages (Linux boot protocol, "64-bit").
+static int write_page_tables(struct vm *vm)
+{
+	enum { PRESENT_WRITE = 3, LARGE = 0x80, PAGE = 0x1000 };
+	uint64_t table[512] = { (X86_PAGE_TABLES + PAGE) | PRESENT_WRITE };
+	int r = gmem_write(&vm->mem, gpa(X86_PAGE_TABLES), table, sizeof table);
+	for (unsigned i = 0; i < 4; i++)
+		table[i] = (X86_PAGE_TABLES + (2 + i) * PAGE) | PRESENT_WRITE;
+	r = r ? r : gmem_write(&vm->mem, gpa(X86_PAGE_TABLES + PAGE), table, sizeof table);
+	for (uint64_t i = 0; !r && i < 4; i++) {
+		for (uint64_t k = 0; k < 512; k++)
+			table[k] = (i << 30 | k << 21) | PRESENT_WRITE | LARGE;
+		r = gmem_write(&vm->mem, gpa(X86_PAGE_TABLES + (2 + i) * PAGE), table, sizeof table);
+	}
+	return r;
+}
+
+// KVM stops at the first MSR it refuses and says how many it took. One that was zero
+// when saved and that this host does not have is no loss.
+static int set_msrs(struct vcpu *c, const struct kvm_msr_entry *msr, uint32_t n, struct mv_err *err)
+{
+	struct msr_list list;
+	for (uint32_t at = 0; at < n; at++) {
+		list.head = (struct kvm_msrs){ .nmsrs = n - at };
+		memcpy(list.entry, msr + at, (n - at) * sizeof *msr);
+		int r = ioctl(c->fd, KVM_SET_MSRS, &list);
+		if (r < 0)
+			return mv_fail(err, errno, "KVM_SET_MSRS: %s", strerror(errno));
+		at += (uint32_t)r;
+		if (at < n && msr[at].data)
+			return mv_fail(err, ENOTSUP,
+				       "vCPU %u: this host's KVM refuses MSR 0x%x = 0x%llx; restore on a host "
+				       "with the CPU and kernel of the snapshot", c->index, msr[at].index,
+				       (unsigned long long)msr[at].data);
+	}
+	return 0;
+}
+
+int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct mv_err *err)
+{
+	struct kvm_sregs s;
+	struct kvm_regs regs = { .rflags = 2, .rip = entry->rip };
+	const struct kvm_msr_entry msrs[] = {
+		{ .index = MSR_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
+		{ .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLED_WRITE_BACK },
+	};
+	struct kvm_segment code = segment(0x10, 0xb, !entry->pvh, false);
+	struct kvm_segment data = segment(0x18, 0x3, false, false);
+	struct kvm_segment tss = segment(0x20, 0xb, false, true);
+
+	tss.limit = 0x67;
+	tss.g = 0;
+	uint64_t gdt[5] = { 0, 0, gdt_entry(&code), gdt_entry(&data), gdt_entry(&tss) };
+	int r = kvm_call(c->fd, KVM_GET_SREGS, &s, "KVM_GET_SREGS", err);
+	if (r < 0)
+		return r;
+	if (gmem_write(&c->vm->mem, gpa(X86_GDT), gdt, sizeof gdt))
+		return mv_fail(err, ENOMEM, "no room for the GDT");
+	s.gdt.base = X86_GDT;
+	s.gdt.limit = sizeof gdt - 1;
+	s.idt.base = s.idt.limit = 0;
+	s.cs = code;
+	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	s.tr = tss;
+	s.cr0 = 0x11; // PE, ET
+	s.cr4 = 0;
+	if (entry->pvh)
+		regs.rbx = X86_PVH_INFO;
+	else {
+		if (write_page_tables(c->vm))
+			return mv_fail(err, ENOMEM, "no room for page tables");
+		s.cr0 |= 0x80000000u; // PG
+		s.cr4 = 0x20;	      // PAE
+		s.cr3 = X86_PAGE_TABLES;
+		s.efer |= 0x500; // LME, LMA
+		regs.rsi = X86_ZERO_PAGE;
+	}
+	if ((r = kvm_call(c->fd, KVM_SET_SREGS, &s, "KVM_SET_SREGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_REGS, &regs, "KVM_SET_REGS", err)) < 0)
+		return r;
+	return set_msrs(c, msrs, MV_ARRAY_LEN(msrs), err);
+}
+
+// All MSRs that KVM lists and lets us read; TSC_DEADLINE last, since setting it before
+// the TSC and the APIC base arms it wrongly.
+static int get_msrs(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
+{
+	struct {
+		struct kvm_msr_list head;
+		uint32_t index[MAX_MSRS];
+	} names = { .head.nmsrs = MAX_MSRS };
+	struct msr_list list;
+	uint32_t n = 0, at = 0;
+
+	int r = kvm_call(c->vm->kvm_fd, KVM_GET_MSR_INDEX_LIST, &names, "KVM_GET_MSR_INDEX_LIST", err);
+	if (r < 0)
+		return r;
+	struct kvm_msr_entry *out = (void *)s->msrs;
+	while (at < names.head.nmsrs) {
+		list.head = (struct kvm_msrs){ .nmsrs = names.head.nmsrs - at };
+		for (uint32_t i = at; i < names.head.nmsrs; i++)
+			list.entry[i - at] = (struct kvm_msr_entry){ .index = names.index[i] };
+		r = ioctl(c->fd, KVM_GET_MSRS, &list);
+		if (r < 0)
+			return mv_fail(err, errno, "KVM_GET_MSRS: %s", strerror(errno));
+		for (int i = 0; i < r; i++)
+			if (list.entry[i].index != MSR_TSC_DEADLINE)
+				out[n++] = list.entry[i];
+		at += (uint32_t)r + 1; // the one it stopped at cannot be read here
+	}
+	list.head.nmsrs = 1;
+	list.entry[0] = (struct kvm_msr_entry){ .index = MSR_TSC_DEADLINE };
+	if (n < MAX_MSRS && ioctl(c->fd, KVM_GET_MSRS, &list) == 1)
+		out[n++] = list.entry[0];
+	s->n_msrs = n * (uint32_t)sizeof out[0];
+	return 0;
+}
+
+static int get_xsave(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
+{
+	int size = kvm_capability(c->vm->vm_fd, KVM_CAP_XSAVE2);
+	if (size > XSAVE_MAX_BYTES)
+		return mv_fail(err, ENOTSUP, "vCPU state of %d bytes (KVM_CAP_XSAVE2) is larger than %d",
+			       size, XSAVE_MAX_BYTES);
+	if (size <= (int)sizeof(struct kvm_xsave)) {
+		s->n_xsave = sizeof(struct kvm_xsave);
+		return kvm_call(c->fd, KVM_GET_XSAVE, s->xsave, "KVM_GET_XSAVE", err);
+	}
+	s->n_xsave = (uint32_t)size;
+	return kvm_call(c->fd, KVM_GET_XSAVE2, s->xsave, "KVM_GET_XSAVE2", err);
+}
+
+int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err)
+{
+	MV_FREE struct vcpu_state *s = calloc(1, sizeof *s);
+	struct cpuid_list cpuid = { .head.nent = MAX_CPUID };
+	int r;
+
+	if (!s)
+		return mv_fail(err, ENOMEM, "out of memory");
+	// MP state first: reading it lets a pending INIT or SIPI take effect.
+	if ((r = kvm_call(c->fd, KVM_GET_MP_STATE, &s->mp_state, "KVM_GET_MP_STATE", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_REGS, &s->regs, "KVM_GET_REGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_SREGS, &s->sregs, "KVM_GET_SREGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_XCRS, &s->xcrs, "KVM_GET_XCRS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_LAPIC, &s->lapic, "KVM_GET_LAPIC", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_DEBUGREGS, &s->debugregs, "KVM_GET_DEBUGREGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_CPUID2, &cpuid, "KVM_GET_CPUID2", err)) < 0 ||
+	    (r = get_xsave(c, s, err)) < 0 || (r = get_msrs(c, s, err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_VCPU_EVENTS, &s->events, "KVM_GET_VCPU_EVENTS", err)) < 0)
+		return r;
+	r = ioctl(c->fd, KVM_GET_TSC_KHZ, 0);
+	s->tsc_khz = r > 0 ? (uint32_t)r : 0;
+	s->n_cpuid = cpuid.head.nent * (uint32_t)sizeof cpuid.entry[0];
+	memcpy(s->cpuid, cpuid.entry, s->n_cpuid);
+	mv_state_save(&vcpu_table, s, out);
+	return 0;
+}
+
+// A guest that runs at another TSC frequency than the host's needs scaling; within 250 ppm
+// (KVM's own tolerance) nothing is to be done.
+static int check_tsc(struct vcpu *c, uint32_t saved_khz, struct mv_err *err)
+{
+	int khz = ioctl(c->fd, KVM_GET_TSC_KHZ, 0);
+	if (khz <= 0 || !saved_khz)
+		return 0;
+	uint64_t difference = saved_khz > (uint32_t)khz ? saved_khz - (uint32_t)khz : (uint32_t)khz - saved_khz;
+	if (difference * 1000000 <= (uint64_t)saved_khz * 250)
+		return 0;
+	if (ioctl(c->fd, KVM_SET_TSC_KHZ, (long)saved_khz) < 0)
+		return mv_fail(err, ENOTSUP,
+			       "the snapshot's TSC runs at %u kHz, this host's at %d kHz, and it cannot scale",
+			       saved_khz, khz);
+	return 0;
+}
+
+int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err)
+{
+	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
+	struct cpuid_list cpuid = { 0 };
+	int r;
+
+	if (!s)
+		return mv_fail(err, ENOMEM, "out of memory");
+	if ((r = mv_state_load(&vcpu_table, bytes, len, s, err)))
+		return r;
+	int need = kvm_capability(c->vm->vm_fd, KVM_CAP_XSAVE2);
+	if (s->n_cpuid % sizeof cpuid.entry[0] || s->n_msrs % sizeof(struct kvm_msr_entry) ||
+	    s->n_xsave < sizeof(struct kvm_xsave))
+		return mv_fail(err, EINVAL, "vCPU %u: damaged state", c->index);
+	if (need > (int)s->n_xsave)
+		s->n_xsave = (uint32_t)need; // zero beyond what was saved
+	cpuid.head.nent = s->n_cpuid / (uint32_t)sizeof cpuid.entry[0];
+	memcpy(cpuid.entry, s->cpuid, s->n_cpuid);
+	if ((r = kvm_call(c->fd, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2", err)) < 0 ||
+	    (r = check_tsc(c, s->tsc_khz, err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_MP_STATE, &s->mp_state, "KVM_SET_MP_STATE", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_REGS, &s->regs, "KVM_SET_REGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_SREGS, &s->sregs, "KVM_SET_SREGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_XCRS, &s->xcrs, "KVM_SET_XCRS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_XSAVE, s->xsave, "KVM_SET_XSAVE", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_DEBUGREGS, &s->debugregs, "KVM_SET_DEBUGREGS", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_LAPIC, &s->lapic, "KVM_SET_LAPIC", err)) < 0 ||
+	    (r = set_msrs(c, (void *)s->msrs, s->n_msrs / (uint32_t)sizeof(struct kvm_msr_entry), err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_SET_VCPU_EVENTS, &s->events, "KVM_SET_VCPU_EVENTS", err)) < 0)
+		return r;
+	return 0;
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPUID leaves as the guest sees them. One socket, one core per vCPU, one thread per core.
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "microvm/kvm.h"
+#include "x86.h"
+
+#define MAX_LEAVES 256
+
+struct cpuid_list {
+	struct kvm_cpuid2 head;
+	struct kvm_cpuid_entry2 entry[MAX_LEAVES];
+};
+
+enum {
+	F1_ECX_VMX = 1u << 5,
+	F1_ECX_TSC_DEADLINE = 1u << 24,
+	F1_ECX_HYPERVISOR = 1u << 31,
+	F1_EDX_HTT = 1u << 28,
+	F8_1_ECX_SVM = 1u << 2,
+	LEVEL_SMT = 1 << 8, // leaf 0xb ecx: level type
+	LEVEL_CORE = 2 << 8,
+};
+
+// Bits needed to number n things.
+static uint32_t width(uint32_t n)
+{
+	return n > 1 ? 32u - (uint32_t)__builtin_clz(n - 1) : 0;
+}
+
+static void patch(struct kvm_cpuid_entry2 *e, uint32_t cpu, uint32_t cpus, bool tsc_deadline)
+{
+	switch (e->function) {
+	case 0x1:
+		e->ebx = (e->ebx & 0xffff) | (cpus & 0xff) << 16 | cpu << 24;
+		e->ecx = (e->ecx & ~(uint32_t)(F1_ECX_VMX | F1_ECX_TSC_DEADLINE)) | F1_ECX_HYPERVISOR |
+			 (tsc_deadline ? F1_ECX_TSC_DEADLINE : 0);
+		e->edx = cpus > 1 ? e->edx | F1_EDX_HTT : e->edx & ~(uint32_t)F1_EDX_HTT;
+		break;
+	case 0x4: // Intel: cores per package; threads that share this cache (one, or all for L3)
+		if (e->eax & 0x1f) {
+			uint32_t level = e->eax >> 5 & 7;
+			uint32_t sharing = level >= 3 ? (1u << width(cpus)) - 1 : 0;
+			e->eax = (e->eax & 0x3fff) | sharing << 14 | ((1u << width(cpus)) - 1) << 26;
+		}
+		break;
+	case 0xa: // performance counters: none
+		e->eax = e->ebx = e->ecx = e->edx = 0;
+		break;
+	case 0xb:
+	case 0x1f: // extended topology: level 0 = threads of a core, 1 = cores
+		e->edx = cpu;
+		e->eax = e->index == 1 ? width(cpus) : 0;
+		e->ebx = e->index == 0 ? 1 : e->index == 1 ? cpus : 0;
+		e->ecx = e->index == 0 ? LEVEL_SMT : e->index == 1 ? (LEVEL_CORE | 1) : e->index;
+		break;
+	case 0x80000001: e->ecx &= ~(uint32_t)F8_1_ECX_SVM; break;
+	case 0x80000008: // AMD: number of cores - 1, bits of the APIC id
+		e->ecx = (cpus - 1) | width(cpus) << 12;
+		break;
+	case 0x8000000a: // SVM features
+		e->eax = e->ebx = e->ecx = e->edx = 0;
+		break;
+	case 0x8000001d: // AMD: caches
+		if (e->eax & 0x1f) {
+			uint32_t sharing = (e->eax >> 5 & 7) >= 3 ? cpus - 1 : 0;
+			e->eax = (e->eax & 0x3fff) | sharing << 14;
+		}
+		break;
+	case 0x8000001e: // AMD: APIC id, one thread per core, one node
+		e->eax = cpu;
+		e->ebx = cpu & 0xff;
+		e->ecx = 0;
+		break;
+	}
+}
+
+int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
+{
+	struct cpuid_list list = { .head.nent = MAX_LEAVES };
+	uint32_t cpus = c->vm->cfg.vcpus;
+	bool deadline = kvm_capability(c->vm->vm_fd, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+
+	int r = kvm_call(c->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, &list, "KVM_GET_SUPPORTED_CPUID", err);
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < list.head.nent; i++)
+		patch(&list.entry[i], c->index, cpus, deadline);
+	r = kvm_call(c->fd, KVM_SET_CPUID2, &list, "KVM_SET_CPUID2", err);
+	return r < 0 ? r : 0;
+}

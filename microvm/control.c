@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/control.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "microvm/base/log.h"
+
+// Console output is answered this long after its first byte, so that a line is one answer.
+#define CONSOLE_GATHER_NS (2u * 1000 * 1000)
+
+static void reply(struct control *c, uint64_t id, struct msg_reply *r, int code,
+		  const struct mv_err *err)
+{
+	r->code = (uint32_t)-code;
+	r->state = c->vm->state;
+	r->times = c->vm->times;
+	if (code)
+		mv_strcpy(r->text, sizeof r->text, err->msg);
+	int sent = msg_send(c->fd, MSG_REPLY, id, &msg_reply_table, r, NULL, 0);
+	if (sent)
+		mv_log(MV_ERROR, "cannot answer the daemon: %s", strerror(-sent));
+}
+
+static void on_change(struct vm *vm)
+{
+	struct control *c = vm->owner;
+	MV_FREE struct msg_event *e = calloc(1, sizeof *e);
+	if (!e)
+		return;
+	e->state = vm->state;
+	e->reason = vm->exit_reason;
+	e->times = vm->times;
+	mv_strcpy(e->detail, sizeof e->detail, vm->exit_detail);
+	if (vm->state == VM_EXITED) {
+		uint64_t kept = MSG_CONSOLE_BYTES, end = vm->serial.out_total;
+		uint64_t from = end > kept ? end - kept : 0;
+		e->console_end = end;
+		e->n_data = serial_output(&vm->serial, &from, e->data, MSG_CONSOLE_BYTES);
+		mv_loop_stop(&vm->loop);
+	}
+	int r = msg_send(c->fd, MSG_EVENT, 0, &msg_event_table, e, NULL, 0);
+	if (r)
+		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));
+}
+
+static void answer_reader(struct control *c, struct console_reader *rd)
+{
+	MV_FREE struct msg_reply *r = calloc(1, sizeof *r);
+	if (!r)
+		return;
+	rd->waiting = false;
+	r->console_offset = rd->offset;
+	r->n_data = serial_output(&c->vm->serial, &r->console_offset, r->data, rd->max_bytes);
+	r->console_end = c->vm->serial.out_total;
+	reply(c, rd->id, r, 0, NULL);
+}
+
+// Answers every reader that has output or whose time is up; waits for the next deadline.
+static void answer_readers(struct control *c)
+{
+	uint64_t now = mv_now_ns(), next = UINT64_MAX;
+	for (int i = 0; i < CONTROL_READERS; i++) {
+		struct console_reader *rd = &c->reader[i];
+		if (!rd->waiting)
+			continue;
+		if (c->vm->serial.out_total > rd->offset || rd->deadline_ns <= now)
+			answer_reader(c, rd);
+		else if (rd->deadline_ns < next)
+			next = rd->deadline_ns;
+	}
+	if (next != UINT64_MAX)
+		mv_timer_arm(&c->timer, next - now);
+}
+
+static void on_timer(void *arg)
+{
+	answer_readers(arg);
+}
+
+// Runs in a vCPU's thread, lock held: only a timer is set.
+static void on_output(void *arg)
+{
+	struct control *c = arg;
+	for (int i = 0; i < CONTROL_READERS; i++)
+		if (c->reader[i].waiting) {
+			mv_timer_arm(&c->timer, CONSOLE_GATHER_NS);
+			return;
+		}
+}
+
+static int do_console_read(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_console_read q;
+	int r = mv_state_load(&msg_console_read_table, m->body, m->body_len, &q, err);
+	if (r)
+		return r;
+	for (int i = 0; i < CONTROL_READERS; i++) {
+		struct console_reader *rd = &c->reader[i];
+		if (rd->waiting)
+			continue;
+		*rd = (struct console_reader){ .waiting = true, .id = m->id, .offset = q.offset,
+					       .max_bytes = q.max_bytes,
+					       .deadline_ns = mv_now_ns() + q.wait_ms * 1000000ull };
+		answer_readers(c);
+		return 0;
+	}
+	return mv_fail(err, EBUSY, "%d readers wait for this console already", CONTROL_READERS);
+}
+
+static int do_console_write(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	MV_FREE struct msg_bytes *b = malloc(sizeof *b);
+	if (!b)
+		return mv_fail(err, ENOMEM, "out of memory");
+	int r = mv_state_load(&msg_bytes_table, m->body, m->body_len, b, err);
+	if (r)
+		return r;
+	if (c->vm->state != VM_RUNNING && c->vm->state != VM_PAUSED)
+		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(c->vm->state));
+	// All or nothing: half a line is worse than an error.
+	if (b->n_data > SERIAL_RX_BYTES - c->vm->serial.n_rx)
+		return mv_fail(err, ENOSPC, "the guest has %u bytes of input unread; room for %u more",
+			       c->vm->serial.n_rx, SERIAL_RX_BYTES - c->vm->serial.n_rx);
+	serial_input(&c->vm->serial, b->data, b->n_data);
+	return 0;
+}
+
+// Runs the VM and waits until its first vCPU is about to enter the guest.
+static int run_and_wait(struct vm *vm, struct mv_err *err)
+{
+	int r = vm_run(vm, err);
+	while (!r && !vm->times.running)
+		pthread_cond_wait(&vm->changed, &vm->loop.lock);
+	return r;
+}
+
+static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
+{
+	MV_FREE struct msg_setup *s = malloc(sizeof *s);
+	struct vm_fds fds;
+	if (!s)
+		return mv_fail(err, ENOMEM, "out of memory");
+	int r = mv_state_load(&msg_setup_table, m->body, m->body_len, s, err);
+	if (r)
+		return r;
+	if (c->vm->state || c->vm->vm_fd >= 0)
+		return mv_fail(err, EBUSY, "this process has a VM already");
+	if (vm_fds_unpack(m->fds, m->n_fds, s->fd_mask, &fds))
+		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
+	m->n_fds = 0; // they are in fds now
+	c->vm->times.request = mv_now_ns();
+	r = m->type == MSG_BOOT ? vm_boot(c->vm, &s->cfg, &fds, err) :
+				  vm_restore(c->vm, &s->cfg, &fds, err);
+	if (r)
+		return r;
+	c->vm->serial.on_output = on_output;
+	c->vm->serial.on_output_arg = c;
+	return s->run ? run_and_wait(c->vm, err) : 0;
+}
+
+static int do_snapshot(struct control *c, const struct msg *m, struct msg_reply *rep,
+		       struct mv_err *err)
+{
+	if (m->n_fds != 2)
+		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
+	return vm_snapshot(c->vm, m->fds[0], m->fds[1], rep, err);
+}
+
+static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_stop s;
+	int r = mv_state_load(&msg_stop_table, m->body, m->body_len, &s, err);
+	if (r)
+		return r;
+	if (c->vm->state != VM_RUNNING)
+		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(c->vm->state));
+	if (s.mode == VM_STOP_CTRL_ALT_DEL)
+		return arch_ctrl_alt_del(c->vm, err);
+	arch_power_button(c->vm);
+	return 0;
+}
+
+static void handle(struct control *c, struct msg *m)
+{
+	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
+	struct mv_err err = { 0 };
+	int r;
+
+	if (!rep)
+		return;
+	switch (m->type) {
+	case MSG_BOOT:
+	case MSG_RESTORE: r = do_setup(c, m, &err); break;
+	case MSG_RUN: r = run_and_wait(c->vm, &err); break;
+	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
+	case MSG_SNAPSHOT: r = do_snapshot(c, m, rep, &err); break;
+	case MSG_STOP: r = do_stop(c, m, &err); break;
+	case MSG_CONSOLE_WRITE: r = do_console_write(c, m, &err); break;
+	case MSG_CONSOLE_READ:
+		r = do_console_read(c, m, &err);
+		if (!r)
+			return; // answered when there is something
+		break;
+	default: r = mv_fail(&err, EPROTO, "unknown message %u", m->type);
+	}
+	reply(c, m->id, rep, r, &err);
+}
+
+static void on_message(void *arg, uint32_t events)
+{
+	struct control *c = arg;
+	struct msg m;
+	(void)events;
+	int r = msg_recv(c->fd, c->buf, &m);
+	if (r == -EAGAIN)
+		return;
+	if (r) { // -EPIPE: the daemon is gone or wants this VM gone
+		if (r != -EPIPE)
+			mv_log(MV_ERROR, "bad message from the daemon: %s", strerror(-r));
+		mv_loop_stop(&c->vm->loop);
+		return;
+	}
+	handle(c, &m);
+	msg_close_fds(&m);
+}
+
+int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_start_ns,
+		 struct mv_err *err)
+{
+	c->vm = vm;
+	c->fd = fd;
+	memset(c->reader, 0, sizeof c->reader);
+	vm->owner = c;
+	vm->on_change = on_change;
+	vm->times.process_start = process_start_ns;
+	int r = mv_timer_init(&vm->loop, &c->timer, on_timer, c);
+	if (!r)
+		r = mv_watch_add(&vm->loop, &c->watch, fd, EPOLLIN, on_message, c);
+	return r ? mv_fail(err, -r, "control socket: %s", strerror(-r)) : 0;
+}
+
+void control_fini(struct control *c)
+{
+	mv_watch_del(&c->watch);
+	mv_timer_fini(&c->timer);
+}

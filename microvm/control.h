@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// The VM process's side of the daemon's messages (microvm/base/msg.h). Runs on the VM's
+// loop, lock held. What comes in is checked as hostile; a malformed message or the end
+// of the connection ends the process: a VM without its daemon has no owner.
+#pragma once
+#include "microvm/vm.h"
+
+#define CONTROL_READERS 8 // console reads that wait at the same time
+
+struct control {
+	struct vm *vm;
+	int fd;
+	struct mv_watch watch;
+	struct mv_timer timer; // answers console reads
+	struct console_reader {
+		bool waiting;
+		uint64_t id, offset, deadline_ns;
+		uint32_t max_bytes;
+	} reader[CONTROL_READERS];
+	uint8_t buf[MSG_MAX_BYTES];
+};
+
+int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_start_ns,
+		 struct mv_err *err);
+void control_fini(struct control *c);

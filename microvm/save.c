@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/save.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "snapshot/format.h"
+#include "snapshot/memory.h"
+
+// Kinds are part of the format: never renumbered, never reused. From SECTION_SKIP on an
+// older reader skips a kind it does not know.
+enum {
+	SECTION_SHAPE = 1,  // struct shape
+	SECTION_VCPU = 2,   // by index; architecture's
+	SECTION_ARCH = 3,   // chips and clock; architecture's
+	SECTION_SERIAL = 4, // serial_table
+	SECTION_VIRTIO = 5, // by slot
+	SECTION_SKIP = 0x8000,
+};
+
+// What must be the same in the configuration for the rest to fit.
+struct shape {
+	uint32_t arch, vcpus, mem_mib, discovery, n_devs;
+	uint32_t n_drives, n_nets;
+	bool vsock, rng;
+};
+
+static const struct mv_field shape_fields[] = {
+	MV_INT(struct shape, arch, 1, MV_U32, 1, 255),
+	MV_INT(struct shape, vcpus, 2, MV_U32, 1, VMCFG_MAX_VCPUS),
+	MV_INT(struct shape, mem_mib, 3, MV_U32, VMCFG_MIN_MEM_MIB, VMCFG_MAX_MEM_MIB),
+	MV_INT(struct shape, discovery, 4, MV_U32, VMCFG_ACPI, VMCFG_CMDLINE),
+	MV_INT(struct shape, n_devs, 5, MV_U32, 0, VM_MAX_DEVICES),
+	MV_INT(struct shape, n_drives, 6, MV_U32, 0, VMCFG_MAX_DRIVES),
+	MV_INT(struct shape, n_nets, 7, MV_U32, 0, VMCFG_MAX_NETS),
+	MV_FLAG(struct shape, vsock, 8),
+	MV_FLAG(struct shape, rng, 9),
+};
+static MV_DEFINE_TABLE(shape_table, struct shape, shape_fields);
+
+static struct shape shape_of(const struct vmcfg *c)
+{
+	return (struct shape){ .arch = ARCH_ID,
+			       .vcpus = c->vcpus,
+			       .mem_mib = c->mem_mib,
+			       .discovery = c->discovery,
+			       .n_devs = c->n_drives + c->n_nets + c->vsock.present + c->rng,
+			       .n_drives = c->n_drives,
+			       .n_nets = c->n_nets,
+			       .vsock = c->vsock.present,
+			       .rng = c->rng };
+}
+
+static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct mv_err *err)
+{
+	struct shape want = shape_of(cfg);
+	if (file->arch != want.arch)
+		return mv_fail(err, ENOTSUP, "the snapshot is of another CPU architecture");
+	if (file->vcpus != want.vcpus || file->mem_mib != want.mem_mib)
+		return mv_fail(err, EINVAL,
+			       "the state is of a VM with %u vCPUs and %u MiB, the configuration says %u and %u",
+			       file->vcpus, file->mem_mib, want.vcpus, want.mem_mib);
+	if (file->n_drives != want.n_drives || file->n_nets != want.n_nets ||
+	    file->vsock != want.vsock || file->rng != want.rng || file->n_devs != want.n_devs ||
+	    file->discovery != want.discovery)
+		return mv_fail(err, EINVAL, "the state has other devices than the configuration");
+	return 0;
+}
+
+// The place a section goes to, NULL for a kind or index that does not belong there.
+static struct saved_section *place(struct saved_vm *s, uint32_t kind, uint32_t index,
+				   const struct shape *shape)
+{
+	switch (kind) {
+	case SECTION_VCPU: return index < shape->vcpus ? &s->vcpu[index] : NULL;
+	case SECTION_ARCH: return index == 0 ? &s->arch : NULL;
+	case SECTION_SERIAL: return index == 0 ? &s->serial : NULL;
+	case SECTION_VIRTIO: return index < shape->n_devs ? &s->dev[index] : NULL;
+	default: return NULL;
+	}
+}
+
+static int sort_sections(struct saved_vm *s, size_t len, const struct vmcfg *cfg,
+			 struct mv_err *err)
+{
+	struct snap_section sec;
+	struct shape shape = { 0 };
+	size_t pos = 0;
+	uint32_t missing;
+	int r;
+
+	while ((r = snap_section_next(s->payload, len, &pos, &sec, err)) > 0) {
+		if (sec.kind == SECTION_SHAPE) {
+			r = mv_state_load(&shape_table, sec.bytes, sec.len, &shape, err);
+			r = r ? r : check_shape(&shape, cfg, err);
+			if (r)
+				return r;
+			continue;
+		}
+		if (sec.kind >= SECTION_SKIP)
+			continue;
+		struct saved_section *p = place(s, sec.kind, sec.index, &shape);
+		if (!p || p->bytes)
+			return mv_fail(err, EINVAL, "state: section %u.%u does not belong there", sec.kind,
+				       sec.index);
+		*p = (struct saved_section){ sec.bytes, (uint32_t)sec.len };
+	}
+	if (r < 0)
+		return r;
+	missing = !shape.arch || !s->arch.bytes || !s->serial.bytes;
+	for (uint32_t i = 0; i < shape.vcpus; i++)
+		missing += !s->vcpu[i].bytes;
+	for (uint32_t i = 0; i < shape.n_devs; i++)
+		missing += !s->dev[i].bytes;
+	return missing ? mv_fail(err, EINVAL, "state: %u sections are missing", missing) : 0;
+}
+
+int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved,
+		  struct mv_err *err)
+{
+	struct saved_vm s = { 0 };
+	size_t len;
+	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &s.payload,
+				    &len, err);
+	if (r)
+		return r;
+	r = sort_sections(&s, len, cfg, err);
+	if (r)
+		saved_vm_fini(&s);
+	else
+		*ret_saved = s;
+	return r;
+}
+
+void saved_vm_fini(struct saved_vm *s)
+{
+	free(s->payload);
+	*s = (struct saved_vm){ 0 };
+}
+
+int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err)
+{
+	int r = 0;
+	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
+		r = arch_vcpu_load(&vm->vcpu[i], s->vcpu[i].bytes, s->vcpu[i].len, err);
+	r = r ? r : arch_vm_load(vm, s->arch.bytes, s->arch.len, err);
+	r = r ? r : serial_load(&vm->serial, s->serial.bytes, s->serial.len, err);
+	for (unsigned i = 0; !r && i < vm->n_devs; i++)
+		r = vio_load(vm->dev[i], s->dev[i].bytes, s->dev[i].len, err);
+	// Before the first instruction the guest has another identity than its siblings.
+	return r ? r : arch_new_generation(vm, true, err);
+}
+
+static int save_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
+{
+	struct shape shape = shape_of(&vm->cfg);
+	size_t mark = snap_section_begin(out, SECTION_SHAPE, 0);
+	int r = 0;
+
+	mv_state_save(&shape_table, &shape, out);
+	snap_section_end(out, mark);
+	for (unsigned i = 0; !r && i < vm->n_vcpus; i++) {
+		mark = snap_section_begin(out, SECTION_VCPU, i);
+		r = arch_vcpu_save(&vm->vcpu[i], out, err);
+		snap_section_end(out, mark);
+	}
+	if (r)
+		return r;
+	mark = snap_section_begin(out, SECTION_ARCH, 0);
+	r = arch_vm_save(vm, out, err);
+	snap_section_end(out, mark);
+	if (r)
+		return r;
+	mark = snap_section_begin(out, SECTION_SERIAL, 0);
+	serial_save(&vm->serial, out);
+	snap_section_end(out, mark);
+	for (unsigned i = 0; i < vm->n_devs; i++) {
+		mark = snap_section_begin(out, SECTION_VIRTIO, i);
+		vio_save(vm->dev[i], out);
+		snap_section_end(out, mark);
+	}
+	return out->failed ? mv_fail(err, ENOMEM, "out of memory") : 0;
+}
+
+int saved_vm_write(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
+		   struct mv_err *err)
+{
+	MV_BUF state = { 0 };
+	int r = save_state(vm, &state, err);
+	if (!r)
+		r = snap_container_write(state_fd, SNAP_MAGIC_STATE, state.p, state.len, err);
+	if (!r)
+		r = snap_memory_write(memory_fd, &vm->mem, &ret_sizes->memory_bytes,
+				      &ret_sizes->memory_data_bytes, err);
+	if (!r)
+		ret_sizes->state_bytes = state.len;
+	return r;
+}

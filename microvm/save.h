@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// What of a VM is in a snapshot's state file, section by section (snapshot/format.h):
+// the machine's shape, each vCPU, the architecture's chips, the serial port, each device.
+// Read and checked as a whole before a machine is made for it.
+#pragma once
+#include "microvm/vm.h"
+
+struct saved_section {
+	const uint8_t *bytes;
+	uint32_t len;
+};
+
+struct saved_vm {
+	uint8_t *payload; // what the sections point into
+	struct saved_section vcpu[VMCFG_MAX_VCPUS], dev[VM_MAX_DEVICES], arch, serial;
+};
+
+// Reads and checks a state file against the configuration: same memory size, vCPUs,
+// architecture and device list. Says which differs.
+int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved,
+		  struct mv_err *err);
+void saved_vm_fini(struct saved_vm *s); // idempotent
+
+// Into a machine freshly made for cfg; gives it a new generation ID.
+int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err);
+
+// Paused VM -> both files; fills the size fields.
+int saved_vm_write(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
+		   struct mv_err *err);

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// A vCPU thread alternates between KVM_RUN and the handling of its exits. To park it,
+// the loop sets kvm_run->immediate_exit and sends a signal: KVM_RUN then completes the
+// access of the last exit and returns EINTR (KVM API 4.10, "immediate_exit"). Only after
+// an EINTR does the thread look whether it is to park, so a parked vCPU has no
+// half-done access.
+#include "microvm/vcpu.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "microvm/base/log.h"
+#include "microvm/kvm.h"
+
+#define KICK_SIGNAL SIGUSR1
+
+static void on_kick(int signal_number)
+{
+	(void)signal_number; // its arrival is enough
+}
+
+void vcpu_setup_signal(void)
+{
+	struct sigaction sa = { .sa_handler = on_kick };
+	sigaction(KICK_SIGNAL, &sa, NULL);
+}
+
+int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
+{
+	struct vcpu *c = &vm->vcpu[index];
+	int bytes = kvm_run_bytes(vm->kvm_fd);
+	if (bytes < 0)
+		return mv_fail(err, -bytes, "KVM_GET_VCPU_MMAP_SIZE: %s", strerror(-bytes));
+	*c = (struct vcpu){ .vm = vm, .index = index, .parked = true,
+			    .fd = kvm_create_vcpu(vm->vm_fd, index, err) };
+	vm->n_vcpus = index + 1;
+	if (c->fd < 0)
+		return -err->code;
+	void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+	if (p == MAP_FAILED)
+		return mv_fail(err, errno, "vCPU %u: %s", index, strerror(errno));
+	c->run = p;
+	c->run_bytes = (size_t)bytes;
+	return 0;
+}
+
+void vcpu_close(struct vcpu *c)
+{
+	if (c->run)
+		munmap(c->run, c->run_bytes);
+	c->run = NULL;
+	mv_close(&c->fd);
+}
+
+// Waits, parked, until the vCPU is to run (true) or to end (false).
+static bool wait_for_run(struct vcpu *c)
+{
+	struct vm *vm = c->vm;
+	mv_loop_lock(&vm->loop);
+	while (!vm->run_vcpus && !vm->end_vcpus) {
+		if (!c->parked) {
+			c->parked = true;
+			pthread_cond_broadcast(&vm->changed);
+		}
+		pthread_cond_wait(&vm->changed, &vm->loop.lock);
+	}
+	bool run = !vm->end_vcpus;
+	c->parked = !run;
+	c->run->immediate_exit = 0;
+	if (run && !vm->times.running)
+		vm->times.running = mv_now_ns();
+	pthread_cond_broadcast(&vm->changed);
+	mv_loop_unlock(&vm->loop);
+	return run;
+}
+
+static void request_exit(struct vcpu *c, enum vm_exit reason, const char *detail)
+{
+	mv_loop_lock(&c->vm->loop);
+	vm_request_exit(c->vm, reason, detail);
+	mv_loop_unlock(&c->vm->loop);
+}
+
+// A guest's port or memory access: the first one is a milestone that clients wait for.
+static void note_first_io(struct vm *vm)
+{
+	if (__atomic_load_n(&vm->io_seen, __ATOMIC_RELAXED))
+		return;
+	mv_loop_lock(&vm->loop);
+	if (!vm->io_seen) {
+		uint64_t one = 1;
+		vm->times.first_io = mv_now_ns();
+		vm->io_seen = true;
+		ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
+		(void)ignored;
+	}
+	mv_loop_unlock(&vm->loop);
+}
+
+static void on_mmio(struct vcpu *c)
+{
+	struct kvm_run *run = c->run;
+	note_first_io(c->vm);
+	mv_loop_lock(&c->vm->loop);
+	vm_mmio(c->vm, run->mmio.phys_addr, run->mmio.data, run->mmio.len, run->mmio.is_write);
+	mv_loop_unlock(&c->vm->loop);
+}
+
+// True: go on running.
+static bool on_exit_reason(struct vcpu *c)
+{
+	struct kvm_run *run = c->run;
+	char text[100];
+
+	switch (run->exit_reason) {
+	case KVM_EXIT_MMIO:
+		on_mmio(c);
+		return true;
+	case KVM_EXIT_IO:
+		note_first_io(c->vm);
+		return arch_vcpu_exit(c);
+	case KVM_EXIT_INTR:
+	case KVM_EXIT_IRQ_WINDOW_OPEN:
+		return true;
+	case KVM_EXIT_SHUTDOWN:
+		request_exit(c, VM_EXIT_TRIPLE_FAULT, "");
+		return false;
+	case KVM_EXIT_FAIL_ENTRY:
+		snprintf(text, sizeof text, "vCPU %u: KVM_EXIT_FAIL_ENTRY, hardware reason 0x%llx", c->index,
+			 (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+		break;
+	case KVM_EXIT_INTERNAL_ERROR:
+		snprintf(text, sizeof text, "vCPU %u: KVM_EXIT_INTERNAL_ERROR, suberror %u", c->index,
+			 run->internal.suberror);
+		break;
+	default:
+		if (arch_vcpu_exit(c))
+			return true;
+		snprintf(text, sizeof text, "vCPU %u: unexpected KVM exit %u", c->index, run->exit_reason);
+	}
+	request_exit(c, VM_EXIT_KVM_ERROR, text);
+	return false;
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct vcpu *c = arg;
+	char name[16];
+	snprintf(name, sizeof name, "vcpu%u", c->index);
+	pthread_setname_np(pthread_self(), name);
+
+	bool go = wait_for_run(c), first = !c->index;
+	while (go) {
+		int r = ioctl(c->fd, KVM_RUN, 0);
+		if (first) {
+			c->vm->times.first_exit = mv_now_ns(); // read after the lock was passed on
+			first = false;
+		}
+		if (r == 0) {
+			// The VM is ending: wait for the order to end, as if parked.
+			if (!on_exit_reason(c))
+				go = wait_for_run(c);
+		} else if (errno == EINTR) {
+			if (c->run->immediate_exit)
+				go = wait_for_run(c);
+		} else if (errno != EAGAIN) {
+			char text[100];
+			snprintf(text, sizeof text, "vCPU %u: KVM_RUN: %s", c->index, strerror(errno));
+			request_exit(c, VM_EXIT_KVM_ERROR, text);
+			go = wait_for_run(c);
+		}
+	}
+	return NULL;
+}
+
+int vcpu_start_thread(struct vcpu *c, struct mv_err *err)
+{
+	int e = pthread_create(&c->thread, NULL, vcpu_thread, c);
+	if (e)
+		return mv_fail(err, e, "cannot start the thread of vCPU %u: %s", c->index, strerror(e));
+	c->has_thread = true;
+	return 0;
+}
+
+void vcpus_run(struct vm *vm)
+{
+	vm->run_vcpus = true;
+	pthread_cond_broadcast(&vm->changed);
+}
+
+static void kick_all(struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		struct vcpu *c = &vm->vcpu[i];
+		if (!c->has_thread || c->parked)
+			continue;
+		__atomic_store_n(&c->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+		pthread_kill(c->thread, KICK_SIGNAL);
+	}
+}
+
+void vcpus_park(struct vm *vm)
+{
+	vm->run_vcpus = false;
+	kick_all(vm);
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		while (vm->vcpu[i].has_thread && !vm->vcpu[i].parked)
+			pthread_cond_wait(&vm->changed, &vm->loop.lock);
+}
+
+void vcpus_end(struct vm *vm)
+{
+	mv_loop_lock(&vm->loop);
+	vm->end_vcpus = true;
+	vm->run_vcpus = false;
+	kick_all(vm);
+	pthread_cond_broadcast(&vm->changed);
+	mv_loop_unlock(&vm->loop);
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		if (vm->vcpu[i].has_thread)
+			pthread_join(vm->vcpu[i].thread, NULL);
+		vm->vcpu[i].has_thread = false;
+	}
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/vm.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+
+#include "devices/devices.h"
+#include "microvm/base/log.h"
+#include "microvm/kvm.h"
+#include "microvm/save.h"
+#include "microvm/vcpu.h"
+
+#define RING_ENTRIES 256
+
+// vCPU threads wake the loop through notify_fd; here their news is acted on.
+static void on_notify(void *arg, uint32_t events)
+{
+	struct vm *vm = arg;
+	uint64_t n;
+	(void)events;
+	if (read(vm->notify_fd, &n, sizeof n) < 0)
+		return;
+	if (vm->exit_reason != VM_EXIT_NONE && vm->state != VM_EXITED) {
+		vcpus_park(vm);
+		for (unsigned i = 0; i < vm->n_devs; i++)
+			vio_quiesce(vm->dev[i]);
+		vm->state = VM_EXITED;
+		vm->io_told = vm->io_seen;
+		vm->on_change(vm);
+	} else if (vm->io_seen && !vm->io_told) {
+		vm->io_told = true;
+		vm->on_change(vm);
+	}
+}
+
+int vm_init(struct vm *vm, struct mv_err *err)
+{
+	memset(vm, 0, sizeof *vm);
+	vm->kvm_fd = vm->vm_fd = vm->notify_fd = vm->serial.irq_fd = -1;
+	pthread_cond_init(&vm->changed, NULL);
+	int r = mv_loop_init(&vm->loop);
+	if (!r) {
+		vm->notify_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		r = vm->notify_fd < 0 ? -errno : 0;
+	}
+	if (!r)
+		r = mv_watch_add(&vm->loop, &vm->notify_watch, vm->notify_fd, EPOLLIN, on_notify, vm);
+	return r ? mv_fail(err, -r, "cannot set up the event loop: %s", strerror(-r)) : 0;
+}
+
+void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail)
+{
+	uint64_t one = 1;
+	if (vm->exit_reason != VM_EXIT_NONE)
+		return;
+	vm->exit_reason = reason;
+	snprintf(vm->exit_detail, sizeof vm->exit_detail, "%s", detail);
+	ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
+	(void)ignored;
+}
+
+void vm_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_write)
+{
+	uint64_t base = arch_device_gpa(0);
+	uint64_t slot = (gpa_ - base) / VIO_MMIO_BYTES; // wraps to a huge number below base
+	if (slot >= vm->n_devs) {
+		if (!is_write)
+			memset(data, 0xff, len);
+	} else if (is_write)
+		vio_mmio_write(vm->dev[slot], (gpa_ - base) % VIO_MMIO_BYTES, data, len);
+	else
+		vio_mmio_read(vm->dev[slot], (gpa_ - base) % VIO_MMIO_BYTES, data, len);
+}
+
+// Puts a device into the next slot and wires its interrupt and notifications to KVM.
+static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
+{
+	unsigned slot = vm->n_devs;
+	if (slot == VM_MAX_DEVICES) {
+		vio_free(d);
+		return mv_fail(err, E2BIG, "more than %u devices", VM_MAX_DEVICES);
+	}
+	vm->dev[vm->n_devs++] = d;
+	int r = kvm_irqfd(vm->vm_fd, d->irq_fd, arch_device_gsi(slot), err);
+	for (unsigned q = 0; r >= 0 && q < d->ops->n_queues; q++)
+		r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET, q,
+				  err);
+	return r < 0 ? r : 0;
+}
+
+static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
+{
+	const struct vmcfg *c = &vm->cfg;
+	struct vio_dev *d = NULL;
+	int r = 0;
+
+	if (c->n_drives)
+		r = mv_ring_new(&vm->loop, RING_ENTRIES, false, &vm->ring, err);
+	for (uint32_t i = 0; !r && i < c->n_drives; i++) {
+		const struct vmcfg_drive *drive = &c->drive[i];
+		r = vio_blk_new(&vm->mem, &vm->loop, vm->ring, drive->id,
+				drive->serial[0] ? drive->serial : drive->id, MV_TAKE_FD(f->drive[i]),
+				drive->read_only, &d, err);
+		r = r ? mv_wrap(err, "drive %s", drive->id) : add_device(vm, d, err);
+	}
+	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
+		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac,
+				MV_TAKE_FD(f->tap[i]), &d, err);
+		r = r ? mv_wrap(err, "net %s", c->net[i].id) : add_device(vm, d, err);
+	}
+	if (!r && c->vsock.present) {
+		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock),
+				  c->vsock.path, &d, err);
+		r = r ? mv_wrap(err, "vsock") : add_device(vm, d, err);
+	}
+	if (!r && c->rng) {
+		r = vio_rng_new(&vm->mem, &vm->loop, &d, err);
+		r = r ? mv_wrap(err, "rng") : add_device(vm, d, err);
+	}
+	return r;
+}
+
+static int check_fds(const struct vmcfg *c, const struct vm_fds *f, struct mv_err *err)
+{
+	bool ok = f->kvm >= 0 && (!c->vsock.present || f->vsock >= 0);
+	for (uint32_t i = 0; i < c->n_drives; i++)
+		ok = ok && f->drive[i] >= 0;
+	for (uint32_t i = 0; i < c->n_nets; i++)
+		ok = ok && f->tap[i] >= 0;
+	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
+}
+
+// Everything up to the point where a kernel or a saved state is loaded. The order of the
+// KVM calls matters: memory slots before the interrupt controllers and eventfds.
+static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, int memory_fd,
+			struct mv_err *err)
+{
+	int r = vmcfg_check(cfg, err);
+	if (!r)
+		r = check_fds(cfg, f, err);
+	if (r)
+		return r;
+	vm->cfg = *cfg;
+	vm->kvm_fd = MV_TAKE_FD(f->kvm);
+	vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
+	if (vm->vm_fd < 0)
+		return -err->code;
+	if ((r = arch_mem_layout(&vm->mem, cfg->mem_mib)) < 0)
+		return mv_fail(err, -r, "%u MiB of memory do not fit the machine", cfg->mem_mib);
+	if ((r = gmem_map(&vm->mem, memory_fd, err)) || (r = kvm_set_memory(vm->vm_fd, &vm->mem, err)) ||
+	    (r = arch_vm_init(vm, err)))
+		return r;
+	for (unsigned i = 0; i < cfg->vcpus; i++)
+		if ((r = vcpu_open(vm, i, err)))
+			return r;
+	if ((r = serial_init(&vm->serial)))
+		return mv_fail(err, -r, "serial port: %s", strerror(-r));
+	if ((r = kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err)) < 0 ||
+	    (r = add_devices(vm, f, err)))
+		return r;
+	vm->times.kvm_ready = mv_now_ns();
+	return 0;
+}
+
+static int start_threads(struct vm *vm, struct mv_err *err)
+{
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		int r = vcpu_start_thread(&vm->vcpu[i], err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
+{
+	int r = f->kernel < 0 ? mv_fail(err, EBADF, "no kernel was passed") :
+				make_machine(vm, cfg, f, -1, err);
+	if (!r)
+		r = arch_boot(vm, f->kernel, f->initrd, err);
+	if (!r)
+		r = start_threads(vm, err);
+	vm_fds_close(f);
+	if (r)
+		return r;
+	vm->times.loaded = mv_now_ns();
+	vm->state = VM_CREATED;
+	return 0;
+}
+
+int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
+{
+	struct saved_vm saved = { 0 };
+	int r = f->state < 0 || f->memory < 0 ?
+			mv_fail(err, EBADF, "no snapshot files were passed") :
+			saved_vm_read(f->state, cfg, &saved, err);
+	if (!r)
+		r = make_machine(vm, cfg, f, f->memory, err);
+	if (!r)
+		r = saved_vm_load(vm, &saved, err);
+	if (!r)
+		r = start_threads(vm, err);
+	saved_vm_fini(&saved);
+	vm_fds_close(f);
+	if (r)
+		return r;
+	vm->times.loaded = mv_now_ns();
+	vm->state = VM_PAUSED;
+	return 0;
+}
+
+int vm_run(struct vm *vm, struct mv_err *err)
+{
+	if (vm->state != VM_CREATED && vm->state != VM_PAUSED)
+		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(vm->state));
+	if (vm->state == VM_PAUSED) {
+		int r = arch_vm_resume(vm, err);
+		if (r)
+			return r;
+		for (unsigned i = 0; i < vm->n_devs; i++)
+			vio_unquiesce(vm->dev[i]);
+	}
+	vm->state = VM_RUNNING;
+	vcpus_run(vm);
+	return 0;
+}
+
+int vm_pause(struct vm *vm, struct mv_err *err)
+{
+	if (vm->state == VM_PAUSED)
+		return 0;
+	if (vm->state != VM_RUNNING)
+		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(vm->state));
+	vcpus_park(vm);
+	for (unsigned i = 0; i < vm->n_devs; i++)
+		vio_quiesce(vm->dev[i]);
+	vm->state = VM_PAUSED;
+	return 0;
+}
+
+int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
+		struct mv_err *err)
+{
+	bool was_running = vm->state == VM_RUNNING;
+	uint64_t start = mv_now_ns();
+	struct mv_err ignored;
+
+	int r = vm_pause(vm, err);
+	if (r)
+		return r;
+	// A guest that was about to end (power off) is not worth a snapshot.
+	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending") :
+					      saved_vm_write(vm, state_fd, memory_fd, ret_sizes, err);
+	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
+		int back = vm_run(vm, r ? &ignored : err);
+		r = r ? r : back;
+		ret_sizes->pause_ns = mv_now_ns() - start;
+	}
+	return r;
+}
+
+void vm_fini(struct vm *vm)
+{
+	vcpus_end(vm);
+	for (unsigned i = 0; i < vm->n_devs; i++)
+		vio_free(vm->dev[i]);
+	vm->n_devs = 0;
+	mv_ring_free(vm->ring);
+	vm->ring = NULL;
+	serial_fini(&vm->serial);
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		vcpu_close(&vm->vcpu[i]);
+	vm->n_vcpus = 0;
+	mv_close(&vm->vm_fd);
+	mv_close(&vm->kvm_fd);
+	gmem_fini(&vm->mem);
+	mv_watch_del(&vm->notify_watch);
+	mv_close(&vm->notify_fd);
+	mv_loop_fini(&vm->loop);
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// One VM: its parts and its life.
+//
+//          vm_boot / vm_restore            vm_run             guest ends, KVM fails
+//   (new) ---------------------> CREATED ----------> RUNNING -----------------> EXITED
+//                                    \               |     ^                       ^
+//                                     \      vm_pause|     |vm_run                 |
+//                                      `-----------> PAUSED'------- vm_end --------'
+//
+// Threads: the loop (main thread) and one per vCPU. Everything here but a vCPU's own
+// run area is touched only with vm->loop's lock held. A vCPU asks for the end of the VM
+// with vm_request_exit(); the loop carries it out.
+// Trust: guest memory, exits and registers are hostile; the configuration was checked.
+#pragma once
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "devices/serial.h"
+#include "devices/virtio.h"
+#include "microvm/arch/arch.h"
+#include "microvm/base/gmem.h"
+#include "microvm/base/loop.h"
+#include "microvm/base/msg.h"
+#include "microvm/base/ring.h"
+#include "microvm/base/vmcfg.h"
+
+#define VM_MAX_DEVICES 16
+
+struct vcpu {
+	struct vm *vm;
+	unsigned index;
+	int fd;
+	struct kvm_run *run;
+	size_t run_bytes;
+	pthread_t thread;
+	bool has_thread;
+	bool parked; // not in KVM_RUN and its last exit is completed
+};
+
+struct vm {
+	struct vmcfg cfg;
+	struct gmem mem;
+	struct mv_loop loop;
+	struct mv_ring *ring;
+	int kvm_fd, vm_fd;
+	struct vcpu vcpu[VMCFG_MAX_VCPUS];
+	unsigned n_vcpus;
+	struct vio_dev *dev[VM_MAX_DEVICES]; // in slot order: drives, nets, vsock, rng
+	unsigned n_devs;
+	struct serial serial;
+	struct arch_vm arch;
+
+	enum vm_state state;
+	bool run_vcpus, end_vcpus; // what the vCPU threads are to do
+	pthread_cond_t changed;    // with loop.lock: run_vcpus, end_vcpus, parked
+
+	// Set by vCPU threads, told to the owner by the loop.
+	int notify_fd;
+	struct mv_watch notify_watch;
+	enum vm_exit exit_reason;
+	char exit_detail[128];
+	struct msg_times times;
+	bool io_seen, io_told;
+	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held
+	void *owner;
+};
+
+// An empty VM with its loop. The caller holds no lock yet.
+int vm_init(struct vm *vm, struct mv_err *err);
+
+// Makes the machine described by cfg, from a kernel or from a snapshot. Takes all
+// descriptors of fds, also on failure. After a failure only vm_fini() may follow.
+int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struct mv_err *err);
+int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struct mv_err *err);
+
+// Loop lock held. -EBUSY in a state that does not allow it.
+int vm_run(struct vm *vm, struct mv_err *err);
+int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs and devices are quiet
+
+// Writes state and memory of a VM that is running or paused; it then goes on in that
+// state. ret_pause_ns: how long the vCPUs stood still for it.
+int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
+		struct mv_err *err);
+
+// From a vCPU thread or the loop, lock held: the VM is to end for this reason (the first counts).
+void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail);
+
+// Stops the vCPU threads and frees everything; idempotent. No lock held.
+void vm_fini(struct vm *vm);
+
+// A guest access to memory-mapped I/O, lock held; unclaimed reads give all ones.
+void vm_mmio(struct vm *vm, uint64_t gpa, void *data, uint32_t len, bool is_write);

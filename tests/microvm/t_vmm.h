@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// A VM process for tests and bench, driven over its control socket as the daemon does it.
+// Single-threaded. Every wait is bounded; t_ functions print why and return nonzero when
+// something fails.
+#pragma once
+#include <sys/types.h>
+
+#include "microvm/base/msg.h"
+
+struct t_vmm {
+	pid_t pid;
+	int fd; // control socket, -1 when closed
+	uint64_t next_id, spawned_ns;
+	struct msg_event event; // the last one that came
+	bool got_event;
+	uint64_t console_at; // how far t_vmm_expect() has read
+	struct msg_reply reply; // of the last call
+	uint8_t buf[MSG_MAX_BYTES];
+};
+
+// Starts `program` (thaw-vmm).
+int t_vmm_start(struct t_vmm *v, const char *program);
+// Kills if need be, reaps; returns the wait status. Idempotent.
+int t_vmm_end(struct t_vmm *v);
+
+// One call and its answer (in v->reply): the answer's code, or a negative errno.
+int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, const void *body,
+	       const int *fds, unsigned n_fds, int timeout_ms);
+
+// MSG_BOOT or MSG_RESTORE; fds are closed.
+int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds,
+		bool run);
+
+// Reads the console from where the last call ended until `text` was seen.
+int t_vmm_expect(struct t_vmm *v, const char *text, int timeout_ms);
+// Reads the line that follows what was expected last (without its newline).
+int t_vmm_line(struct t_vmm *v, char *ret_line, size_t size, int timeout_ms);
+int t_vmm_type(struct t_vmm *v, const char *text);
+// Types a command for the tiny guest, gives its answer line.
+int t_vmm_ask(struct t_vmm *v, const char *command, char *ret_line, size_t size);
+
+// Waits for an event of this state.
+int t_vmm_wait_state(struct t_vmm *v, enum vm_state state, int timeout_ms);
+
+// The usual configuration of a tiny guest: 1 vCPU, 128 MiB, command-line discovery.
+void t_tiny_config(struct vmcfg *ret_cfg);
