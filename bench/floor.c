@@ -14,14 +14,12 @@
  * Sources: KVM API (Documentation/virt/kvm/api.rst); PVH: xen
  * include/public/arch-x86/hvm/start_info.h; 16550D data sheet.
  */
-#define _GNU_SOURCE
-#include "floor.h"
+#include "bench/floor.h"
 
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -30,41 +28,30 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#define MEMORY_BYTES	(128UL << 20)
-#define PAGE_BYTES	4096UL
-#define START_INFO_GPA	0x6000UL
-#define MEMMAP_GPA	0x6100UL
-#define LOW_RAM_END	0x9fc00UL
-#define HIGH_RAM_START	0x100000UL
-#define EVENT_GSI	9
-#define CPUID_MAX	256
-#define COM1		0x3f8
-#define BOOT_LIMIT_NS	(10 * 1000000000ULL)
-#define IDLE_CHECK_NS	20000000
+#define MEMORY_BYTES (128UL << 20)
+#define PAGE_BYTES 4096UL
+#define START_INFO_GPA 0x6000UL
+#define MEMMAP_GPA 0x6100UL
+#define LOW_RAM_END 0x9fc00UL
+#define HIGH_RAM_START 0x100000UL
+#define EVENT_GSI 9
+#define CPUID_MAX 256
+#define COM1 0x3f8
+#define BOOT_LIMIT_NS (10 * 1000000000ULL)
+#define IDLE_CHECK_NS 20000000
 
-/* What a halted guest of ours needs; the TSC deadline comes last. */
-static const uint32_t saved_msrs[] = {
-	0x10 /* TSC */, 0x174, 0x175, 0x176 /* SYSENTER */, 0x277 /* PAT */,
-	0x1a0 /* MISC_ENABLE */, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084 /* SYSCALL */,
-	0xc0000102 /* KERNEL_GS_BASE */, 0x6e0 /* TSC_DEADLINE */,
-};
+/*
+ * What a halted guest of ours needs: TSC, SYSENTER (3), PAT, MISC_ENABLE, SYSCALL
+ * (4), KERNEL_GS_BASE. The TSC deadline comes last.
+ */
+static const uint32_t saved_msrs[] = { 0x10,       0x174,      0x175,      0x176,
+				       0x277,      0x1a0,      0xc0000081, 0xc0000082,
+				       0xc0000083, 0xc0000084, 0xc0000102, 0x6e0 };
 #define NR_MSRS (sizeof saved_msrs / sizeof *saved_msrs)
-
-struct msr_list {
-	struct kvm_msrs head;
-	struct kvm_msr_entry entry[NR_MSRS];
-};
-
-struct cpuid_list {
-	struct kvm_cpuid2 head;
-	struct kvm_cpuid_entry2 entry[CPUID_MAX];
-};
 
 struct vm {
 	int kvm, fd, cpu;
@@ -73,17 +60,19 @@ struct vm {
 	void *mem;
 };
 
+static const struct vm vm_none = { .kvm = -1, .fd = -1, .cpu = -1 };
+
 struct bench_floor {
 	int mem_fd;
 	char path[4096];
 	pid_t keeper;
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
-	struct kvm_xsave xsave;
+	uint8_t xsave[sizeof(struct kvm_xsave)];
 	struct kvm_xcrs xcrs;
 	struct kvm_lapic_state lapic;
-	struct msr_list msrs;
-	struct cpuid_list cpuid;
+	struct kvm_msrs *msrs; /* NR_MSRS of them */
+	struct kvm_cpuid2 *cpuid;
 	struct kvm_vcpu_events events;
 	struct kvm_mp_state mp_state;
 	struct kvm_irqchip chip[3];
@@ -135,7 +124,7 @@ static int vm_slot(const struct vm *vm)
 	return ctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &r);
 }
 
-static int vm_vcpu(struct vm *vm, const struct cpuid_list *cpuid)
+static int vm_vcpu(struct vm *vm, const struct kvm_cpuid2 *cpuid)
 {
 	int rc = ctl(vm->fd, KVM_CREATE_IRQCHIP, NULL);
 	if (rc)
@@ -164,10 +153,9 @@ static void vm_fini(struct vm *vm)
 		close(vm->kvm);
 	if (vm->mem)
 		munmap(vm->mem, MEMORY_BYTES);
-	*vm = (struct vm){ .kvm = -1, .fd = -1, .cpu = -1 };
+	*vm = vm_none;
 }
 
-#define VM_INIT { .kvm = -1, .fd = -1, .cpu = -1 }
 #define VM_AUTO __attribute__((cleanup(vm_fini)))
 
 /* --- state ----------------------------------------------------------------- */
@@ -175,9 +163,9 @@ static void vm_fini(struct vm *vm)
 static int state_save(struct bench_floor *f, const struct vm *vm)
 {
 	int rc;
-	f->msrs.head.nmsrs = NR_MSRS;
+	f->msrs->nmsrs = NR_MSRS;
 	for (size_t i = 0; i < NR_MSRS; i++)
-		f->msrs.entry[i].index = saved_msrs[i];
+		f->msrs->entries[i].index = saved_msrs[i];
 	for (uint32_t i = 0; i < 3; i++) {
 		f->chip[i].chip_id = i;
 		if ((rc = ctl(vm->fd, KVM_GET_IRQCHIP, &f->chip[i])))
@@ -187,14 +175,14 @@ static int state_save(struct bench_floor *f, const struct vm *vm)
 	if ((rc = ctl(vm->cpu, KVM_GET_MP_STATE, &f->mp_state)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_REGS, &f->regs)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_SREGS, &f->sregs)) ||
-	    (rc = ctl(vm->cpu, KVM_GET_XSAVE, &f->xsave)) ||
+	    (rc = ctl(vm->cpu, KVM_GET_XSAVE, f->xsave)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_XCRS, &f->xcrs)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_LAPIC, &f->lapic)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_VCPU_EVENTS, &f->events)) ||
 	    (rc = ctl(vm->fd, KVM_GET_CLOCK, &f->clock)))
 		return rc;
 	f->clock.flags = 0;
-	int n = ioctl(vm->cpu, KVM_GET_MSRS, &f->msrs);
+	int n = ioctl(vm->cpu, KVM_GET_MSRS, f->msrs);
 	if (n < 0)
 		return -errno;
 	return n == NR_MSRS ? 0 : -ENOTSUP;
@@ -206,10 +194,10 @@ static int state_load(const struct bench_floor *f, const struct vm *vm)
 	if ((rc = ctl(vm->cpu, KVM_SET_SREGS, &f->sregs)) ||
 	    (rc = ctl(vm->cpu, KVM_SET_REGS, &f->regs)) ||
 	    (rc = ctl(vm->cpu, KVM_SET_XCRS, &f->xcrs)) ||
-	    (rc = ctl(vm->cpu, KVM_SET_XSAVE, &f->xsave)) ||
+	    (rc = ctl(vm->cpu, KVM_SET_XSAVE, f->xsave)) ||
 	    (rc = ctl(vm->cpu, KVM_SET_LAPIC, &f->lapic)))
 		return rc;
-	int n = ioctl(vm->cpu, KVM_SET_MSRS, &f->msrs);
+	int n = ioctl(vm->cpu, KVM_SET_MSRS, f->msrs);
 	if (n != NR_MSRS)
 		return n < 0 ? -errno : -ENOTSUP;
 	for (int i = 0; i < 3; i++)
@@ -292,10 +280,20 @@ static int set_pvh_entry(const struct vm *vm, uint32_t entry)
 	int rc = ctl(vm->cpu, KVM_GET_SREGS, &s);
 	if (rc)
 		return rc;
-	s.cs = (struct kvm_segment){ .limit = 0xffffffff, .selector = 8, .type = 11,
-				     .present = 1, .db = 1, .s = 1, .g = 1 };
-	s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){
-		.limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1 };
+	s.cs = (struct kvm_segment){ .limit = 0xffffffff,
+				     .selector = 8,
+				     .type = 11,
+				     .present = 1,
+				     .db = 1,
+				     .s = 1,
+				     .g = 1 };
+	s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){ .limit = 0xffffffff,
+								 .selector = 16,
+								 .type = 3,
+								 .present = 1,
+								 .db = 1,
+								 .s = 1,
+								 .g = 1 };
 	s.cr0 = 0x11; /* PE, ET */
 	rc = ctl(vm->cpu, KVM_SET_SREGS, &s);
 	return rc ? rc : ctl(vm->cpu, KVM_SET_REGS, &r);
@@ -326,10 +324,8 @@ static int run_until_idle(const struct vm *vm)
 	struct sigevent ev = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM };
 	struct itimerspec tick = { .it_interval = { .tv_nsec = IDLE_CHECK_NS },
 				   .it_value = { .tv_nsec = IDLE_CHECK_NS } };
-	struct {
-		struct kvm_signal_mask head;
-		uint64_t set;
-	} __attribute__((packed)) mask = { .head.len = 8 };
+	/* struct kvm_signal_mask and the kernel's signal set: none is blocked. */
+	const uint32_t mask[3] = { 8 };
 	int rc;
 
 	sigemptyset(&alarm_only);
@@ -337,7 +333,7 @@ static int run_until_idle(const struct vm *vm)
 	if (timer_create(CLOCK_MONOTONIC, &ev, &timer))
 		return -errno;
 	sigprocmask(SIG_BLOCK, &alarm_only, &old);
-	rc = ctl(vm->cpu, KVM_SET_SIGNAL_MASK, &mask);
+	rc = ctl(vm->cpu, KVM_SET_SIGNAL_MASK, mask);
 	timer_settime(timer, 0, &tick, NULL);
 	while (!rc) {
 		struct kvm_mp_state mp = { 0 };
@@ -351,7 +347,8 @@ static int run_until_idle(const struct vm *vm)
 		} else {
 			sigtimedwait(&alarm_only, NULL, &(struct timespec){ 0 });
 			if (len == sizeof out && !memcmp(out, ready, len) &&
-			    !ctl(vm->cpu, KVM_GET_MP_STATE, &mp) && mp.mp_state == KVM_MP_STATE_HALTED)
+			    !ctl(vm->cpu, KVM_GET_MP_STATE, &mp) &&
+			    mp.mp_state == KVM_MP_STATE_HALTED)
 				break;
 			if (now_ns() > end)
 				rc = -ETIMEDOUT;
@@ -385,9 +382,10 @@ static int start_keeper(struct bench_floor *f)
 		return -errno;
 	f->keeper = fork();
 	if (f->keeper == 0) {
-		struct vm vm = VM_INIT;
+		struct vm vm = vm_none;
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		ok = !vm_create(&vm) && !vm_map(&vm, -1) && !vm_slot(&vm) && !vm_vcpu(&vm, &f->cpuid);
+		ok = !vm_create(&vm) && !vm_map(&vm, -1) && !vm_slot(&vm) &&
+		     !vm_vcpu(&vm, f->cpuid);
 		if (write(done[1], &ok, 1) != 1)
 			_exit(1);
 		for (;;)
@@ -401,17 +399,22 @@ static int start_keeper(struct bench_floor *f)
 
 static int prepare(struct bench_floor *f, const char *guest_elf, const char *dir)
 {
-	VM_AUTO struct vm vm = VM_INIT;
+	VM_AUTO struct vm vm = vm_none;
 	uint32_t entry = 0;
 	int rc;
-	if (snprintf(f->path, sizeof f->path, "%s/floor-%d.mem", dir, (int)getpid()) >= (int)sizeof f->path)
+	if (snprintf(f->path, sizeof f->path, "%s/floor-%d.mem", dir, (int)getpid()) >=
+	    (int)sizeof f->path)
 		return -ENAMETOOLONG;
 	f->mem_fd = open(f->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (f->mem_fd < 0)
 		return -errno;
-	f->cpuid.head.nent = CPUID_MAX;
-	if ((rc = vm_create(&vm)) || (rc = ctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, &f->cpuid)) ||
-	    (rc = vm_map(&vm, -1)) || (rc = vm_slot(&vm)) || (rc = vm_vcpu(&vm, &f->cpuid)) ||
+	f->msrs = calloc(1, sizeof *f->msrs + NR_MSRS * sizeof *f->msrs->entries);
+	f->cpuid = calloc(1, sizeof *f->cpuid + CPUID_MAX * sizeof *f->cpuid->entries);
+	if (!f->msrs || !f->cpuid)
+		return -ENOMEM;
+	f->cpuid->nent = CPUID_MAX;
+	if ((rc = vm_create(&vm)) || (rc = ctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, f->cpuid)) ||
+	    (rc = vm_map(&vm, -1)) || (rc = vm_slot(&vm)) || (rc = vm_vcpu(&vm, f->cpuid)) ||
 	    (rc = load_elf(guest_elf, vm.mem, &entry)))
 		return rc;
 	put_start_info(vm.mem);
@@ -447,6 +450,8 @@ void bench_floor_free(struct bench_floor *f)
 		close(f->mem_fd);
 		unlink(f->path);
 	}
+	free(f->msrs);
+	free(f->cpuid);
 	free(f);
 }
 
@@ -459,12 +464,14 @@ static int first_io(const struct vm *vm)
 		return rc;
 	const uint8_t *data = (uint8_t *)vm->run + vm->run->io.data_offset;
 	return vm->run->exit_reason == KVM_EXIT_IO && vm->run->io.port == COM1 &&
-	       vm->run->io.direction == KVM_EXIT_IO_OUT && *data == 'R' ? 0 : -EPROTO;
+			       vm->run->io.direction == KVM_EXIT_IO_OUT && *data == 'R'
+		       ? 0
+		       : -EPROTO;
 }
 
 static int restore(struct bench_floor *f, bool pooled, struct bench_floor_sample *ret_sample)
 {
-	VM_AUTO struct vm vm = VM_INIT;
+	VM_AUTO struct vm vm = vm_none;
 	uint64_t t[6];
 	int rc;
 	t[0] = now_ns();
@@ -474,7 +481,7 @@ static int restore(struct bench_floor *f, bool pooled, struct bench_floor_sample
 	if ((rc = vm_map(&vm, pooled ? -1 : f->mem_fd)) || (rc = vm_slot(&vm)))
 		return rc;
 	t[2] = now_ns();
-	if ((rc = vm_vcpu(&vm, &f->cpuid)))
+	if ((rc = vm_vcpu(&vm, f->cpuid)))
 		return rc;
 	t[3] = now_ns();
 	if (pooled) {

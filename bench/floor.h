@@ -22,11 +22,11 @@ struct bench_floor;
 /* Where the time of one restore went; the parts add up to total_ns. */
 struct bench_floor_sample {
 	uint64_t total_ns;
-	uint64_t create_ns;	/* open /dev/kvm, KVM_CREATE_VM */
-	uint64_t memory_ns;	/* mmap of the file; cold: and the memory slot */
-	uint64_t vcpu_ns;	/* irqchip, vCPU, CPUID; pooled: 0 */
-	uint64_t state_ns;	/* registers, local APIC, MSRs, irqchip, clock, interrupt */
-	uint64_t run_ns;	/* KVM_RUN to the first I/O */
+	uint64_t create_ns; /* open /dev/kvm, KVM_CREATE_VM */
+	uint64_t memory_ns; /* mmap of the file; cold: and the memory slot */
+	uint64_t vcpu_ns;   /* irqchip, vCPU, CPUID; pooled: 0 */
+	uint64_t state_ns;  /* registers, local APIC, MSRs, irqchip, clock, interrupt */
+	uint64_t run_ns;    /* KVM_RUN to the first I/O */
 };
 
 /*

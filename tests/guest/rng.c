@@ -10,28 +10,54 @@ static inline void barrier(void)
 	__asm__ volatile("mfence" : : : "memory");
 }
 
-#define VIRTIO_FIRST	0xd0000000ULL
-#define VIRTIO_SLOTS	32
-#define VIRTIO_MAGIC	0x74726976
-#define VIRTIO_ID_RNG	4
+#define VIRTIO_FIRST 0xd0000000ULL
+#define VIRTIO_SLOTS 32
+#define VIRTIO_MAGIC 0x74726976
+#define VIRTIO_ID_RNG 4
 
-enum { // registers, virtio 1.2 section 4.2.2
-	R_MAGIC = 0x00, R_VERSION = 0x04, R_DEVICE = 0x08, R_DRIVER_FEATURES = 0x20,
-	R_DRIVER_FEATURES_SEL = 0x24, R_QUEUE_SEL = 0x30, R_QUEUE_NUM_MAX = 0x34,
-	R_QUEUE_NUM = 0x38, R_QUEUE_READY = 0x44, R_NOTIFY = 0x50, R_IRQ_STATUS = 0x60,
-	R_IRQ_ACK = 0x64, R_STATUS = 0x70, R_DESC = 0x80, R_AVAIL = 0x90, R_USED = 0xa0,
-};
-enum { S_ACKNOWLEDGE = 1, S_DRIVER = 2, S_DRIVER_OK = 4, S_FEATURES_OK = 8 };
+// Registers, virtio 1.2 section 4.2.2.
+#define R_MAGIC 0x00
+#define R_VERSION 0x04
+#define R_DEVICE 0x08
+#define R_DRIVER_FEATURES 0x20
+#define R_DRIVER_FEATURES_SEL 0x24
+#define R_QUEUE_SEL 0x30
+#define R_QUEUE_NUM_MAX 0x34
+#define R_QUEUE_NUM 0x38
+#define R_QUEUE_READY 0x44
+#define R_NOTIFY 0x50
+#define R_IRQ_STATUS 0x60
+#define R_IRQ_ACK 0x64
+#define R_STATUS 0x70
+#define R_DESC 0x80
+#define R_AVAIL 0x90
+#define R_USED 0xa0
 
-#define QUEUE_NUM	4
-#define DESC_WRITE	2
-#define AVAIL_NO_IRQ	1
-#define POLL_ROUNDS	200000000ULL
+#define S_ACKNOWLEDGE 1
+#define S_DRIVER 2
+#define S_DRIVER_OK 4
+#define S_FEATURES_OK 8
+
+#define QUEUE_NUM 4
+#define DESC_WRITE 2
+#define AVAIL_NO_IRQ 1
+#define POLL_ROUNDS 200000000ULL
 
 static struct {
-	struct { u64 addr; u32 len; u16 flags, next; } desc[QUEUE_NUM];
-	struct { u16 flags, idx, ring[QUEUE_NUM]; } avail;
-	struct { u16 flags, idx; struct { u32 id, len; } ring[QUEUE_NUM]; } used __attribute__((aligned(4)));
+	struct {
+		u64 addr;
+		u32 len;
+		u16 flags, next;
+	} desc[QUEUE_NUM];
+	struct {
+		u16 flags, idx, ring[QUEUE_NUM];
+	} avail;
+	struct {
+		u16 flags, idx;
+		struct {
+			u32 id, len;
+		} ring[QUEUE_NUM];
+	} used __attribute__((aligned(4)));
 	u8 data[RNG_MAX];
 } volatile rng __attribute__((aligned(16)));
 static u64 rng_base;
@@ -40,7 +66,7 @@ static u16 rng_idx;
 static bool is_rng(u64 base)
 {
 	return mmio_read(base + R_MAGIC) == VIRTIO_MAGIC && mmio_read(base + R_VERSION) == 2 &&
-		mmio_read(base + R_DEVICE) == VIRTIO_ID_RNG;
+	       mmio_read(base + R_DEVICE) == VIRTIO_ID_RNG;
 }
 
 // By the kernel's parameter virtio_mmio.device=SIZE@ADDR:IRQ, else by looking.
@@ -81,11 +107,13 @@ bool rng_init(void)
 	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
 	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
 	mmio_write(b + R_QUEUE_SEL, 0);
-	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) || mmio_read(b + R_QUEUE_NUM_MAX) < QUEUE_NUM)
+	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) ||
+	    mmio_read(b + R_QUEUE_NUM_MAX) < QUEUE_NUM)
 		return false;
 	rng.avail.flags = AVAIL_NO_IRQ;
 	mmio_write(b + R_QUEUE_NUM, QUEUE_NUM);
-	const u64 part[3][2] = { { R_DESC, (u64)rng.desc }, { R_AVAIL, (u64)&rng.avail },
+	const u64 part[3][2] = { { R_DESC, (u64)rng.desc },
+				 { R_AVAIL, (u64)&rng.avail },
 				 { R_USED, (u64)&rng.used } };
 	for (int i = 0; i < 3; i++) {
 		mmio_write(b + part[i][0], (u32)part[i][1]);

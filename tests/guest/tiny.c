@@ -27,14 +27,15 @@
  * first `rand` (rng.c); so a snapshot can be taken at any time, also in mid-command.
  *
  * Sources: PVH start info, xen/include/public/arch-x86/hvm/start_info.h; Linux
- * Documentation/arch/x86/{boot,zero-page}.rst; ACPI 6.5 sections 4.8.3.7 (sleep control), 5.2.5, 5.2.8, 5.2.12; 82093AA, 16550D.
+ * Documentation/arch/x86/{boot,zero-page}.rst; ACPI 6.5 sections 4.8.3.7 (sleep
+ * control), 5.2.5, 5.2.8, 5.2.12; 82093AA, 16550D.
  */
 #include "tiny.h"
 
-#define HEAP_ALIGN	0x200000ULL
-#define MMIO_HOLE	0xd0000000ULL	// no RAM from here to 4 GiB
-#define LINE_MAX	300
-#define NONCE_MAX	200
+#define HEAP_ALIGN 0x200000ULL
+#define MMIO_HOLE 0xd0000000ULL // no RAM from here to 4 GiB
+#define LINE_MAX 300
+#define NONCE_MAX 200
 
 extern char image_end[];
 void guest_main(u64 info, u32 kind);
@@ -94,15 +95,15 @@ static u64 get64(u64 addr)
 	return v;
 }
 
-#define LAPIC		0xfee00000ULL
-#define LAPIC_EOI	0x0b0
-#define LAPIC_SVR	0x0f0
-#define LAPIC_LINT0	0x350
-#define LAPIC_MASKED	0x10000
-#define IOAPIC		0xfec00000ULL
-#define IOAPIC_DATA	0x10
-#define PIN_SERIAL	4
-#define PIN_EVENT	9
+#define LAPIC 0xfee00000ULL
+#define LAPIC_EOI 0x0b0
+#define LAPIC_SVR 0x0f0
+#define LAPIC_LINT0 0x350
+#define LAPIC_MASKED 0x10000
+#define IOAPIC 0xfec00000ULL
+#define IOAPIC_DATA 0x10
+#define PIN_SERIAL 4
+#define PIN_EVENT 9
 
 static void ioapic_set(u32 reg, u32 v)
 {
@@ -130,10 +131,10 @@ static void wait_interrupt(void)
 	__asm__ volatile("hlt" : : : "rax", "memory", "cc"); // a fault: see start.S
 }
 
-#define SLEEP_CONTROL	0x600	// ACPI sleep control register
-#define SLEEP_S5	((5 << 2) | 0x20)
-#define I8042_COMMAND	0x64
-#define I8042_RESET	0xfe
+#define SLEEP_CONTROL 0x600 // ACPI sleep control register
+#define SLEEP_S5 ((5 << 2) | 0x20)
+#define I8042_COMMAND 0x64
+#define I8042_RESET 0xfe
 
 static void power_off(void)
 {
@@ -143,13 +144,13 @@ static void power_off(void)
 }
 
 // --- COM1 ----------------------------------------------------------------------
-#define COM1		0x3f8
-#define UART_DATA	(COM1 + 0)
-#define UART_IER	(COM1 + 1)
-#define UART_MCR	(COM1 + 4)
-#define UART_LSR	(COM1 + 5)
-#define LSR_DATA	0x01
-#define LSR_THR_EMPTY	0x20
+#define COM1 0x3f8
+#define UART_DATA (COM1 + 0)
+#define UART_IER (COM1 + 1)
+#define UART_MCR (COM1 + 4)
+#define UART_LSR (COM1 + 5)
+#define LSR_DATA 0x01
+#define LSR_THR_EMPTY 0x20
 
 // Waits after the byte, not before it: so a line's first I/O is its first byte.
 static void put_char(char c)
@@ -254,8 +255,9 @@ bool number(const char **s, u64 *v)
 	const char *from = p;
 	for (*v = 0;; p++, *v = *v * base + d) {
 		char c = (char)(*p | 0x20);
-		d = *p >= '0' && *p <= '9' ? (u64)(*p - '0') :
-			c >= 'a' && c <= 'f' ? (u64)(c - 'a' + 10) : 99;
+		d = *p >= '0' && *p <= '9' ? (u64)(*p - '0')
+		    : c >= 'a' && c <= 'f' ? (u64)(c - 'a' + 10)
+					   : 99;
 		if (d >= base)
 			break;
 	}
@@ -369,7 +371,7 @@ static void do_echo(char *args)
 // touch N r|w [SEED]: the first word of the first N pages.
 static void do_touch(char *args)
 {
-	u64 n, seed = 0, sum = 0;
+	u64 n, seed = 0;
 	if (!arg_number(&args, &n) || !in_heap(0, n))
 		return error("bad number of pages");
 	const char *how = word(&args);
@@ -380,7 +382,7 @@ static void do_touch(char *args)
 			*heap_page(i) = mix(seed + i);
 	else if (same(how, "r"))
 		for (u64 i = 0; i < n; i++)
-			sum += *heap_page(i);
+			(void)*heap_page(i);
 	else
 		return error("not r or w");
 	ok_dec(n);
@@ -528,12 +530,12 @@ static const struct {
 	const char *name;
 	void (*run)(char *args);
 } commands[] = {
-	{ "echo", do_echo },   { "touch", do_touch }, { "fill", do_fill },
-	{ "sum", do_sum },     { "rand", do_rand },   { "count", do_count },
-	{ "store", do_store }, { "load", do_load },   { "genid", do_genid },
-	{ "cmdline", do_cmdline }, { "mem", do_mem }, { "heap", do_heap },
-	{ "cpus", do_cpus },   { "spin", do_spin },   { "loop", do_loop },
-	{ "exit", do_exit },   { "reset", do_reset }, { "triple", do_triple },
+	{ "echo", do_echo },       { "touch", do_touch }, { "fill", do_fill },
+	{ "sum", do_sum },         { "rand", do_rand },   { "count", do_count },
+	{ "store", do_store },     { "load", do_load },   { "genid", do_genid },
+	{ "cmdline", do_cmdline }, { "mem", do_mem },     { "heap", do_heap },
+	{ "cpus", do_cpus },       { "spin", do_spin },   { "loop", do_loop },
+	{ "exit", do_exit },       { "reset", do_reset }, { "triple", do_triple },
 };
 
 static void run_line(char *line)

@@ -3,19 +3,19 @@
 #ifndef TESTS_GUEST_TINY_H
 #define TESTS_GUEST_TINY_H
 
-#define SEL_KERNEL_CODE	0x08
-#define SEL_USER_DATA	0x1b
-#define SEL_USER_CODE	0x23
-#define SEL_TSS		0x28
-#define USER_RFLAGS	0x0002
-#define IO_PORTS	0x800	/* those below are open to user mode */
+#define SEL_KERNEL_CODE 0x08
+#define SEL_USER_DATA 0x1b
+#define SEL_USER_CODE 0x23
+#define SEL_TSS 0x28
+#define USER_RFLAGS 0x0002
+#define IO_PORTS 0x800 /* those below are open to user mode */
 
-#define VECTOR_PROTECTION	0x0d
-#define VECTOR_SERIAL		0x30	/* one priority class: never both in service */
-#define VECTOR_EVENT		0x31
+#define VECTOR_PROTECTION 0x0d
+#define VECTOR_SERIAL 0x30 /* one priority class: never both in service */
+#define VECTOR_EVENT 0x31
 
-#define BOOT_PVH	1
-#define BOOT_LINUX	2
+#define BOOT_PVH 1
+#define BOOT_LINUX 2
 
 #ifndef __ASSEMBLER__
 #include <stdbool.h>
@@ -27,9 +27,9 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-#define PAGE		4096ULL
-#define MAPPED_END	0x100000000ULL	// of start.S's page tables
-#define RNG_MAX		64
+#define PAGE 4096ULL
+#define MAPPED_END 0x100000000ULL // of start.S's page tables
+#define RNG_MAX 64
 
 // Exactly one plain mov each: an MMIO exit has to be decoded by the host.
 static inline void mmio_write(u64 addr, u32 v)

@@ -12,12 +12,12 @@
  * 124: out of time, 125: no connection or a broken one. Default time: 30 s.
  */
 #define _GNU_SOURCE
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <signal.h>
 #include <unistd.h>
 
 static void late(int sig)
