@@ -53,16 +53,37 @@ int manifest_check(const struct manifest *m, struct mv_err *err)
 	return 0;
 }
 
+static int decode(const uint8_t *payload, size_t len, struct manifest *ret_m, struct mv_err *err)
+{
+	MV_FREE struct manifest *m = malloc(sizeof *m); // some 15 KiB
+	if (!m)
+		return mv_fail(err, ENOMEM, "manifest: out of memory");
+	int r = mv_state_load(&manifest_table, payload, len, m, err);
+	if (r) {
+		mv_wrap(err, "manifest");
+		return r;
+	}
+	r = manifest_check(m, err);
+	if (!r)
+		*ret_m = *m;
+	return r;
+}
+
 int manifest_save(int fd, const struct manifest *m, struct mv_err *err)
 {
 	MV_BUF payload = { 0 };
+	MV_FREE struct manifest *again = malloc(sizeof *again);
 
 	mv_state_save(&manifest_table, m, &payload);
-	if (payload.failed)
+	if (payload.failed || !again)
 		return mv_fail(err, ENOMEM, "manifest: out of memory, or a field out of its bounds");
-	if (snap_container_write(fd, SNAP_MAGIC_MANIFEST, payload.p, payload.len, err))
-		return mv_wrap(err, "manifest");
-	return 0;
+	int r = decode(payload.p, payload.len, again, err); // never write what can't be read
+	if (r)
+		return r;
+	r = snap_container_write(fd, SNAP_MAGIC_MANIFEST, payload.p, payload.len, err);
+	if (r)
+		mv_wrap(err, "manifest");
+	return r;
 }
 
 int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err)
@@ -71,15 +92,5 @@ int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err)
 	size_t len;
 	int r = snap_container_read(fd, SNAP_MAGIC_MANIFEST, "manifest", SNAP_MANIFEST_MAX_BYTES, &payload,
 				    &len, err);
-	if (r)
-		return r;
-	MV_FREE struct manifest *m = malloc(sizeof *m); // some 15 KiB
-	if (!m)
-		return mv_fail(err, ENOMEM, "manifest: out of memory");
-	if (mv_state_load(&manifest_table, payload, len, m, err))
-		return mv_wrap(err, "manifest");
-	r = manifest_check(m, err);
-	if (!r)
-		*ret_m = *m;
-	return r;
+	return r ? r : decode(payload, len, ret_m, err);
 }

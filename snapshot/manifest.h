@@ -33,8 +33,8 @@ struct manifest {
 
 extern const struct mv_table manifest_table;
 
-// Writes and reads the file; load also does manifest_check. Errors as for the container:
-// the message begins with "manifest".
+// Writes and reads the file; both do all checks, so that what was written can be read.
+// Errors as for the container; the message begins with "manifest".
 int manifest_save(int fd, const struct manifest *m, struct mv_err *err);
 int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err);
 

@@ -335,9 +335,7 @@ static int take_file(struct store_draft *d, const char *name, uint64_t must_be_b
 static int write_manifest(struct store_draft *d, struct manifest *m, struct mv_err *err)
 {
 	MV_FD fd = -1;
-	int r = manifest_check(m, err);
-	if (!r)
-		r = create_file(d->dir_fd, "manifest", &fd, err);
+	int r = create_file(d->dir_fd, "manifest", &fd, err);
 	if (!r)
 		r = manifest_save(fd, m, err);
 	return r ? r : finish_file(fd, "manifest", err);
