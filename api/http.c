@@ -218,6 +218,12 @@ void http_free(struct http *h)
 	h->loop->before_wait = NULL;
 	mv_watch_del(&h->watch);
 	mv_timer_fini(&h->timer);
+	for (int i = 0; h->mhd && i < PUMP_ROUNDS; i++)
+		MHD_run(h->mhd); // the last answers leave, nothing stays suspended
+	if (h->pending) { // libmicrohttpd would abort
+		mv_log(MV_ERROR, "http: %u requests were never answered", h->pending);
+		return;
+	}
 	if (h->mhd)
 		MHD_stop_daemon(h->mhd); // also closes listen_fd
 	free(h);

@@ -76,23 +76,28 @@ bool vm_has_process(const struct vm *vm) { return vm->pid > 0; }
 
 enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
 {
+	const bool loading = type == MSG_BOOT || type == MSG_RESTORE;
 	switch (code) {
-	case EBUSY: return API_IN_USE;
-	case ENOMEM: return API_OUT_OF_MEMORY;
+	case EBUSY:
+		return loading			? API_IN_USE :
+		       type == MSG_CONSOLE_READ ? API_LIMIT_REACHED :
+						  API_WRONG_STATE;
 	case ENOSPC:
-	case EDQUOT: return API_NO_SPACE;
+	case EDQUOT: return type == MSG_CONSOLE_WRITE ? API_LIMIT_REACHED : API_NO_SPACE;
+	case ENOMEM: return API_OUT_OF_MEMORY;
 	case EMFILE:
-	case ENFILE: return API_LIMIT_REACHED;
-	case ENODEV: return API_NO_KVM;
+	case ENFILE:
+	case EAGAIN: return API_LIMIT_REACHED;
+	case ENODEV: return loading ? API_NO_KVM : API_VM_FAILED;
 	case EACCES:
-	case EPERM: return type == MSG_BOOT || type == MSG_RESTORE ? API_KVM_DENIED : API_VM_FAILED;
+	case EPERM: return loading ? API_KVM_DENIED : API_VM_FAILED;
 	case EINVAL:
 	case ENOEXEC:
 	case EFBIG:
 	case E2BIG:
 	case ENODATA:
 	case EBADMSG:
-		return type == MSG_BOOT	    ? API_KERNEL_INVALID :
+		return type == MSG_BOOT	   ? API_KERNEL_INVALID :
 		       type == MSG_RESTORE ? API_SNAPSHOT_CORRUPT :
 					     API_VM_FAILED;
 	default: return API_VM_FAILED;
@@ -286,8 +291,6 @@ static void on_socket(void *arg, uint32_t events)
 // --- the end -----------------------------------------------------------------------------
 static void note_reason(struct vm *vm, const siginfo_t *si)
 {
-	if (vm->exit_told && !(si->si_code == CLD_KILLED || si->si_code == CLD_DUMPED))
-		return;
 	if (vm->exit_told && vm->exit_reason != VM_EXIT_NONE)
 		return;
 	if (si->si_code != CLD_EXITED)
@@ -333,7 +336,6 @@ static void finish(struct vm *vm, const siginfo_t *si)
 {
 	struct vm_waiter *w;
 	int r = 0;
-	vm_ref(vm);
 	for (int i = 0; !r && vm->socket_watch.loop && i < MESSAGES_AT_END; i++)
 		r = receive(vm); // what it said last
 	mv_watch_del(&vm->socket_watch);
@@ -358,7 +360,6 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	}
 	if (vm->srv->stopping && !vm->srv->n_live)
 		mv_loop_stop(&vm->srv->loop);
-	vm_unref(vm); // this function's
 	vm_unref(vm); // the process's
 }
 

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+// Handlers of /v1/snapshots, but for clone. Hashing, syncing and deleting are done by the
+// worker; the VM goes on as soon as its own part is finished.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "api/ops_snapshot.h"
+#include "api/ops.h"
+#include "api/routes.h"
+#include "api/templates.h"
+#include "api/vmjson.h"
+#include "api/vms.h"
+
+#define SNAPSHOT_TIMEOUT_MS 600000
+
+int snap_error(struct api_err *err, const struct mv_err *e, enum api_code otherwise)
+{
+	switch (e->code) {
+	case ENOENT: return api_fail(err, API_SNAPSHOT_NOT_FOUND, "%s; GET /v1/snapshots lists them", e->msg);
+	case EEXIST: return api_fail(err, API_SNAPSHOT_EXISTS, "%s", e->msg);
+	default: return api_from(err, e, otherwise);
+	}
+}
+
+static js *manifest_json(const struct manifest *m)
+{
+	js *o = js_object(), *files = js_object();
+	js_put_str(o, "name", m->name);
+	js_put_str(o, "id", m->id);
+	js_put_str(o, "vm", m->parent);
+	put_time(o, "created", m->created_unix_ns);
+	js_put_str(o, "thaw_version", m->thaw_version);
+	js_put_str(o, "arch", m->arch == MANIFEST_X86_64 ? "x86_64" : "aarch64");
+	for (uint32_t i = 0; i < m->n_files; i++) {
+		js *f = js_object();
+		js_put_uint(f, "size_bytes", m->file[i].size_bytes);
+		js_put_uint(f, "data_bytes", m->file[i].data_bytes);
+		js_put(files, m->file[i].name, f);
+	}
+	js_put(o, "files", files);
+	js_put(o, "config", js_encode(&config_table, &m->cfg));
+	return o;
+}
+
+// --- create ---------------------------------------------------------------------------
+struct snap_op {
+	struct worker_job job;
+	struct server *s;
+	struct http_req *req;
+	struct vm *vm; // create
+	struct store_draft draft;
+	struct manifest m; // create: to be written; verify: read; delete: only the name
+	struct mv_err err;
+	int result;
+	uint64_t pause_ns;
+};
+
+static struct snap_op *snap_op_new(struct server *s, struct http_req *r, struct api_err *err)
+{
+	struct snap_op *o = calloc(1, sizeof *o);
+	if (!o) {
+		api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+		return NULL;
+	}
+	o->s = s;
+	o->req = r;
+	return o;
+}
+
+static void create_end(struct snap_op *o, const struct api_err *err)
+{
+	if (err) {
+		reply_err(o->req, err);
+	} else {
+		js *v = manifest_json(&o->m);
+		js_put_uint(v, "pause_us", o->pause_ns / 1000);
+		reply_json(o->req, 201, v);
+	}
+	vm_unref(o->vm);
+	free(o);
+}
+
+static void commit_run(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	o->result = store_commit(&o->s->store, &o->draft, &o->m, &o->err);
+}
+
+static void commit_done(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	struct api_err err;
+	if (o->result)
+		snap_error(&err, &o->err, API_VM_FAILED);
+	create_end(o, o->result ? &err : NULL);
+}
+
+static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *err,
+			      const struct msg_reply *reply)
+{
+	struct snap_op *o = arg;
+	vm->op = NULL;
+	if (err) {
+		store_abort(&o->s->store, &o->draft);
+		create_end(o, err);
+		return;
+	}
+	o->pause_ns = reply->pause_ns;
+	o->job.run = commit_run;
+	o->job.done = commit_done;
+	worker_add(&o->s->worker, &o->job);
+}
+
+static void fill_manifest(struct manifest *m, const struct vm *vm)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	mv_uuid(m->id);
+	memcpy(m->parent, vm->cfg.name, sizeof m->parent);
+	mv_strcpy(m->thaw_version, sizeof m->thaw_version, THAW_VERSION);
+	m->created_unix_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+#if defined(__x86_64__)
+	m->arch = MANIFEST_X86_64;
+#else
+	m->arch = MANIFEST_AARCH64;
+#endif
+	m->cfg = vm->cfg;
+}
+
+static int create_begin(struct snap_op *o, const char *name, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	if (store_begin(&o->s->store, name, &o->draft, &e))
+		return snap_error(err, &e, API_INTERNAL);
+	fill_manifest(&o->m, o->vm);
+	int fds[2] = { o->draft.state_fd, o->draft.memory_fd };
+	int r = vm_call(o->vm, MSG_SNAPSHOT, NULL, NULL, fds, 2, SNAPSHOT_TIMEOUT_MS, "snapshot",
+			on_snapshot_taken, o, err);
+	if (r)
+		store_abort(&o->s->store, &o->draft);
+	return r;
+}
+
+static int snapshot_vm(struct server *s, struct http_req *r, const struct snapshot_body *b,
+		       struct api_err *err)
+{
+	struct vm *vm;
+	int result = vms_find(s, b->vm, &vm, err);
+	if (result)
+		return result;
+	if (!vm->op && vm->state != VM_RUNNING && vm->state != VM_PAUSED)
+		return api_fail(err, API_WRONG_STATE,
+				"VM %s is %s; a snapshot needs one that is running or paused",
+				vm->cfg.name, vm_state_name(vm->state));
+	struct snap_op *o = snap_op_new(s, r, err);
+	if (!o)
+		return -ENOMEM;
+	o->vm = vm_ref(vm);
+	result = ops_begin(vm, "snapshot", err);
+	if (!result && (result = create_begin(o, b->name, err)))
+		vm->op = NULL;
+	if (result) {
+		vm_unref(vm);
+		free(o);
+	}
+	return result;
+}
+
+void op_snap_create(struct server *s, struct http_req *r, const char *name)
+{
+	struct snapshot_body b = { 0 };
+	struct api_err err;
+	(void)name;
+	int result = js_decode(&snapshot_table, r->body, r->body_len, &b, &err);
+	if (!result)
+		result = snapshot_vm(s, r, &b, &err);
+	if (result)
+		reply_err(r, &err);
+}
+
+// --- read -------------------------------------------------------------------------------
+static int add_snapshot(void *arg, const char *name, const struct manifest *m,
+			const struct mv_err *err)
+{
+	js *o;
+	if (m) {
+		o = manifest_json(m);
+	} else {
+		o = js_object();
+		js_put_str(o, "name", name);
+		js_put_str(o, "damaged", err->msg);
+	}
+	js_add(arg, o);
+	return 0;
+}
+
+void op_snap_list(struct server *s, struct http_req *r, const char *name)
+{
+	js *o = js_object(), *list = js_list();
+	(void)name;
+	store_list(&s->store, add_snapshot, list);
+	js_put(o, "snapshots", list);
+	reply_json(r, 200, o);
+}
+
+void op_snap_show(struct server *s, struct http_req *r, const char *name)
+{
+	static struct manifest m; // the loop's thread only
+	struct mv_err e = { 0 };
+	struct api_err err;
+	if (store_show(&s->store, name, &m, &e)) {
+		snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
+		reply_err(r, &err);
+	} else {
+		reply_json(r, 200, manifest_json(&m));
+	}
+}
+
+// --- verify, delete: by the worker ----------------------------------------------------------
+static void verify_run(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	MV_FD state_fd = -1;
+	MV_FD memory_fd = -1;
+	o->result = store_show(&o->s->store, o->m.name, &o->m, &o->err);
+	if (!o->result)
+		o->result = store_files(&o->s->store, &o->m, true, &state_fd, &memory_fd, &o->err);
+}
+
+static void verify_done(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	struct api_err err;
+	if (o->result) {
+		snap_error(&err, &o->err, API_SNAPSHOT_CORRUPT);
+		template_drop(o->s, o->m.name);
+		reply_err(o->req, &err);
+	} else {
+		js *v = manifest_json(&o->m);
+		js_put_bool(v, "verified", true);
+		reply_json(o->req, 200, v);
+	}
+	free(o);
+}
+
+static void delete_run(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	o->result = store_delete(&o->s->store, o->m.name, &o->err);
+}
+
+static void delete_done(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	struct api_err err;
+	if (o->result) {
+		snap_error(&err, &o->err, API_INTERNAL);
+		reply_err(o->req, &err);
+	} else {
+		template_drop(o->s, o->m.name);
+		reply_empty(o->req);
+	}
+	free(o);
+}
+
+static void by_worker(struct server *s, struct http_req *r, const char *name,
+		      void (*run)(struct worker_job *), void (*done)(struct worker_job *))
+{
+	struct api_err err;
+	struct snap_op *o = NULL;
+	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
+	if (!result && !vmcfg_name_ok(name))
+		result = api_fail(&err, API_SNAPSHOT_NOT_FOUND, "\"%s\" is no name of a snapshot", name);
+	if (!result && !(o = snap_op_new(s, r, &err)))
+		result = -ENOMEM;
+	if (result) {
+		reply_err(r, &err);
+		return;
+	}
+	mv_strcpy(o->m.name, sizeof o->m.name, name);
+	o->job.run = run;
+	o->job.done = done;
+	worker_add(&s->worker, &o->job);
+}
+
+void op_snap_verify(struct server *s, struct http_req *r, const char *name)
+{
+	by_worker(s, r, name, verify_run, verify_done);
+}
+
+void op_snap_delete(struct server *s, struct http_req *r, const char *name)
+{
+	by_worker(s, r, name, delete_run, delete_done);
+}

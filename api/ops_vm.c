@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0
+// Handlers of /v1/vms. One operation at a time per VM: a second one is told 409 busy.
+// Reading, console traffic, kill and delete are always allowed.
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+
+#include "api/ops.h"
+#include "api/routes.h"
+#include "api/vmfds.h"
+#include "api/vmjson.h"
+#include "api/vms.h"
+#include "microvm/base/util.h"
+
+#define RUN_TIMEOUT_MS 30000
+
+// A request that waits for a VM.
+struct op {
+	struct server *s;
+	struct http_req *req;
+	struct vm *vm;
+	struct vm_waiter end;
+	struct mv_timer timer; // stop with wait_ms
+	struct api_err err;
+	bool start; // create: also start
+	uint32_t wait_ms;
+};
+
+static struct op *op_new(struct server *s, struct http_req *r, struct vm *vm, struct api_err *err)
+{
+	struct op *o = calloc(1, sizeof *o);
+	if (!o) {
+		api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+		return NULL;
+	}
+	*o = (struct op){ .s = s, .req = r, .vm = vm_ref(vm) };
+	return o;
+}
+
+static void op_free(struct op *o)
+{
+	mv_timer_fini(&o->timer);
+	vm_wait_cancel(&o->end);
+	vm_unref(o->vm);
+	free(o);
+}
+
+static void op_reply_vm(struct op *o, unsigned status)
+{
+	reply_json(o->req, status, vm_json(o->vm));
+	op_free(o);
+}
+
+static void op_reply_err(struct op *o, const struct api_err *err)
+{
+	reply_err(o->req, err);
+	op_free(o);
+}
+
+// --- shared with ops_clone.c ----------------------------------------------------------
+void ops_default_vsock(struct server *s, struct vmcfg *cfg)
+{
+	if (cfg->vsock.present && !cfg->vsock.path[0])
+		snprintf(cfg->vsock.path, sizeof cfg->vsock.path, "%s/%s.vsock", s->vsock_dir, cfg->id);
+}
+
+int ops_begin(struct vm *vm, const char *what, struct api_err *err)
+{
+	if (vm->op)
+		return api_fail(err, API_BUSY, "VM %s: %s is in progress; try again when it is done",
+				vm->cfg.name, vm->op);
+	vm->op = what;
+	return 0;
+}
+
+// --- create ---------------------------------------------------------------------------
+static void create_undone(void *arg, struct vm *vm)
+{
+	struct op *o = arg;
+	(void)vm;
+	op_reply_err(o, &o->err);
+}
+
+// Answers when the process is gone, so that an error leaves nothing behind.
+static void create_failed(struct op *o, const struct api_err *err)
+{
+	o->err = *err;
+	vms_remove(o->vm);
+	if (!vm_has_process(o->vm)) {
+		create_undone(o, o->vm);
+		return;
+	}
+	vm_wait_end(o->vm, &o->end, create_undone, o);
+	vm_kill(o->vm);
+}
+
+static void on_create_done(void *arg, struct vm *vm, const struct api_err *err,
+			   const struct msg_reply *reply)
+{
+	struct op *o = arg;
+	struct api_err e;
+	(void)reply;
+	if (err) {
+		create_failed(o, err);
+	} else if (o->start) {
+		o->start = false;
+		if (vm_call(vm, MSG_RUN, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, "start", on_create_done, o,
+			    &e))
+			create_failed(o, &e);
+	} else {
+		vm->shown = true;
+		vm->op = NULL;
+		op_reply_vm(o, 201);
+	}
+}
+
+static int check_host(const struct vmcfg *cfg, struct api_err *err)
+{
+	struct sysinfo si;
+	if (sysinfo(&si))
+		return 0;
+	uint64_t mib = ((uint64_t)si.totalram + si.totalswap) * si.mem_unit >> 20;
+	if (cfg->mem_mib > mib)
+		return api_fail(err, API_HOST_TOO_SMALL,
+				"memory_mib: %u is more than the %llu MiB of this host", cfg->mem_mib,
+				(unsigned long long)mib);
+	return 0;
+}
+
+static int create_begin(struct server *s, struct http_req *r, struct vm *vm, bool start,
+			struct api_err *err)
+{
+	struct vm_fds fds;
+	int result;
+	struct op *o = op_new(s, r, vm, err);
+	if (!o)
+		return -ENOMEM;
+	result = vmfds_open(&vm->cfg, s->kvm_path, true, &fds, err);
+	if (!result) {
+		o->start = start;
+		vm->op = "create";
+		result = vm_launch(vm, MSG_BOOT, false, &fds, on_create_done, o, err);
+	}
+	if (result)
+		op_free(o);
+	return result;
+}
+
+void op_vm_create(struct server *s, struct http_req *r, const char *name)
+{
+	static struct create_body b; // the loop's thread only
+	struct api_err err;
+	(void)name;
+	int result = create_parse(r->body, r->body_len, &b, &err);
+	if (!result)
+		result = check_host(&b.cfg, &err);
+	if (result) {
+		reply_err(r, &err);
+		return;
+	}
+	ops_default_vsock(s, &b.cfg);
+	struct vm *vm = vm_new(s, &b.cfg);
+	if (!vm)
+		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for another VM");
+	else {
+		vm->requested_ns = r->received_ns;
+		result = vms_add(s, vm, &err);
+		if (!result && (result = create_begin(s, r, vm, b.start, &err)))
+			vms_remove(vm);
+		vm_unref(vm);
+	}
+	if (result)
+		reply_err(r, &err);
+}
+
+// --- read -------------------------------------------------------------------------------
+struct counts {
+	unsigned total, by_state[VM_EXITED + 1];
+};
+
+static void count(void *arg, struct vm *vm)
+{
+	struct counts *c = arg;
+	if (!vm->shown)
+		return;
+	c->total++;
+	c->by_state[vm->state <= VM_EXITED ? vm->state : 0]++;
+}
+
+static int count_snapshot(void *arg, const char *name, const struct manifest *m,
+			  const struct mv_err *err)
+{
+	(void)name, (void)m, (void)err;
+	++*(unsigned *)arg;
+	return 0;
+}
+
+void op_info(struct server *s, struct http_req *r, const char *name)
+{
+	struct counts c = { 0 };
+	unsigned snapshots = 0;
+	(void)name;
+	vms_each(s, count, &c);
+	store_list(&s->store, count_snapshot, &snapshots);
+	js *o = js_object(), *v = js_object();
+	js_put_str(o, "version", THAW_VERSION);
+	js_put_str(o, "api", "v1");
+	js_put_uint(o, "pid", (uint64_t)getpid());
+	js_put_str(o, "vmm", s->vmm_path);
+	js_put_uint(v, "total", c.total);
+	for (unsigned i = VM_CREATED; i <= VM_EXITED; i++)
+		js_put_uint(v, vm_state_name(i), c.by_state[i]);
+	js_put(o, "vms", v);
+	js_put_uint(o, "snapshots", snapshots);
+	js_put_uint(o, "connections", http_connections(s->http));
+	reply_json(r, 200, o);
+}
+
+static void add_vm(void *arg, struct vm *vm)
+{
+	if (vm->shown)
+		js_add(arg, vm_json(vm));
+}
+
+void op_vm_list(struct server *s, struct http_req *r, const char *name)
+{
+	js *o = js_object(), *list = js_list();
+	(void)name;
+	vms_each(s, add_vm, list);
+	js_put(o, "vms", list);
+	reply_json(r, 200, o);
+}
+
+void op_vm_show(struct server *s, struct http_req *r, const char *name)
+{
+	struct api_err err;
+	struct vm *vm;
+	if (vms_find(s, name, &vm, &err))
+		reply_err(r, &err);
+	else
+		reply_json(r, 200, vm_json(vm));
+}
+
+// --- start, pause, resume -----------------------------------------------------------------
+static void on_simple_done(void *arg, struct vm *vm, const struct api_err *err,
+			   const struct msg_reply *reply)
+{
+	struct op *o = arg;
+	(void)reply;
+	vm->op = NULL;
+	if (err)
+		op_reply_err(o, err);
+	else
+		op_reply_vm(o, 200);
+}
+
+// Like js_decode() for a route without a body.
+static int no_body(struct http_req *r, struct api_err *err)
+{
+	return js_decode(&empty_table, r->body, r->body_len, NULL, err);
+}
+
+static int need_state(const struct vm *vm, unsigned state, const char *what, struct api_err *err)
+{
+	if (vm->state == state)
+		return 0;
+	const char *hint = vm->state == VM_PAUSED && state == VM_CREATED  ? "; use resume" :
+			   vm->state == VM_CREATED && state == VM_PAUSED  ? "; use start" :
+			   vm->state == VM_CREATED && state == VM_RUNNING ? "; start it first" :
+			   vm->state == VM_PAUSED && state == VM_RUNNING  ? "; resume it first" :
+									    "";
+	return api_fail(err, API_WRONG_STATE, "VM %s is %s; %s needs one that is %s%s", vm->cfg.name,
+			vm_state_name(vm->state), what, vm_state_name(state), hint);
+}
+
+static void simple_op(struct server *s, struct http_req *r, const char *name, const char *what,
+		      unsigned state, enum msg_type type)
+{
+	struct api_err err;
+	struct vm *vm;
+	struct op *o = NULL;
+	int result = vms_find(s, name, &vm, &err);
+	if (!result)
+		result = no_body(r, &err);
+	if (!result && !vm->op)
+		result = need_state(vm, state, what, &err);
+	if (!result)
+		result = ops_begin(vm, what, &err);
+	if (!result) {
+		o = op_new(s, r, vm, &err);
+		result = !o ? -ENOMEM :
+			      vm_call(vm, type, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, what,
+				      on_simple_done, o, &err);
+		if (result)
+			vm->op = NULL;
+	}
+	if (result) {
+		reply_err(r, &err);
+		if (o)
+			op_free(o);
+	}
+}
+
+void op_vm_start(struct server *s, struct http_req *r, const char *name)
+{
+	simple_op(s, r, name, "start", VM_CREATED, MSG_RUN);
+}
+void op_vm_pause(struct server *s, struct http_req *r, const char *name)
+{
+	simple_op(s, r, name, "pause", VM_RUNNING, MSG_PAUSE);
+}
+void op_vm_resume(struct server *s, struct http_req *r, const char *name)
+{
+	simple_op(s, r, name, "resume", VM_PAUSED, MSG_RUN);
+}
+
+// --- stop, delete ---------------------------------------------------------------------------
+static void on_stopped(void *arg, struct vm *vm)
+{
+	(void)vm;
+	op_reply_vm(arg, 200);
+}
+
+static void on_stop_late(void *arg) { op_reply_vm(arg, 202); }
+
+static void on_stop_asked(void *arg, struct vm *vm, const struct api_err *err,
+			  const struct msg_reply *reply)
+{
+	struct op *o = arg;
+	(void)reply;
+	vm->op = NULL;
+	if (err && vm->state != VM_EXITED) {
+		op_reply_err(o, err);
+	} else if (vm->state == VM_EXITED) {
+		op_reply_vm(o, 200);
+	} else if (!o->wait_ms || mv_timer_init(&o->s->loop, &o->timer, on_stop_late, o)) {
+		op_reply_vm(o, 202);
+	} else {
+		mv_timer_arm(&o->timer, o->wait_ms * 1000000ull);
+		vm_wait_end(vm, &o->end, on_stopped, o);
+	}
+}
+
+static int stop_begin(struct op *o, const struct stop_body *b, struct api_err *err)
+{
+	struct vm *vm = o->vm;
+	if (b->mode == STOP_KILL) {
+		vm_wait_end(vm, &o->end, on_stopped, o);
+		vm_kill(vm);
+		return 0;
+	}
+	int result = vm->op ? 0 : need_state(vm, VM_RUNNING, "stop", err);
+	if (!result)
+		result = ops_begin(vm, "stop", err);
+	if (result)
+		return result;
+	struct msg_stop m = { b->mode == STOP_CTRL_ALT_DEL ? VM_STOP_CTRL_ALT_DEL :
+							     VM_STOP_POWER_BUTTON };
+	result = vm_call(vm, MSG_STOP, &msg_stop_table, &m, NULL, 0, RUN_TIMEOUT_MS, "stop",
+			 on_stop_asked, o, err);
+	if (result)
+		vm->op = NULL;
+	return result;
+}
+
+void op_vm_stop(struct server *s, struct http_req *r, const char *name)
+{
+	struct stop_body b = { 0 };
+	struct api_err err;
+	struct vm *vm;
+	struct op *o = NULL;
+	int result = vms_find(s, name, &vm, &err);
+	if (!result)
+		result = js_decode(&stop_table, r->body, r->body_len, &b, &err);
+	if (!result && !vm_has_process(vm))
+		result = api_fail(&err, API_WRONG_STATE, "VM %s has exited already", vm->cfg.name);
+	if (!result && !(o = op_new(s, r, vm, &err)))
+		result = -ENOMEM;
+	if (!result) {
+		o->wait_ms = b.wait_ms;
+		result = stop_begin(o, &b, &err);
+	}
+	if (result) {
+		reply_err(r, &err);
+		if (o)
+			op_free(o);
+	}
+}
+
+static void on_deleted(void *arg, struct vm *vm)
+{
+	struct op *o = arg;
+	vms_remove(vm);
+	reply_empty(o->req);
+	op_free(o);
+}
+
+void op_vm_delete(struct server *s, struct http_req *r, const char *name)
+{
+	struct api_err err;
+	struct vm *vm;
+	if (vms_find(s, name, &vm, &err)) {
+		reply_err(r, &err);
+		return;
+	}
+	struct op *o = op_new(s, r, vm, &err);
+	if (!o) {
+		reply_err(r, &err);
+	} else if (!vm_has_process(vm)) {
+		on_deleted(o, vm);
+	} else {
+		vm_wait_end(vm, &o->end, on_deleted, o);
+		vm_kill(vm);
+	}
+}

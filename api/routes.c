@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/routes.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "microvm/base/log.h"
+#include "microvm/base/util.h"
+
+const struct route api_routes[] = {
+	{ "GET", "/v1/info", op_info, { 0 }, "version and counts" },
+	{ "POST", "/v1/vms", op_vm_create, { 0 }, "create a VM" },
+	{ "GET", "/v1/vms", op_vm_list, { 0 }, "list VMs" },
+	{ "GET", "/v1/vms/{name}", op_vm_show, { 0 }, "show a VM" },
+	{ "DELETE", "/v1/vms/{name}", op_vm_delete, { 0 }, "end and forget a VM" },
+	{ "POST", "/v1/vms/{name}/start", op_vm_start, { 0 }, "first start" },
+	{ "POST", "/v1/vms/{name}/pause", op_vm_pause, { 0 }, "stop the vCPUs" },
+	{ "POST", "/v1/vms/{name}/resume", op_vm_resume, { 0 }, "let the vCPUs go on" },
+	{ "POST", "/v1/vms/{name}/stop", op_vm_stop, { 0 }, "ask the guest to end, or kill it" },
+	{ "GET", "/v1/vms/{name}/console", op_console_read, { "offset", "wait_ms" },
+	  "read serial output" },
+	{ "PUT", "/v1/vms/{name}/console", op_console_write, { 0 }, "write serial input" },
+	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
+	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
+	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },
+	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, { 0 }, "delete a snapshot" },
+	{ "POST", "/v1/snapshots/{name}/verify", op_snap_verify, { 0 }, "hash all its files" },
+	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },
+};
+const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);
+
+bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN])
+{
+	while (*pattern) {
+		if (*pattern != '{') {
+			if (*pattern++ != *path++)
+				return false;
+			continue;
+		}
+		size_t n = strcspn(path, "/");
+		if (n == 0 || n >= ROUTE_NAME_LEN)
+			return false;
+		memcpy(ret_name, path, n);
+		ret_name[n] = 0;
+		path += n;
+		pattern += strcspn(pattern, "}") + 1;
+	}
+	return !*path;
+}
+
+js *err_json(const struct api_err *err)
+{
+	js *o = js_object();
+	js_put_str(o, "code", api_code_info(err->code)->name);
+	js_put_str(o, "message", err->msg);
+	return o;
+}
+
+static void reply_text(struct http_req *r, unsigned status, js *body, const char *allow)
+{
+	struct http_header h = { .name = "Allow" };
+	char *text = js_text(body, false);
+	if (allow)
+		snprintf(h.value, sizeof h.value, "%s", allow);
+	http_reply(r, text ? status : 500, "application/json", text, text ? strlen(text) : 0, &h,
+		   allow ? 1 : 0);
+}
+
+void reply_json(struct http_req *r, unsigned status, js *body)
+{
+	reply_text(r, status, body, NULL);
+}
+
+static void reply_error(struct http_req *r, const struct api_err *err, const char *allow)
+{
+	unsigned status = api_code_info(err->code)->status;
+	js *o = js_object();
+	js_put(o, "error", err_json(err));
+	if (status >= 500)
+		mv_log(MV_WARN, "%s %s: %u %s: %s", r->method, r->path, status,
+		       api_code_info(err->code)->name, err->msg);
+	reply_text(r, status, o, allow);
+}
+
+void reply_err(struct http_req *r, const struct api_err *err) { reply_error(r, err, NULL); }
+
+void reply_empty(struct http_req *r) { http_reply(r, 204, NULL, NULL, 0, NULL, 0); }
+
+int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise,
+	       uint64_t *ret_v, struct api_err *err)
+{
+	const char *s = http_query(r, name);
+	char *end;
+	if (!s) {
+		*ret_v = otherwise;
+		return 0;
+	}
+	errno = 0;
+	uint64_t v = strtoull(s, &end, 10);
+	if (*s < '0' || *s > '9' || *end || errno || v > max)
+		return api_fail(err, API_INVALID_VALUE,
+				"%s: \"%.32s\" is not a number within 0..%" PRIu64, name, s, max);
+	*ret_v = v;
+	return 0;
+}
+
+// Not found, or found with another method: then Allow lists the right ones.
+static void no_route(struct http_req *r, const char *allow)
+{
+	struct api_err err;
+	if (!allow[0])
+		api_fail(&err, API_NOT_FOUND, "%s: no such route; the API begins with /v1", r->path);
+	else
+		api_fail(&err, API_METHOD_NOT_ALLOWED, "%s does not know %s; it knows %s", r->path,
+			 r->method, allow);
+	reply_error(r, &err, allow[0] ? allow : NULL);
+}
+
+static void run_route(struct server *s, const struct route *t, struct http_req *r,
+		      const char *name)
+{
+	struct api_err err;
+	const char *unknown = http_unknown_query(r, t->query);
+	if (s->stopping)
+		api_fail(&err, API_SHUTTING_DOWN, "the daemon is ending");
+	else if (r->body_too_large)
+		api_fail(&err, API_BODY_TOO_LARGE, "the body is larger than %u bytes", HTTP_MAX_BODY);
+	else if (unknown)
+		api_fail(&err, API_UNKNOWN_FIELD, "query parameter %.64s: there is none of this name",
+			 unknown);
+	else {
+		t->fn(s, r, name);
+		return;
+	}
+	reply_err(r, &err);
+}
+
+void api_dispatch(void *arg, struct http_req *r)
+{
+	char name[ROUTE_NAME_LEN] = "", allow[64] = "";
+	for (unsigned i = 0; i < api_n_routes; i++) {
+		const struct route *t = &api_routes[i];
+		if (!route_match(t->pattern, r->path, name))
+			continue;
+		if (!strcmp(t->method, r->method)) {
+			mv_log(MV_DEBUG, "%s %s", r->method, r->path);
+			run_route(arg, t, r, name);
+			return;
+		}
+		size_t used = strlen(allow);
+		snprintf(allow + used, sizeof allow - used, "%s%s", used ? ", " : "", t->method);
+	}
+	no_route(r, allow);
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one table of routes, and the dispatcher. A handler answers its request exactly once,
+// now or later. `name` is what stands at {name}; it lives as long as the request.
+#pragma once
+#include "api/error.h"
+#include "api/http.h"
+#include "api/json.h"
+#include "api/server.h"
+
+typedef void route_fn(struct server *s, struct http_req *r, const char *name);
+
+struct route {
+	const char *method, *pattern; // "/v1/vms/{name}/start"
+	route_fn *fn;
+	const char *query[4]; // known query parameters, NULL-terminated
+	const char *doc;
+};
+extern const struct route api_routes[];
+extern const unsigned api_n_routes;
+
+// The http_handler; arg is the struct server.
+void api_dispatch(void *arg, struct http_req *r);
+
+// Does path fit pattern? Copies what stands at {name} (at most 64 bytes) when there is one.
+#define ROUTE_NAME_LEN 65
+bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN]);
+
+// Answers.
+void reply_json(struct http_req *r, unsigned status, js *body);
+void reply_err(struct http_req *r, const struct api_err *err);
+void reply_empty(struct http_req *r);
+js *err_json(const struct api_err *err); // {"code":..., "message":...}
+
+// An unsigned query parameter; `otherwise` when it is not there.
+int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise,
+	       uint64_t *ret_v, struct api_err *err);
+
+// Handlers, by file.
+route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume,
+	op_vm_stop, op_vm_delete;						// ops_vm.c
+route_fn op_console_read, op_console_write;					// ops_console.c
+route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete; // ops_snapshot.c
+route_fn op_clone;								// ops_clone.c
