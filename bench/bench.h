@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of the bench program: each adds its series to the results, 0 or -errno.
+#pragma once
+#include <stdbool.h>
+
+#include "bench/floor.h"
+#include "bench/stats.h"
+
+struct bench_env {
+	const char *bin;   // folder with thawd, thaw, thaw-vmm
+	const char *guest; // the tiny guest
+	const char *out;   // where results and temporary files go
+	char vmm[1024];
+	int samples;
+	bool quick, verbose;
+};
+
+int bench_boot(const struct bench_env *env, struct bench_results *res);    // boot_*
+int bench_restore(const struct bench_env *env, struct bench_results *res); // floor_*, clone_cold_*
+int bench_rest(const struct bench_env *env, struct bench_results *res);    // through the daemon
