@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-# thawd.c and thaw.c are the mains; what both use is in API_COMMON.
-API_COMMON := $(call objs,$(filter-out api/thawd.c api/thaw.c,$(wildcard api/*.c)))
+# thawd.c and thaw.c are the mains. The client side needs libcurl and nothing of the
+# daemon; the daemon needs libmicrohttpd. API_COMMON is everything the daemon is made of.
+API_CLI_SRC := $(wildcard api/client.c api/cli*.c api/doctor*.c)
+API_SHARED_O := $(call objs,$(wildcard api/json.c api/error.c api/paths.c))
+API_COMMON := $(call objs,$(filter-out api/thawd.c api/thaw.c $(API_CLI_SRC),$(wildcard api/*.c)))
+API_CLI_O := $(call objs,$(API_CLI_SRC))
 THAWD := $(B)/bin/thawd
 THAW := $(B)/bin/thaw
 ifneq ($(wildcard api/thawd.c),)
-PROGRAMS += $(THAWD) $(THAW)
+PROGRAMS += $(THAWD)
+endif
+ifneq ($(wildcard api/thaw.c),)
+PROGRAMS += $(THAW)
 endif
 $(THAWD): $(call objs,api/thawd.c) $(API_COMMON) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -luring -o $@
-$(THAW): $(call objs,api/thaw.c) $(API_COMMON) $(SNAP_O) $(BASE_O)
+$(THAW): $(call objs,api/thaw.c microvm/kvm_probe.c) $(API_CLI_O) $(API_SHARED_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -luring -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcurl -ljansson -luring -o $@

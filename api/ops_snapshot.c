@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/utsname.h>
 #include <time.h>
 
 #include "api/ops_snapshot.h"
@@ -117,16 +117,13 @@ static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *er
 static void fill_manifest(struct manifest *m, const struct vm *vm)
 {
 	struct timespec t;
+	struct utsname u;
 	clock_gettime(CLOCK_REALTIME, &t);
 	mv_uuid(m->id);
 	memcpy(m->parent, vm->cfg.name, sizeof m->parent);
 	mv_strcpy(m->thaw_version, sizeof m->thaw_version, THAW_VERSION);
 	m->created_unix_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-#if defined(__x86_64__)
-	m->arch = MANIFEST_X86_64;
-#else
-	m->arch = MANIFEST_AARCH64;
-#endif
+	m->arch = !uname(&u) && !strcmp(u.machine, "aarch64") ? MANIFEST_AARCH64 : MANIFEST_X86_64;
 	m->cfg = vm->cfg;
 }
 

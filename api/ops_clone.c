@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// POST /v1/snapshots/{name}/clone: N new VMs of one snapshot.
+//
+// Theory of operation. The manifest is read and the snapshot's files are opened once per
+// request; the memory file is hashed by the worker unless that was done before in this run
+// (templates.h). Then clones are started, up to MAX_STARTING at a time so that the loop
+// stays free and N is not bounded by descriptors in flight; each that ends its start lets
+// the next one begin. The answer goes out when all have either answered or are completely
+// gone: 201 all there, 207 some, else the first one's error.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/ops.h"
+#include "api/ops_snapshot.h"
+#include "api/routes.h"
+#include "api/templates.h"
+#include "api/vmfds.h"
+#include "api/vmjson.h"
+#include "api/vms.h"
+#include "microvm/base/util.h"
+
+#define MAX_STARTING 8
+
+struct clone_job;
+
+struct clone_item {
+	struct clone_job *job;
+	struct vm *vm; // held until the answer is out
+	struct vm_waiter end;
+	char name[VMCFG_NAME_LEN];
+	struct api_err *err; // NULL: it is there
+	bool running;        // when it was ready
+};
+
+struct clone_job {
+	struct worker_job work;
+	struct server *s;
+	struct http_req *req;
+	struct clone_body body;
+	struct manifest m;
+	int state_fd, memory_fd;
+	struct clone_item *items; // body.count
+	uint32_t next, starting, n_failed;
+	int result; // of the worker
+	struct mv_err verify_err;
+};
+
+static void job_free(struct clone_job *j)
+{
+	for (uint32_t i = 0; j->items && i < j->body.count; i++) {
+		vm_unref(j->items[i].vm);
+		free(j->items[i].err);
+	}
+	free(j->items);
+	free(j->body.clones);
+	mv_close(&j->state_fd);
+	mv_close(&j->memory_fd);
+	free(j);
+}
+
+// --- the answer -----------------------------------------------------------------------
+static js *item_json(const struct clone_item *it, uint64_t received_ns)
+{
+	js *o = js_object();
+	const struct vm *vm = it->vm;
+	if (it->name[0])
+		js_put_str(o, "name", it->name);
+	if (it->err) {
+		js_put(o, "error", err_json(it->err));
+		return o;
+	}
+	js *t = js_object();
+	js_put_str(o, "id", vm->cfg.id);
+	js_put_str(o, "state", vm_state_name(vm->state));
+	if (vm->cfg.vsock.present)
+		js_put_str(o, "vsock_path", vm->cfg.vsock.path);
+	js_put_uint(t, "accepted", 0);
+	put_us(t, "process_ready", vm->times.process_start, received_ns);
+	put_us(t, "kvm_ready", vm->times.kvm_ready, received_ns);
+	put_us(t, "state_loaded", vm->times.loaded, received_ns);
+	put_us(t, "running", vm->times.running, received_ns);
+	js_put(o, "timing_us", t);
+	return o;
+}
+
+static void answer(struct clone_job *j)
+{
+	js *o = js_object(), *list = js_list();
+	unsigned status = j->n_failed ? 207 : 201;
+	if (j->n_failed == j->body.count) {
+		status = api_code_info(j->items[0].err->code)->status;
+		js_put(o, "error", err_json(j->items[0].err));
+	}
+	for (uint32_t i = 0; i < j->body.count; i++)
+		js_add(list, item_json(&j->items[i], j->req->received_ns));
+	js_put(o, "clones", list);
+	reply_json(j->req, status, o);
+	job_free(j);
+}
+
+// --- one clone ----------------------------------------------------------------------------
+static void advance(struct clone_job *j);
+
+static void item_failed(struct clone_item *it, const struct api_err *err)
+{
+	static struct api_err no_memory = { API_OUT_OF_MEMORY, "no memory for the clone" };
+	it->job->n_failed++;
+	it->err = malloc(sizeof *it->err);
+	if (it->err)
+		*it->err = *err;
+	else
+		it->err = memcpy(calloc(1, sizeof no_memory), &no_memory, sizeof no_memory);
+}
+
+static void on_undone(void *arg, struct vm *vm)
+{
+	struct clone_item *it = arg;
+	(void)vm;
+	it->job->starting--;
+	advance(it->job);
+}
+
+static void on_restored(void *arg, struct vm *vm, const struct api_err *err,
+			const struct msg_reply *reply)
+{
+	struct clone_item *it = arg;
+	(void)reply;
+	vm->op = NULL;
+	if (!err) {
+		vm->shown = true;
+		on_undone(it, vm);
+		return;
+	}
+	item_failed(it, err);
+	vms_remove(vm);
+	if (vm_has_process(vm)) { // answered when it is gone, so that nothing is left behind
+		vm_wait_end(vm, &it->end, on_undone, it);
+		vm_kill(vm);
+	} else {
+		on_undone(it, vm);
+	}
+}
+
+// <prefix>-<n>, the first n that is free.
+static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *err)
+{
+	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->m.name;
+	struct template *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->m);
+	for (unsigned n = t ? t->next_clone : 1;; n++) {
+		char name[VMCFG_NAME_LEN + 12];
+		snprintf(name, sizeof name, "%s-%u", prefix, n);
+		if (mv_strcpy(cfg->name, sizeof cfg->name, name))
+			return api_fail(err, API_INVALID_VALUE,
+					"name_prefix: \"%s\" is too long for \"-%u\" behind it", prefix, n);
+		if (vms_name_taken(j->s, name))
+			continue;
+		if (t)
+			t->next_clone = n + 1;
+		return 0;
+	}
+}
+
+static int launch(struct clone_item *it, struct vm *vm, struct api_err *err)
+{
+	struct clone_job *j = it->job;
+	struct vm_fds fds;
+	int r = vmfds_open(&vm->cfg, j->s->kvm_path, false, &fds, err);
+	if (r)
+		return r;
+	fds.state = fcntl(j->state_fd, F_DUPFD_CLOEXEC, 3);
+	fds.memory = fcntl(j->memory_fd, F_DUPFD_CLOEXEC, 3);
+	vm->op = "clone";
+	if (fds.state >= 0 && fds.memory >= 0)
+		return vm_launch(vm, MSG_RESTORE, j->body.run, &fds, on_restored, it, err);
+	if (fds.vsock >= 0)
+		unlink(vm->cfg.vsock.path);
+	vm_fds_close(&fds);
+	return api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
+}
+
+static int start_item(struct clone_item *it, const struct clone_spec *spec, struct api_err *err)
+{
+	static const struct clone_spec plain;
+	static struct vmcfg cfg; // the loop's thread only
+	struct clone_job *j = it->job;
+	if (j->s->stopping)
+		return api_fail(err, API_SHUTTING_DOWN, "the daemon is ending");
+	int r = clone_config(&j->m.cfg, spec ? spec : &plain, &cfg, err);
+	if (!r && !cfg.name[0])
+		r = choose_name(j, &cfg, err);
+	if (r)
+		return r;
+	memcpy(it->name, cfg.name, sizeof it->name);
+	ops_default_vsock(j->s, &cfg);
+	it->vm = vm_new(j->s, &cfg);
+	if (!it->vm)
+		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
+	memcpy(it->vm->from_snapshot, j->m.name, sizeof it->vm->from_snapshot);
+	it->vm->requested_ns = j->req->received_ns;
+	r = vms_add(j->s, it->vm, err);
+	if (!r && (r = launch(it, it->vm, err)))
+		vms_remove(it->vm);
+	return r;
+}
+
+static void advance(struct clone_job *j)
+{
+	while (j->next < j->body.count && j->starting < MAX_STARTING) {
+		uint32_t i = j->next++;
+		struct clone_item *it = &j->items[i];
+		struct api_err err;
+		it->job = j;
+		if (start_item(it, j->body.clones ? &j->body.clones[i] : NULL, &err))
+			item_failed(it, &err);
+		else
+			j->starting++;
+	}
+	if (j->next == j->body.count && !j->starting)
+		answer(j);
+}
+
+// --- the job --------------------------------------------------------------------------------
+static void fail_job(struct clone_job *j, const struct api_err *err)
+{
+	reply_err(j->req, err);
+	job_free(j);
+}
+
+static void verify_run(struct worker_job *w)
+{
+	struct clone_job *j = (struct clone_job *)w;
+	mv_close(&j->state_fd);
+	mv_close(&j->memory_fd);
+	j->result = store_files(&j->s->store, &j->m, true, &j->state_fd, &j->memory_fd,
+				&j->verify_err);
+}
+
+static void verify_done(struct worker_job *w)
+{
+	struct clone_job *j = (struct clone_job *)w;
+	struct api_err err;
+	struct template *t = template_get(j->s, &j->m);
+	if (j->result) {
+		snap_error(&err, &j->verify_err, API_SNAPSHOT_CORRUPT);
+		template_drop(j->s, j->m.name);
+		fail_job(j, &err);
+		return;
+	}
+	if (t)
+		template_set_verified(t, j->memory_fd);
+	advance(j);
+}
+
+static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *err)
+{
+	int result = clone_parse(r->body, r->body_len, &j->body, err);
+	if (result)
+		return result;
+	j->items = calloc(j->body.count, sizeof *j->items);
+	return j->items ? 0 : api_fail(err, API_OUT_OF_MEMORY, "no memory for %u clones",
+				       j->body.count);
+}
+
+static int job_open(struct clone_job *j, const char *name, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	if (store_show(&j->s->store, name, &j->m, &e) ||
+	    store_files(&j->s->store, &j->m, false, &j->state_fd, &j->memory_fd, &e))
+		return snap_error(err, &e, API_SNAPSHOT_CORRUPT);
+	return 0;
+}
+
+void op_clone(struct server *s, struct http_req *r, const char *name)
+{
+	struct api_err err;
+	struct clone_job *j = calloc(1, sizeof *j);
+	if (!j) {
+		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
+		reply_err(r, &err);
+		return;
+	}
+	j->s = s;
+	j->req = r;
+	j->state_fd = j->memory_fd = -1;
+	int result = job_parse(j, r, &err);
+	if (!result)
+		result = job_open(j, name, &err);
+	if (result) {
+		fail_job(j, &err);
+		return;
+	}
+	const struct template *t = template_get(s, &j->m);
+	if (t && template_is_verified(t, j->memory_fd)) {
+		advance(j);
+		return;
+	}
+	j->work.run = verify_run;
+	j->work.done = verify_done;
+	worker_add(&s->worker, &j->work);
+}

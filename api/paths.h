@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Default paths, for daemon and client alike; each function fills only an empty string.
+#pragma once
+#include <limits.h>
+#include <sys/types.h>
+
+#include "microvm/base/err.h"
+
+int paths_default_socket(char path[PATH_MAX], struct mv_err *err); // $THAW_SOCKET first
+int paths_default_state(char path[PATH_MAX], struct mv_err *err);
+int paths_default_vmm(char path[PATH_MAX], struct mv_err *err); // must be there and executable
+
+// mkdir -p
+int paths_make_dirs(const char *path, mode_t mode, struct mv_err *err);
+void paths_remove_sockets(const char *dir); // all socket files in it

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// thawd: the host daemon. Options, the listening socket, signals, start and end; what
+// it does in between is in routes.c and the ops_*.c files.
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+
+#include "api/listen.h"
+#include "api/paths.h"
+#include "api/routes.h"
+#include "api/templates.h"
+#include "api/vms.h"
+#include "microvm/base/log.h"
+#include "microvm/base/util.h"
+
+#define STOP_WAIT_NS (5ull * 1000 * 1000 * 1000) // for VM processes to go when we end
+
+struct options {
+	char socket[PATH_MAX], state_dir[PATH_MAX], vmm[PATH_MAX];
+	const char *kvm;
+	enum mv_level level;
+};
+
+static const char help[] =
+	"usage: thawd [options]\n"
+	"The daemon of thaw: keeps snapshots, runs microVMs, serves REST on a Unix socket.\n\n"
+	"  --socket PATH     where to listen (THAW_SOCKET; default /run/thaw/thaw.sock for root,\n"
+	"                    else $XDG_RUNTIME_DIR/thaw.sock)\n"
+	"  --state-dir DIR   snapshots and sockets of VMs (default /var/lib/thaw for root, else\n"
+	"                    ~/.local/share/thaw)\n"
+	"  --vmm PATH        the VM program (default: thaw-vmm beside thawd, else in PATH)\n"
+	"  --kvm PATH        the KVM device (default /dev/kvm)\n"
+	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
+	"  --version, --help\n\n"
+	"SIGTERM or SIGINT ends it and all its VMs. Exit status: 0 ended as asked, 1 an error,\n"
+	"2 wrong usage.\n";
+
+enum { OPT_SOCKET = 256, OPT_STATE, OPT_VMM, OPT_KVM, OPT_LEVEL, OPT_VERSION, OPT_HELP };
+
+static const struct option long_options[] = {
+	{ "socket", required_argument, NULL, OPT_SOCKET },
+	{ "state-dir", required_argument, NULL, OPT_STATE },
+	{ "vmm", required_argument, NULL, OPT_VMM },
+	{ "kvm", required_argument, NULL, OPT_KVM },
+	{ "log-level", required_argument, NULL, OPT_LEVEL },
+	{ "version", no_argument, NULL, OPT_VERSION },
+	{ "help", no_argument, NULL, OPT_HELP },
+	{ 0 },
+};
+
+static bool parse_level(const char *s, enum mv_level *ret_level)
+{
+	static const char *const names[] = { "error", "warn", "info", "debug" };
+	for (unsigned i = 0; i < MV_ARRAY_LEN(names); i++)
+		if (!strcmp(names[i], s)) {
+			*ret_level = (enum mv_level)i;
+			return true;
+		}
+	return false;
+}
+
+static bool set(char *dst, const char *src) { return !mv_strcpy(dst, PATH_MAX, src); }
+
+// 0: go on; otherwise the exit status + 1.
+static int parse_options(int argc, char **argv, struct options *o)
+{
+	bool ok = true;
+	for (int c; ok && (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
+		switch (c) {
+		case OPT_SOCKET: ok = set(o->socket, optarg); break;
+		case OPT_STATE: ok = set(o->state_dir, optarg); break;
+		case OPT_VMM: ok = set(o->vmm, optarg); break;
+		case OPT_KVM: o->kvm = optarg; break;
+		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
+		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
+		case OPT_HELP: fputs(help, stdout); return 1;
+		default: ok = false;
+		}
+	}
+	if (ok && optind == argc)
+		return 0;
+	fputs("thawd: wrong usage; try thawd --help\n", stderr);
+	return 3;
+}
+
+// --- start ------------------------------------------------------------------------------
+static void stdio_is_open(void)
+{
+	int fd;
+	do
+		fd = open("/dev/null", O_RDWR); // not close-on-exec: it stands in for 0, 1 or 2
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
+static void raise_fd_limit(void)
+{
+	struct rlimit r;
+	if (!getrlimit(RLIMIT_NOFILE, &r)) {
+		r.rlim_cur = r.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &r);
+	}
+}
+
+// Where unnamed vsock sockets go. It is ours alone (the store is locked), so what is in it
+// is left over from a daemon that was killed.
+static int open_vsock_dir(struct server *s, const char *state_dir, struct mv_err *err)
+{
+	int n = snprintf(s->vsock_dir, sizeof s->vsock_dir, "%s/vsock", state_dir);
+	if (n < 0 || (size_t)n >= sizeof s->vsock_dir)
+		return mv_fail(err, ENAMETOOLONG,
+			       "--state-dir %s: longer than %zu bytes, too long for Unix sockets in it",
+			       state_dir, sizeof s->vsock_dir - sizeof "/vsock");
+	if (mkdir(s->vsock_dir, 0750) && errno != EEXIST)
+		return mv_fail(err, errno, "%s: %s", s->vsock_dir, strerror(errno));
+	paths_remove_sockets(s->vsock_dir);
+	return 0;
+}
+
+static int start(struct server *s, const struct options *o, int *ret_listen_fd,
+		 struct mv_err *err)
+{
+	int r = paths_make_dirs(o->state_dir, 0700, err);
+	if (!r)
+		r = store_open(&s->store, o->state_dir, err);
+	if (!r)
+		r = open_vsock_dir(s, o->state_dir, err);
+	if (!r)
+		r = worker_init(&s->worker, &s->loop, err);
+	if (!r)
+		r = listen_unix(o->socket, ret_listen_fd, err);
+	if (r)
+		return r;
+	r = http_new(&s->loop, *ret_listen_fd, api_dispatch, s, &s->http, err);
+	if (r)
+		unlink(o->socket);
+	return r;
+}
+
+// --- end ----------------------------------------------------------------------------------
+struct signals {
+	struct server *s;
+	int fd;
+	struct mv_watch watch;
+	struct mv_timer timer;
+};
+
+static void kill_vm(void *arg, struct vm *vm)
+{
+	(void)arg;
+	vm_kill(vm);
+}
+
+static void on_stop_late(void *arg)
+{
+	mv_log(MV_ERROR, "some VM processes did not go in time");
+	mv_loop_stop(&((struct signals *)arg)->s->loop);
+}
+
+static void on_signal(void *arg, uint32_t events)
+{
+	struct signals *g = arg;
+	struct signalfd_siginfo si;
+	(void)events;
+	if (read(g->fd, &si, sizeof si) != sizeof si || g->s->stopping)
+		return;
+	mv_log(MV_INFO, "ending on signal %u; %u VMs have a process", si.ssi_signo, g->s->n_live);
+	g->s->stopping = true;
+	http_quiesce(g->s->http);
+	vms_each(g->s, kill_vm, NULL);
+	if (!g->s->n_live)
+		mv_loop_stop(&g->s->loop);
+	else if (!mv_timer_init(&g->s->loop, &g->timer, on_stop_late, g))
+		mv_timer_arm(&g->timer, STOP_WAIT_NS);
+}
+
+static int take_signals(struct server *s, struct signals *g)
+{
+	sigset_t set_;
+	sigemptyset(&set_);
+	sigaddset(&set_, SIGTERM);
+	sigaddset(&set_, SIGINT);
+	signal(SIGPIPE, SIG_IGN);
+	if (sigprocmask(SIG_BLOCK, &set_, NULL))
+		return -errno;
+	g->s = s;
+	g->fd = signalfd(-1, &set_, SFD_CLOEXEC | SFD_NONBLOCK);
+	return g->fd < 0 ? -errno : mv_watch_add(&s->loop, &g->watch, g->fd, EPOLLIN, on_signal, g);
+}
+
+static void first_vm(void *arg, struct vm *vm)
+{
+	struct vm **first = arg;
+	if (!*first)
+		*first = vm;
+}
+
+static void stop(struct server *s, const struct options *o, struct signals *g, bool listening)
+{
+	worker_fini(&s->worker); // jobs in progress end and answer
+	if (listening) {
+		http_free(s->http);
+		unlink(o->socket);
+	}
+	for (struct vm *vm = NULL;; vm = NULL) {
+		vms_each(s, first_vm, &vm);
+		if (!vm)
+			break;
+		vms_remove(vm);
+	}
+	templates_free(s);
+	store_close(&s->store);
+	mv_timer_fini(&s->call_timer);
+	mv_timer_fini(&g->timer);
+	mv_watch_del(&g->watch);
+	mv_close(&g->fd);
+	mv_loop_fini(&s->loop);
+}
+
+int main(int argc, char **argv)
+{
+	static struct server s;
+	static struct options o = { .kvm = "/dev/kvm", .level = MV_INFO };
+	struct signals g = { .fd = -1 };
+	struct mv_err err = { 0 };
+	int listen_fd = -1;
+
+	int r = parse_options(argc, argv, &o);
+	if (r)
+		return r - 1;
+	stdio_is_open();
+	mv_log_init("thawd", o.level);
+	raise_fd_limit();
+	if (paths_default_socket(o.socket, &err) || paths_default_state(o.state_dir, &err) ||
+	    paths_default_vmm(o.vmm, &err)) {
+		mv_log(MV_ERROR, "%s", err.msg);
+		return 1;
+	}
+	s.vmm_path = o.vmm;
+	s.kvm_path = o.kvm;
+	s.store = (struct store){ -1, -1, -1, -1 };
+	r = mv_loop_init(&s.loop);
+	if (!r)
+		r = take_signals(&s, &g); // before any thread: all inherit the mask
+	if (r)
+		mv_fail(&err, -r, "start: %s", strerror(-r));
+	else
+		r = start(&s, &o, &listen_fd, &err);
+	if (r) {
+		mv_log(MV_ERROR, "%s", err.msg);
+	} else {
+		mv_log(MV_INFO, "version %s listens on %s", THAW_VERSION, o.socket);
+		r = mv_loop_run(&s.loop);
+	}
+	stop(&s, &o, &g, s.http != NULL);
+	return r ? 1 : 0;
+}
