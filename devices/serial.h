@@ -13,7 +13,8 @@
 
 struct serial {
 	// saved (serial_table)
-	uint8_t ier, iir, lcr, mcr, lsr, msr, scr, fcr;
+	uint8_t ier, lcr, mcr, scr; // the other registers follow from the rest
+	bool fifo_on;
 	uint16_t divisor;
 	uint8_t rx[SERIAL_RX_BYTES]; // input not yet read by the guest, oldest first
 	uint32_t n_rx;

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// virtio-vsock (virtio 1.2 section 5.10): the device's three queues. Guest packets are
+// checked here and handed to their stream (vsock_conn.c). Packets for the guest are made
+// when there is a receive buffer, one from each stream in turn, the payload read from the
+// socket straight into the guest; so nothing is buffered in that direction.
+//
+// Streams belong to the running VM, not to its snapshot: a restored guest is told by a
+// TRANSPORT_RESET event (section 5.10.6.7) that all of its streams are gone.
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "devices/vsock.h"
+#include "microvm/base/log.h"
+#include "microvm/base/util.h"
+
+enum { QUEUE_SIZE = 256, PACKETS_PER_KICK = 128 };
+enum { EVENT_TRANSPORT_RESET = 0 };
+
+#define F_STREAM (1ULL << 0) // section 5.10.3
+
+// The first `len` bytes of s, which moves on past them; `room` holds as many entries.
+static struct vq_span split(struct vq_span *s, struct iovec *room, unsigned len)
+{
+	struct vq_span front = { .iov = room, .n = s->n < len ? s->n : len };
+	memcpy(room, s->iov, front.n * sizeof *room);
+	for (unsigned i = 0; i < front.n; i++)
+		front.bytes += room[i].iov_len;
+	vq_span_trim(&front, len);
+	vq_span_skip(s, len);
+	return front;
+}
+
+static struct vsock_header header(const struct vio_vsock *v, uint32_t host_port, uint32_t guest_port,
+				  enum vsock_op op)
+{
+	return (struct vsock_header){
+		.src_cid = le64_make(VSOCK_HOST_CID),
+		.dst_cid = le64_make(v->guest_cid),
+		.src_port = le32_make(host_port),
+		.dst_port = le32_make(guest_port),
+		.type = le16_make(VSOCK_STREAM),
+		.op = le16_make((uint16_t)op),
+	};
+}
+
+// Makes one packet; false when nobody had one after all.
+static bool next_packet(struct vio_vsock *v, struct vsock_header *h, struct vq_span *payload)
+{
+	if (v->n_rst) {
+		*h = header(v, v->rst[v->rst_at].host_port, v->rst[v->rst_at].guest_port, OP_RST);
+		v->rst_at = (v->rst_at + 1) % VSOCK_MAX_RST;
+		v->n_rst--;
+		return true;
+	}
+	struct vsock_conn *c = TAILQ_FIRST(&v->sending);
+	*h = header(v, c->host_port, c->guest_port, OP_RW);
+	TAILQ_REMOVE(&v->sending, c, sending);
+	TAILQ_INSERT_TAIL(&v->sending, c, sending); // the next one's turn
+	return vsock_conn_fill(c, h, payload);
+}
+
+static bool work_left(struct vio_vsock *v)
+{
+	struct vsock_conn *c;
+	while (!v->n_rst && (c = TAILQ_FIRST(&v->sending)) && !vsock_conn_has_work(c)) {
+		TAILQ_REMOVE(&v->sending, c, sending);
+		c->is_sending = false;
+	}
+	return v->n_rst || !TAILQ_EMPTY(&v->sending);
+}
+
+void vsock_pump(struct vio_vsock *v)
+{
+	struct vio_dev *d = &v->dev;
+	struct vq_span *s = &v->chain.writable;
+	struct iovec room[VSOCK_HEADER_BYTES];
+	unsigned left = PACKETS_PER_KICK;
+
+	while (work_left(v) && left) {
+		if (!vio_pop(d, VSOCK_RX, &v->chain)) {
+			if (!vio_rearm(d, VSOCK_RX))
+				break;
+			continue;
+		}
+		left--;
+		vq_disable_notify(&d->s.queue[VSOCK_RX]);
+		if (s->bytes <= VSOCK_HEADER_BYTES) {
+			vio_needs_reset(d, "a receive buffer too small for any data");
+			break;
+		}
+		struct vsock_header h;
+		struct vq_span front = split(s, room, VSOCK_HEADER_BYTES);
+		if (next_packet(v, &h, s)) {
+			vq_span_write(&front, &h, sizeof h);
+			vq_push(&d->s.queue[VSOCK_RX], v->chain.head,
+				VSOCK_HEADER_BYTES + le32_get(h.len));
+		} else {
+			vq_unpop(&d->s.queue[VSOCK_RX]);
+		}
+	}
+	if (!left)
+		vio_again(d, VSOCK_RX);
+	vio_signal_queue(d, VSOCK_RX);
+}
+
+static void handle_packet(struct vio_vsock *v, struct vq_span *payload)
+{
+	struct vsock_header h;
+	if (vq_span_read(payload, &h, sizeof h) < sizeof h || le32_get(h.len) > payload->bytes ||
+	    le64_get(h.src_cid) != v->guest_cid || le64_get(h.dst_cid) != VSOCK_HOST_CID) {
+		mv_log_limited(MV_WARN, "%s: dropped a malformed or misaddressed packet", v->dev.name);
+		return;
+	}
+	vq_span_trim(payload, le32_get(h.len));
+	uint32_t host_port = le32_get(h.dst_port), guest_port = le32_get(h.src_port);
+	uint16_t op = le16_get(h.op);
+	struct vsock_conn *c = vsock_conn_find(v, host_port, guest_port);
+	if (le16_get(h.type) != VSOCK_STREAM || (!c && op != OP_REQUEST)) {
+		if (op != OP_RST)
+			vsock_rst(v, host_port, guest_port);
+	} else if (c && op == OP_REQUEST) {
+		vsock_conn_kill(c);
+	} else if (c) {
+		vsock_conn_receive(c, &h, payload);
+	} else {
+		vsock_connect(v, &h);
+	}
+}
+
+static void run_tx(struct vio_vsock *v)
+{
+	struct vio_dev *d = &v->dev;
+	unsigned left = PACKETS_PER_KICK;
+	do {
+		if (vio_live(d, VSOCK_TX))
+			vq_disable_notify(&d->s.queue[VSOCK_TX]);
+		for (; left && vio_pop(d, VSOCK_TX, &v->chain); left--) {
+			uint16_t head = v->chain.head;
+			handle_packet(v, &v->chain.readable);
+			vq_push(&d->s.queue[VSOCK_TX], head, 0);
+		}
+	} while (left && vio_rearm(d, VSOCK_TX));
+	if (!left)
+		vio_again(d, VSOCK_TX);
+	vio_signal_queue(d, VSOCK_TX);
+	vsock_pump(v);
+}
+
+static void run_event(struct vio_vsock *v)
+{
+	struct vio_dev *d = &v->dev;
+	le32_t id = le32_make(EVENT_TRANSPORT_RESET);
+	while (v->transport_changed) {
+		if (vio_pop(d, VSOCK_EVENT, &v->chain)) {
+			size_t n = vq_span_write(&v->chain.writable, &id, sizeof id);
+			vq_push(&d->s.queue[VSOCK_EVENT], v->chain.head, (uint32_t)n);
+			v->transport_changed = false;
+		} else if (!vio_rearm(d, VSOCK_EVENT)) {
+			break; // the kick for the next buffer brings us back
+		}
+	}
+	vio_signal_queue(d, VSOCK_EVENT);
+}
+
+static void vsock_kick(struct vio_dev *d, unsigned q)
+{
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	if (q == VSOCK_RX)
+		vsock_pump(v);
+	else if (q == VSOCK_TX)
+		run_tx(v);
+	else
+		run_event(v);
+}
+
+static void vsock_reset(struct vio_dev *d)
+{
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	vsock_drop_all(v);
+	v->n_rst = 0;
+	v->transport_changed = false; // a driver that starts anew has no streams
+}
+
+static void vsock_restored(struct vio_dev *d)
+{
+	MV_CONTAINER(d, struct vio_vsock, dev)->transport_changed = d->s.status & VIO_DRIVER_OK;
+}
+
+static void vsock_free(struct vio_dev *d)
+{
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	vsock_drop_all(v);
+	mv_watch_del(&v->listen_watch);
+	mv_close(&v->listen_fd);
+	vio_dev_fini(d);
+	free(v);
+}
+
+static const struct vio_ops vsock_ops = {
+	.device_id = 19,
+	.config_bytes = sizeof(le64_t),
+	.n_queues = VSOCK_QUEUES,
+	.queue_size_max = QUEUE_SIZE,
+	.kick = vsock_kick,
+	.reset = vsock_reset,
+	.restored = vsock_restored,
+	.free = vsock_free,
+};
+
+static void on_listen(void *arg, uint32_t events)
+{
+	(void)events;
+	vsock_accept(arg);
+}
+
+int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd,
+		  const char *path, struct vio_dev **ret_dev, struct mv_err *err)
+{
+	MV_FD fd = listen_fd;
+	MV_FREE struct vio_vsock *v = calloc(1, sizeof *v);
+	if (!v)
+		return mv_fail(err, ENOMEM, "out of memory");
+	size_t max = sizeof v->path - sizeof "_4294967295";
+	if (strlen(path) > max)
+		return mv_fail(err, EINVAL,
+			       "vsock: the socket path is longer than %zu characters; \"_<port>\" must fit behind it",
+			       max);
+	int r = vio_dev_init(&v->dev, &vsock_ops, "vsock", mem, loop, VIO_FEATURES | F_STREAM, err);
+	if (r)
+		return r;
+	r = mv_watch_add(loop, &v->listen_watch, fd, EPOLLIN, on_listen, v);
+	if (r) {
+		vio_dev_fini(&v->dev);
+		return mv_fail(err, -r, "vsock: cannot watch the listening socket: %s", strerror(-r));
+	}
+	snprintf(v->path, sizeof v->path, "%s", path);
+	v->guest_cid = guest_cid;
+	v->config.guest_cid = le64_make(guest_cid);
+	v->dev.config = &v->config;
+	TAILQ_INIT(&v->all);
+	TAILQ_INIT(&v->sending);
+	v->listen_fd = MV_TAKE_FD(fd);
+	*ret_dev = &MV_TAKE(v)->dev;
+	return 0;
+}
