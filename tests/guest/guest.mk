@@ -5,12 +5,12 @@ GUEST := $(B)/tests/guest/tiny
 ALL_TARGETS += $(GUEST)
 
 GUEST_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Wshadow -Wconversion -ffreestanding \
-	-fno-pic -fno-stack-protector -fno-asynchronous-unwind-tables -mgeneral-regs-only \
+	-fno-pie -fno-stack-protector -fno-asynchronous-unwind-tables -mgeneral-regs-only \
 	-fcf-protection=none
 GUEST_SRC := tests/guest/start.S tests/guest/tiny.c tests/guest/rng.c
 
 $(GUEST): $(GUEST_SRC) tests/guest/tiny.h tests/guest/tiny.ld tests/guest/guest.mk
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(GUEST_CFLAGS) -nostdlib -static -no-pie -Wl,--build-id=none \
+	$(call say,GUEST,$@)$(CC) $(GUEST_CFLAGS) -nostdlib -static -Wl,--build-id=none \
 		-Wl,-z,noexecstack -Wl,-z,max-page-size=4096 -Wl,-T,tests/guest/tiny.ld \
 		-o $@ $(GUEST_SRC)

@@ -89,7 +89,7 @@ enter:
 	 * in its place: sleeps until an interrupt was taken, then returns behind the
 	 * hlt. Any other fault is an error and ends in a triple fault. rax is lost.
 	 */
-	.globl on_protection, on_serial, on_event
+	.globl on_protection, on_serial, on_restored, on_button
 on_protection:
 	add $8, %rsp			/* the error code */
 	mov (%rsp), %rax
@@ -106,8 +106,11 @@ fatal:
 on_serial:
 	movb $1, irq_serial
 	iretq
-on_event:
-	movb $1, irq_event
+on_restored:
+	movb $1, irq_restored
+	iretq
+on_button:
+	movb $1, irq_button
 	iretq
 
 	.data
@@ -147,7 +150,8 @@ idt:	.fill VECTOR_PROTECTION * 2, 8, 0
 	gate on_protection
 	.fill (VECTOR_SERIAL - VECTOR_PROTECTION - 1) * 2, 8, 0
 	gate on_serial
-	gate on_event
+	gate on_restored
+	gate on_button
 idt_end:
 
 	.globl tss

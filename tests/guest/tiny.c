@@ -17,11 +17,9 @@
  * time; it also writes the APIC's EOI, its page being mapped like all others.
  *
  *   pin 4  the UART's received data
- *   pin 9  (or thaw.ged=N on the command line) the monitor's generic event.
- *          It says "you were restored", or, if the address of the generation ID
- *          is known (thaw.genid=0xADDR) and the ID has not changed, "power
- *          button". The answers are RESTORED (nobody needs to ask, so this is
- *          the first I/O of a restored guest) and BUTTON with power-off.
+ *   pin 9  the monitor's "you were restored" (a new generation ID). The answer is
+ *          RESTORED: nobody needs to ask, so it is the first I/O of a restored guest.
+ *   pin 10 the power button. The answer is BUTTON and power-off.
  *
  * Nothing here is initialised at a command but the virtio-rng queue, at the
  * first `rand` (rng.c); so a snapshot can be taken at any time, also in mid-command.
@@ -36,16 +34,16 @@
 #define MMIO_HOLE 0xd0000000ULL // no RAM from here to 4 GiB
 #define LINE_MAX 300
 #define NONCE_MAX 200
+#define GENID_BYTES 16
 
 extern char image_end[];
 void guest_main(u64 info, u32 kind);
 
-volatile u8 irq_serial, irq_event; // set by start.S
+volatile u8 irq_serial, irq_restored, irq_button; // set by start.S
 
 char cmdline[1024];
 static u64 ram_bytes, heap, heap_pages, rsdp_addr;
 static u64 genid_addr;
-static u8 genid_seen[16];
 static u64 commands_done;
 static char nonce[NONCE_MAX + 1];
 
@@ -103,7 +101,8 @@ static u64 get64(u64 addr)
 #define IOAPIC 0xfec00000ULL
 #define IOAPIC_DATA 0x10
 #define PIN_SERIAL 4
-#define PIN_EVENT 9
+#define PIN_RESTORED 9
+#define PIN_BUTTON 10
 
 static void ioapic_set(u32 reg, u32 v)
 {
@@ -118,11 +117,12 @@ static void unmask_pin(u32 pin, u32 vector)
 	ioapic_set(0x10 + 2 * pin, vector);
 }
 
-static void interrupts_init(u32 event_pin)
+static void interrupts_init(void)
 {
 	mmio_write(LAPIC + LAPIC_LINT0, LAPIC_MASKED); // the old PIC stays out of it
 	mmio_write(LAPIC + LAPIC_SVR, 0x1ff);
-	unmask_pin(event_pin, VECTOR_EVENT);
+	unmask_pin(PIN_RESTORED, VECTOR_RESTORED);
+	unmask_pin(PIN_BUTTON, VECTOR_BUTTON);
 	unmask_pin(PIN_SERIAL, VECTOR_SERIAL);
 }
 
@@ -453,7 +453,7 @@ static void do_genid(char *args)
 	if (!genid_addr)
 		return error("no thaw.genid= on the command line");
 	put("OK ");
-	put_bytes(at(genid_addr), sizeof genid_seen);
+	put_bytes(at(genid_addr), GENID_BYTES);
 	put("\n");
 }
 
@@ -549,35 +549,26 @@ static void run_line(char *line)
 }
 
 // --- events --------------------------------------------------------------------------
-static void on_generic_event(void)
+static void end_interrupt(void)
 {
-	bool changed = !genid_addr;
-	for (u64 i = 0; genid_addr && i < sizeof genid_seen; i++) {
-		u8 v = ((volatile u8 *)at(genid_addr))[i];
-		changed |= v != genid_seen[i];
-		genid_seen[i] = v;
-	}
-	put(changed ? "RESTORED\n" : "BUTTON\n");
-	if (!changed)
-		power_off();
-}
-
-static void end_interrupts(void)
-{
-	bool event = irq_event;
-	// Never two at a time: their vectors have the same priority class.
-	if (irq_serial || event)
+	bool restored = irq_restored, button = irq_button;
+	// One at a time: the vectors have the same priority class.
+	if (irq_serial || restored || button)
 		mmio_write(LAPIC + LAPIC_EOI, 0);
-	irq_serial = irq_event = 0;
-	if (event)
-		on_generic_event();
+	irq_serial = irq_restored = irq_button = 0;
+	if (restored)
+		put("RESTORED\n");
+	if (button) {
+		put("BUTTON\n");
+		power_off();
+	}
 }
 
 static char get_char(void)
 {
 	while (!(in8(UART_LSR) & LSR_DATA)) {
 		wait_interrupt();
-		end_interrupts();
+		end_interrupt();
 	}
 	return (char)in8(UART_DATA);
 }
@@ -595,15 +586,11 @@ static bool read_line(char *line)
 void guest_main(u64 info, u32 kind)
 {
 	static char line[LINE_MAX + 1];
-	u64 pin = PIN_EVENT;
 	put("READY\n");
 	read_boot_info(info, kind);
-	if (cmdline_number("thaw.genid=", &genid_addr) && genid_addr < MMIO_HOLE)
-		memcpy(genid_seen, at(genid_addr), sizeof genid_seen);
-	else
+	if (!cmdline_number("thaw.genid=", &genid_addr) || genid_addr >= MMIO_HOLE)
 		genid_addr = 0;
-	cmdline_number("thaw.ged=", &pin);
-	interrupts_init(pin < 24 ? (u32)pin : PIN_EVENT);
+	interrupts_init();
 	out8(UART_MCR, 0x0b); // DTR, RTS, OUT2: lets the interrupt out
 	out8(UART_IER, 0x01); // received data
 	for (;;) {

@@ -11,8 +11,9 @@
 #define IO_PORTS 0x800 /* those below are open to user mode */
 
 #define VECTOR_PROTECTION 0x0d
-#define VECTOR_SERIAL 0x30 /* one priority class: never both in service */
-#define VECTOR_EVENT 0x31
+#define VECTOR_SERIAL 0x30 /* one priority class: one in service at a time */
+#define VECTOR_RESTORED 0x31
+#define VECTOR_BUTTON 0x32
 
 #define BOOT_PVH 1
 #define BOOT_LINUX 2
