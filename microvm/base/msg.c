@@ -139,8 +139,6 @@ int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg)
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return errno == ECONNRESET ? -EPIPE : -errno;
-	if (n == 0)
-		return -EPIPE;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
@@ -156,7 +154,7 @@ int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg)
 	}
 	if (!ok) {
 		msg_close_fds(&got);
-		return -EPROTO;
+		return n ? -EPROTO : -EPIPE; // an empty datagram counts as the end
 	}
 	got.type = le16_get(h.type);
 	got.id = le64_get(h.id);

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/t.h"
+
+#include <errno.h>
+
+#include "microvm/base/gmem.h"
+#include "microvm/base/util.h"
+
+enum { MIB = 1 << 20 };
+#define HIGH_GPA (4ULL << 30)
+
+// Two regions that touch and one far above: 1 MiB at 0, 1 MiB at 1 MiB, 2 MiB at 4 GiB.
+static void make(struct gmem *m, int file_fd)
+{
+	struct mv_err err;
+	*m = (struct gmem){ 0 };
+	assert_int_equal(gmem_add(m, 0, MIB), 0);
+	assert_int_equal(gmem_add(m, MIB, MIB), 0);
+	assert_int_equal(gmem_add(m, HIGH_GPA, 2 * MIB), 0);
+	assert_int_equal(gmem_map(m, file_fd, &err), 0);
+}
+
+static void layout(void **state)
+{
+	struct gmem m;
+	(void)state;
+	make(&m, -1);
+	assert_int_equal(m.total_bytes, 4 * MIB);
+	assert_int_equal(m.region[2].file_offset, 2 * MIB);
+	assert_int_equal(gmem_add(&m, 8ULL << 30, MIB), 0);
+	assert_int_equal(gmem_add(&m, 9ULL << 30, MIB), -ENOSPC);
+	gmem_fini(&m);
+	gmem_fini(&m);
+}
+
+static void pointers(void **state)
+{
+	static const struct {
+		uint64_t gpa;
+		size_t len;
+		bool ok;
+	} c[] = {
+		{ 0, 1, true },
+		{ 0, MIB, true },
+		{ 0, MIB + 1, false }, // a pointer never crosses regions
+		{ MIB - 1, 1, true },
+		{ MIB - 1, 2, false },
+		{ MIB, MIB, true },
+		{ 2 * MIB - 1, 1, true },
+		{ 2 * MIB, 1, false },
+		{ HIGH_GPA - 1, 1, false },
+		{ HIGH_GPA, 2 * MIB, true },
+		{ HIGH_GPA + 2 * MIB - 1, 1, true },
+		{ HIGH_GPA + 2 * MIB - 1, 2, false },
+		{ HIGH_GPA + 2 * MIB, 1, false },
+		{ HIGH_GPA, SIZE_MAX, false },
+		{ HIGH_GPA + 1, SIZE_MAX, false },
+		{ UINT64_MAX, 1, false },
+		{ UINT64_MAX, SIZE_MAX, false },
+		{ 1, SIZE_MAX, false },
+	};
+	struct gmem m;
+	(void)state;
+	make(&m, -1);
+	for (size_t i = 0; i < MV_ARRAY_LEN(c); i++)
+		if (!!gmem_ptr(&m, gpa(c[i].gpa), c[i].len) != c[i].ok)
+			fail_msg("%#llx + %#zx", (unsigned long long)c[i].gpa, c[i].len);
+	assert_ptr_equal(gmem_ptr(&m, gpa(HIGH_GPA + 5), 1), m.region[2].hva + 5);
+	gmem_fini(&m);
+}
+
+static void copies(void **state)
+{
+	struct gmem m;
+	uint8_t buf[64], back[64];
+	(void)state;
+	make(&m, -1);
+	for (size_t i = 0; i < sizeof buf; i++)
+		buf[i] = (uint8_t)(i + 1);
+	assert_int_equal(gmem_write(&m, gpa(MIB - 20), buf, sizeof buf), 0); // over the border
+	assert_int_equal(gmem_read(&m, gpa(MIB - 20), back, sizeof back), 0);
+	assert_memory_equal(buf, back, sizeof buf);
+	assert_int_equal(m.region[0].hva[MIB - 1], 20);
+	assert_int_equal(m.region[1].hva[0], 21);
+
+	// Half outside: nothing is copied at all.
+	memset(back, 0xee, sizeof back);
+	assert_int_equal(gmem_write(&m, gpa(2 * MIB - 32), buf, sizeof buf), -EFAULT);
+	assert_int_equal(m.region[1].hva[MIB - 32], 0);
+	assert_int_equal(gmem_read(&m, gpa(2 * MIB - 32), back, sizeof back), -EFAULT);
+	assert_int_equal(back[0], 0xee);
+	assert_int_equal(gmem_read(&m, gpa(UINT64_MAX - 3), back, sizeof back), -EFAULT);
+	assert_int_equal(gmem_read(&m, gpa(HIGH_GPA), back, SIZE_MAX), -EFAULT);
+	gmem_fini(&m);
+}
+
+static void private_over_a_file(void **state)
+{
+	struct gmem m;
+	char text[8] = "";
+	(void)state;
+	int fd = t_file();
+	assert_int_equal(ftruncate(fd, 4 * MIB), 0);
+	assert_int_equal(mv_pwrite_full(fd, "low", 4, 10), 0);
+	assert_int_equal(mv_pwrite_full(fd, "high", 5, 2 * MIB + 10), 0);
+	make(&m, fd);
+	assert_int_equal(gmem_read(&m, gpa(10), text, 4), 0);
+	assert_string_equal(text, "low");
+	assert_int_equal(gmem_read(&m, gpa(HIGH_GPA + 10), text, 5), 0);
+	assert_string_equal(text, "high");
+	assert_int_equal(gmem_write(&m, gpa(10), "new", 4), 0); // never reaches the file
+	assert_int_equal(mv_pread_full(fd, text, 4, 10), 0);
+	assert_string_equal(text, "low");
+	gmem_fini(&m);
+	close(fd);
+}
+
+static void map_failure(void **state)
+{
+	struct gmem m = { 0 };
+	struct mv_err err = { 0 };
+	(void)state;
+	assert_int_equal(gmem_add(&m, 0, MIB), 0);
+	assert_int_equal(gmem_add(&m, 1ULL << 40, 1ULL << 60), 0);
+	assert_true(gmem_map(&m, -1, &err) < 0);
+	assert_message(err, "cannot map");
+	assert_null(m.region[0].hva); // the first one is gone again
+}
+
+static void random_ranges(void **state)
+{
+	static const uint64_t edge[] = { 0, MIB, 2 * MIB, HIGH_GPA, HIGH_GPA + 2 * MIB, UINT64_MAX };
+	struct gmem m;
+	uint64_t seed = 9;
+	uint8_t *buf = malloc(3 * MIB);
+	(void)state;
+	make(&m, -1);
+	for (int i = 0; i < 200000; i++) {
+		uint64_t a = edge[t_rand(&seed) % MV_ARRAY_LEN(edge)] + t_rand(&seed) % 64 - 32;
+		size_t len = t_rand(&seed) % 8 ? t_rand(&seed) % 64 + 1 : (size_t)t_rand(&seed) | 1;
+		uint8_t *p = gmem_ptr(&m, gpa(a), len);
+		if (p) {
+			bool inside = false;
+			for (unsigned k = 0; k < m.n_regions; k++) {
+				const struct gmem_region *r = &m.region[k];
+				inside |= p >= r->hva && len <= r->size_bytes &&
+					  p + len <= r->hva + r->size_bytes && a - r->gpa == (uint64_t)(p - r->hva);
+			}
+			assert_true(inside);
+		}
+		if (len <= 3 * MIB) {
+			int r = i & 1 ? gmem_read(&m, gpa(a), buf, len) : gmem_write(&m, gpa(a), buf, len);
+			assert_true(p ? r == 0 : r == 0 || r == -EFAULT);
+		}
+	}
+	free(buf);
+	gmem_fini(&m);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(layout),	   cmocka_unit_test(pointers),
+		cmocka_unit_test(copies),	   cmocka_unit_test(private_over_a_file),
+		cmocka_unit_test(map_failure), cmocka_unit_test(random_ranges),
+	};
+	return cmocka_run_group_tests_name("base/gmem", tests, NULL, NULL);
+}

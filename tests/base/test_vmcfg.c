@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/t.h"
+
+#include <errno.h>
+
+#include "microvm/base/util.h"
+#include "microvm/base/vmcfg.h"
+
+static void fill(struct vmcfg *c)
+{
+	*c = (struct vmcfg){ .vcpus = 2, .mem_mib = 128, .n_drives = 2, .n_nets = 2, .rng = true };
+	strcpy(c->name, "vm1");
+	mv_uuid(c->id);
+	strcpy(c->kernel, "/boot/vmlinux");
+	strcpy(c->cmdline, "console=ttyS0");
+	for (uint32_t i = 0; i < 2; i++) {
+		snprintf(c->drive[i].id, sizeof c->drive[i].id, "disk%u", i);
+		strcpy(c->drive[i].path, "/tmp/disk");
+		snprintf(c->net[i].id, sizeof c->net[i].id, "net%u", i);
+		snprintf(c->net[i].tap, sizeof c->net[i].tap, "tap%u", i);
+		c->net[i].mac[0] = 2;
+	}
+	c->vsock = (struct vmcfg_vsock){ .present = true, .cid = 3, .path = "/tmp/vsock" };
+}
+
+static void round_trip(void **state)
+{
+	struct vmcfg *c = malloc(sizeof *c), *d = malloc(sizeof *d);
+	struct mv_err err = { 0 };
+	MV_BUF b = { 0 };
+	(void)state;
+	fill(c);
+	assert_int_equal(vmcfg_check(c, &err), 0);
+	mv_state_save(&vmcfg_table, c, &b);
+	assert_false(b.failed);
+	assert_int_equal(mv_state_load(&vmcfg_table, b.p, b.len, d, &err), 0);
+	assert_memory_equal(c, d, sizeof *c);
+	free(c);
+	free(d);
+}
+
+static void names(void **state)
+{
+	static const char *const ok[] = { "a", "0", "A.b_c-9", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" };
+	static const char *const bad[] = { "", ".", "..", ".a", "-a", "_a", "a/b", "a b", "a\n", "a%s", "\xc3\xa4",
+					   "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" };
+	(void)state;
+	for (size_t i = 0; i < MV_ARRAY_LEN(ok); i++)
+		assert_true(vmcfg_name_ok(ok[i]));
+	for (size_t i = 0; i < MV_ARRAY_LEN(bad); i++)
+		assert_false(vmcfg_name_ok(bad[i]));
+}
+
+#define BAD(change, why)                                              \
+	do {                                                          \
+		fill(c);                                              \
+		change;                                               \
+		assert_int_equal(vmcfg_check(c, &err), -EINVAL);      \
+		assert_message(err, why);                             \
+		assert_int_equal(vmcfg_check(c, NULL), -EINVAL);      \
+	} while (0)
+
+static void each_problem_has_its_message(void **state)
+{
+	struct vmcfg *c = malloc(sizeof *c);
+	struct mv_err err;
+	(void)state;
+	BAD(c->name[0] = 0, "name \"\"");
+	BAD(strcpy(c->name, "../x"), "name \"../x\"");
+	BAD(c->vcpus = 0, "vcpus: 0 is not within 1..32");
+	BAD(c->vcpus = 33, "vcpus: 33");
+	BAD(c->mem_mib = 0, "memory_mib: 0");
+	BAD(c->mem_mib = 3, "memory_mib: 3");
+	BAD(c->mem_mib = VMCFG_MAX_MEM_MIB + 1, "memory_mib: ");
+	BAD(c->drive[1].id[0] = 0, "drive \"\"");
+	BAD(c->drive[0].path[0] = 0, "drive disk0: path is missing");
+	BAD(strcpy(c->drive[1].id, "disk0"), "drive disk0: there twice");
+	BAD(strcpy(c->net[1].id, "a/b"), "net \"a/b\"");
+	BAD(strcpy(c->net[1].id, "net0"), "id or tap there twice");
+	BAD(strcpy(c->net[1].tap, "tap0"), "id or tap there twice");
+	BAD(c->net[0].tap[0] = 0, "net net0: tap must be");
+	BAD(strcpy(c->net[0].tap, "tap%d"), "tap must be");
+	BAD(strcpy(c->net[0].tap, "a/b"), "tap must be");
+	BAD(c->net[0].mac[0] = 1, "unicast");
+	BAD(c->net[0].mac[0] = 0, "unicast");
+	BAD(c->vsock.cid = 2, "vsock: cid must be 3 or more");
+	fill(c);
+	c->vsock = (struct vmcfg_vsock){ 0 };
+	assert_int_equal(vmcfg_check(c, &err), 0);
+	free(c);
+}
+
+static void descriptors(void **state)
+{
+	struct vm_fds f, g;
+	int list[VM_FDS_MAX];
+	uint32_t mask;
+	(void)state;
+	vm_fds_init(&f);
+	assert_int_equal(vm_fds_pack(&f, list, &mask), 0);
+	assert_int_equal(mask, 0);
+	f.kvm = 10;
+	f.memory = 11;
+	f.drive[7] = 12;
+	f.tap[3] = 13;
+	f.vsock = 14;
+	assert_int_equal(vm_fds_pack(&f, list, &mask), 5);
+	assert_int_equal(vm_fds_unpack(list, 5, mask, &g), 0);
+	assert_memory_equal(&f, &g, sizeof f);
+
+	memset(&g, 0, sizeof g);
+	const struct vm_fds before = g;
+	assert_int_equal(vm_fds_unpack(list, 4, mask, &g), -EPROTO);
+	assert_int_equal(vm_fds_unpack(list, 6, mask, &g), -EPROTO);
+	assert_int_equal(vm_fds_unpack(list, 1, 1u << VM_FDS_MAX, &g), -EPROTO);
+	assert_int_equal(vm_fds_unpack(list, 1, 1u << 31, &g), -EPROTO);
+	assert_int_equal(vm_fds_unpack(list, 0, UINT32_MAX, &g), -EPROTO);
+	assert_memory_equal(&g, &before, sizeof g);
+
+	vm_fds_init(&g);
+	g.tap[0] = dup(1);
+	int fd = g.tap[0];
+	vm_fds_close(&g);
+	assert_int_equal(g.tap[0], -1);
+	assert_int_equal(fcntl(fd, F_GETFD), -1);
+	vm_fds_close(&g);
+}
+
+static void hostile_bytes(void **state)
+{
+	struct vmcfg *c = malloc(sizeof *c), *d = malloc(sizeof *d);
+	uint64_t seed = 8;
+	MV_BUF b = { 0 };
+	int loaded = 0;
+	(void)state;
+	fill(c);
+	mv_state_save(&vmcfg_table, c, &b);
+	for (int i = 0; i < 50000; i++) {
+		struct mv_err err = { 0 };
+		uint8_t *copy = malloc(b.len);
+		memcpy(copy, b.p, b.len);
+		t_mutate(copy, b.len, &seed);
+		if (!mv_state_load(&vmcfg_table, copy, b.len, d, &err)) {
+			loaded++;
+			assert_true(d->n_drives <= VMCFG_MAX_DRIVES && d->n_nets <= VMCFG_MAX_NETS);
+			int r = vmcfg_check(d, &err);
+			assert_true(r == 0 || (r == -EINVAL && err.msg[0]));
+		} else
+			assert_true(err.code && err.msg[0]);
+		free(copy);
+	}
+	assert_true(loaded > 1000);
+	free(c);
+	free(d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(round_trip),  cmocka_unit_test(names), cmocka_unit_test(each_problem_has_its_message),
+		cmocka_unit_test(descriptors), cmocka_unit_test(hostile_bytes),
+	};
+	return cmocka_run_group_tests_name("base/vmcfg", tests, NULL, NULL);
+}
