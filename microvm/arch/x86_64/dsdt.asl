@@ -3,17 +3,19 @@
 // answer _STA with 0, by a bit mask that the monitor writes at X86_DEVICE_MAP.
 #include "layout.h"
 
-#define VIRTIO_SLOT(name, number, gsi)                                            \
+// Addresses are spelled as one number: iasl (20200925) writes wrong table lengths for
+// constant expressions inside resource templates.
+#define VIRTIO_SLOT(name, number, digit, gsi)                                            \
 	Device (name) {                                                           \
 		Name (_HID, "LNRO0005")                                           \
 		Name (_UID, number)                                               \
 		Name (_CCA, 1)                                                    \
 		Method (_STA, 0, NotSerialized) {                                 \
-			If (DMAP & (1 << number)) { Return (0x0F) }               \
+			If ((DMAP >> number) & 1) { Return (0x0F) }                \
 			Return (0)                                                \
 		}                                                                 \
 		Name (_CRS, ResourceTemplate () {                                 \
-			Memory32Fixed (ReadWrite, X86_VIRTIO_MMIO + number * 0x1000, 0x1000) \
+			Memory32Fixed (ReadWrite, 0xd000##digit##000, 0x1000)                \
 			Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { gsi }    \
 		})                                                                \
 	}
@@ -26,22 +28,22 @@ DefinitionBlock ("", "DSDT", 2, "THAW", "MICROVM", 1)
 		OperationRegion (DREG, SystemMemory, X86_DEVICE_MAP, 4)
 		Field (DREG, DWordAcc, NoLock, Preserve) { DMAP, 32 }
 
-		VIRTIO_SLOT (VR00, 0, 5)
-		VIRTIO_SLOT (VR01, 1, 6)
-		VIRTIO_SLOT (VR02, 2, 7)
-		VIRTIO_SLOT (VR03, 3, 11)
-		VIRTIO_SLOT (VR04, 4, 12)
-		VIRTIO_SLOT (VR05, 5, 13)
-		VIRTIO_SLOT (VR06, 6, 14)
-		VIRTIO_SLOT (VR07, 7, 15)
-		VIRTIO_SLOT (VR08, 8, 16)
-		VIRTIO_SLOT (VR09, 9, 17)
-		VIRTIO_SLOT (VR10, 10, 18)
-		VIRTIO_SLOT (VR11, 11, 19)
-		VIRTIO_SLOT (VR12, 12, 20)
-		VIRTIO_SLOT (VR13, 13, 21)
-		VIRTIO_SLOT (VR14, 14, 22)
-		VIRTIO_SLOT (VR15, 15, 23)
+		VIRTIO_SLOT (VR00, 0, 0, 5)
+		VIRTIO_SLOT (VR01, 1, 1, 6)
+		VIRTIO_SLOT (VR02, 2, 2, 7)
+		VIRTIO_SLOT (VR03, 3, 3, 11)
+		VIRTIO_SLOT (VR04, 4, 4, 12)
+		VIRTIO_SLOT (VR05, 5, 5, 13)
+		VIRTIO_SLOT (VR06, 6, 6, 14)
+		VIRTIO_SLOT (VR07, 7, 7, 15)
+		VIRTIO_SLOT (VR08, 8, 8, 16)
+		VIRTIO_SLOT (VR09, 9, 9, 17)
+		VIRTIO_SLOT (VR10, 10, a, 18)
+		VIRTIO_SLOT (VR11, 11, b, 19)
+		VIRTIO_SLOT (VR12, 12, c, 20)
+		VIRTIO_SLOT (VR13, 13, d, 21)
+		VIRTIO_SLOT (VR14, 14, e, 22)
+		VIRTIO_SLOT (VR15, 15, f, 23)
 
 		Device (COM1) {
 			Name (_HID, EisaId ("PNP0501"))

@@ -21,6 +21,8 @@ static const struct mv_field machine_fields[] = {
 };
 static MV_DEFINE_TABLE(machine_table, struct machine_state, machine_fields);
 
+_Static_assert(X86_VIRTIO_MMIO == 0xd0000000, "dsdt.asl spells the slots' addresses");
+
 uint64_t arch_device_gpa(unsigned slot)
 {
 	return X86_VIRTIO_MMIO + (uint64_t)slot * VIO_MMIO_BYTES;
