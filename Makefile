@@ -37,7 +37,7 @@ all: programs
 # objs FILES: their object files, remembered for the dependency includes.
 objs = $(eval OBJECTS += $(patsubst %.c,$(B)/%.o,$(1)))$(patsubst %.c,$(B)/%.o,$(1))
 
-include microvm/module.mk devices/module.mk snapshot/module.mk api/module.mk
+include devices/module.mk snapshot/module.mk microvm/module.mk api/module.mk
 include bench/module.mk tests/module.mk
 
 .PHONY: all programs deps demo check bench format lint install clean

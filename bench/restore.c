@@ -49,6 +49,13 @@ int bench_boot(const struct bench_env *env, struct bench_results *res)
 		const struct msg_times *t = &vmm.event.times;
 		bench_add(share, (double)(t->running - vmm.spawned_ns) / 1000);
 		bench_add(ready, (double)(t->first_io - vmm.spawned_ns) / 1000);
+		if (env->verbose)
+			printf("# main %llu request %llu kvm_ready %llu loaded %llu running %llu\n",
+			       (unsigned long long)(t->process_start - vmm.spawned_ns) / 1000,
+			       (unsigned long long)(t->request - t->process_start) / 1000,
+			       (unsigned long long)(t->kvm_ready - t->request) / 1000,
+			       (unsigned long long)(t->loaded - t->kvm_ready) / 1000,
+			       (unsigned long long)(t->running - t->loaded) / 1000);
 		t_vmm_end(&vmm);
 	}
 	return 0;

@@ -10,6 +10,5 @@ BASE_CFLAGS += -Imicrovm/arch/$(ARCH)
 VMM := $(B)/bin/thaw-vmm
 PROGRAMS += $(VMM)
 $(VMM): $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O)
-$(VMM): $(B)/microvm/main.o
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) -luring -lxxhash -o $@
