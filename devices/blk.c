@@ -7,6 +7,7 @@
 // A completed write is in the page cache; FLUSH makes it durable.
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -279,15 +280,15 @@ static int lock_file(int fd, bool read_only, const char *name, struct mv_err *er
 {
 	int mode = fcntl(fd, F_GETFL);
 	if (mode < 0 || (!read_only && (mode & O_ACCMODE) != O_RDWR))
-		return mv_fail(err, EACCES, "drive %s: the file is not open for writing", name);
+		return mv_fail(err, EACCES, "%s: the file is not open for writing", name);
 	struct flock lock = { .l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
 	if (!fcntl(fd, F_OFD_SETLK, &lock))
 		return 0;
 	if (errno == EAGAIN || errno == EACCES)
 		return mv_fail(err, EBUSY,
-			       "drive %s: another VM uses the file%s; give each VM its own copy or make it read-only",
+			       "%s: another VM uses the file%s; give each VM its own copy or make it read-only",
 			       name, read_only ? " and writes to it" : "");
-	return mv_fail(err, errno, "drive %s: cannot lock the file: %s", name, strerror(errno));
+	return mv_fail(err, errno, "%s: cannot lock the file: %s", name, strerror(errno));
 }
 
 int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
@@ -295,18 +296,19 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 		struct mv_err *err)
 {
 	MV_FD fd = fd_;
+	char label[VIO_NAME_BYTES];
+	snprintf(label, sizeof label, "drive %s", name);
 	off_t bytes = lseek(fd, 0, SEEK_END);
 	if (bytes < SECTOR)
-		return mv_fail(err, EINVAL, "drive %s: not a file or block device of at least 512 bytes",
-			       name);
-	int r = lock_file(fd, read_only, name, err);
+		return mv_fail(err, EINVAL, "%s: not a file or block device of at least 512 bytes", label);
+	int r = lock_file(fd, read_only, label, err);
 	if (r)
 		return r;
 	MV_FREE struct vio_blk *b = calloc(1, sizeof *b);
 	if (!b)
 		return mv_fail(err, ENOMEM, "out of memory");
 	uint64_t features = VIO_FEATURES | F_FLUSH | F_SEG_MAX | F_BLK_SIZE | (read_only ? F_RO : 0);
-	r = vio_dev_init(&b->dev, &blk_ops, name, mem, loop, features, err);
+	r = vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features, err);
 	if (r)
 		return r;
 	b->saved = (struct blk_state){ .capacity_sectors = (uint64_t)bytes / SECTOR,

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
@@ -147,9 +148,9 @@ static int set_up_tap(int fd, const char *name, struct mv_err *err)
 	if (ioctl(fd, TUNGETIFF, &ifr) || (ifr.ifr_flags & (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI)) !=
 						  (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI))
 		return mv_fail(err, EINVAL,
-			       "network %s: not a tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR", name);
+			       "%s: not a tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR", name);
 	if (ioctl(fd, TUNSETVNETHDRSZ, &header) || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
-		return mv_fail(err, errno, "network %s: cannot set up the tap: %s", name, strerror(errno));
+		return mv_fail(err, errno, "%s: cannot set up the tap: %s", name, strerror(errno));
 	return 0;
 }
 
@@ -157,20 +158,22 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 		int tap_fd, struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FD fd = tap_fd;
-	int r = set_up_tap(fd, name, err);
+	char label[VIO_NAME_BYTES];
+	snprintf(label, sizeof label, "network %s", name);
+	int r = set_up_tap(fd, label, err);
 	if (r)
 		return r;
 	MV_FREE struct vio_net *n = calloc(1, sizeof *n);
 	if (!n)
 		return mv_fail(err, ENOMEM, "out of memory");
 	uint64_t features = VIO_FEATURES | F_MAC | F_CSUM | F_GUEST_CSUM | F_HOST_TSO4 | F_HOST_TSO6;
-	r = vio_dev_init(&n->dev, &net_ops, name, mem, loop, features, err);
+	r = vio_dev_init(&n->dev, &net_ops, label, mem, loop, features, err);
 	if (r)
 		return r;
 	r = mv_watch_add(loop, &n->tap_watch, fd, EPOLLIN | EPOLLET, on_tap, n);
 	if (r) {
 		vio_dev_fini(&n->dev);
-		return mv_fail(err, -r, "network %s: cannot watch the tap: %s", name, strerror(-r));
+		return mv_fail(err, -r, "%s: cannot watch the tap: %s", label, strerror(-r));
 	}
 	memcpy(n->mac, mac, sizeof n->mac);
 	n->dev.config = n->mac;

@@ -183,8 +183,11 @@ void serial_save(const struct serial *s, struct mv_buf *out)
 int serial_load(struct serial *s, const void *bytes, size_t len, struct mv_err *err)
 {
 	struct serial loaded;
-	if (mv_state_load(&serial_table, bytes, len, &loaded, err))
-		return mv_wrap(err, "serial port");
+	int r = mv_state_load(&serial_table, bytes, len, &loaded, err);
+	if (r) {
+		mv_wrap(err, "serial port");
+		return r;
+	}
 	loaded.irq_fd = s->irq_fd;
 	loaded.out = s->out;
 	loaded.on_output = s->on_output;

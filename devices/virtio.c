@@ -270,7 +270,10 @@ static int load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err 
 
 int vio_load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err *err)
 {
-	return load(d, bytes, len, err) ? mv_wrap(err, "%s", d->name) : 0;
+	int r = load(d, bytes, len, err);
+	if (r)
+		mv_wrap(err, "%s", d->name);
+	return r;
 }
 
 void vio_free(struct vio_dev *d)

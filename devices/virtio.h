@@ -18,6 +18,7 @@
 #include "microvm/base/state.h"
 
 #define VIO_MAX_QUEUES 4
+#define VIO_NAME_BYTES 80
 #define VIO_MMIO_BYTES 0x1000u
 #define VIO_NOTIFY_OFFSET 0x50u // QueueNotify: the VMM puts one ioeventfd per queue here
 
@@ -75,7 +76,7 @@ struct vio_state {
 struct vio_dev {
 	// configuration
 	const struct vio_ops *ops;
-	char name[80]; // for messages, e.g. "drive root"
+	char name[VIO_NAME_BYTES]; // for messages, e.g. "drive root"
 	struct gmem *mem;
 	struct mv_loop *loop;
 	uint64_t features_offered;

@@ -8,4 +8,5 @@ TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
 TEST_O := $(call objs,$(TEST_SRC))
 $(TEST_PROGRAMS): $(B)/%: $(B)/%.o $(VMM_O) $(DEV_O) $(SNAP_O) $(API_COMMON) $(BASE_O)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -o $@
+$(filter $(B)/tests/devices/%,$(TEST_PROGRAMS)): $(call objs,tests/devices/t_driver.c)
 tests: $(TEST_PROGRAMS) guest

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include "tests/devices/t_driver.h"
+
+#include "microvm/base/util.h"
+
+enum { IN = 0, OUT = 1, FLUSH = 4, GET_ID = 8, OK = 0, IOERR = 1, UNSUPP = 2, SECTORS = 1024 };
+#define F_FLUSH (1ULL << 9)
+#define F_RO (1ULL << 5)
+#define ALL (VIO_FEATURES | F_FLUSH)
+
+struct fixture {
+	struct t_vm vm;
+	struct t_queue drv;
+	struct mv_ring *ring;
+	struct vio_dev *d;
+	char dir[64], path[80];
+	uint64_t header_gpa, status_gpa, data_gpa;
+	uint8_t *status, *data;
+};
+
+static bool force_sync;
+
+static int open_drive(struct fixture *f, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
+{
+	int fd = open(f->path, read_only ? O_RDONLY | O_CLOEXEC : O_RDWR | O_CLOEXEC);
+	assert_true(fd >= 0);
+	return vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "root", "disk-serial", fd, read_only, ret_dev,
+			   err);
+}
+
+static int set_up(void **state)
+{
+	struct fixture *f = calloc(1, sizeof *f);
+	t_vm_init(&f->vm);
+	t_queue_init(&f->drv, &f->vm, 256);
+	t_tmpdir(f->dir);
+	snprintf(f->path, sizeof f->path, "%s/disk", f->dir);
+	int fd = open(f->path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_int_equal(ftruncate(fd, SECTORS * 512 + 100), 0); // not a whole number of sectors
+	close(fd);
+	assert_int_equal(mv_ring_new(&f->vm.loop, 16, force_sync, &f->ring, NULL), 0);
+	assert_int_equal(open_drive(f, false, &f->d, NULL), 0);
+	f->header_gpa = t_alloc(&f->vm, 16 * 256, 16);
+	f->status_gpa = t_alloc(&f->vm, 256, 1);
+	f->data_gpa = t_alloc(&f->vm, 1 << 20, 4096);
+	f->status = t_ptr(&f->vm, f->status_gpa, 256);
+	f->data = t_ptr(&f->vm, f->data_gpa, 1 << 20);
+	*state = f;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	struct fixture *f = *state;
+	vio_free(f->d);
+	mv_ring_free(f->ring);
+	t_vm_fini(&f->vm);
+	t_remove_tree(f->dir);
+	free(f);
+	return 0;
+}
+
+static void put_header(struct fixture *f, unsigned i, uint32_t type, uint64_t sector)
+{
+	uint32_t h[4] = { type, 0, (uint32_t)sector, (uint32_t)(sector >> 32) };
+	memcpy(t_ptr(&f->vm, f->header_gpa + 16 * i, 16), h, 16);
+	f->status[i] = 0xee;
+}
+
+// Request i of len bytes at its own place of the data area.
+static void add(struct fixture *f, unsigned i, uint32_t type, uint64_t sector, uint64_t at, uint32_t len)
+{
+	put_header(f, i, type, sector);
+	t_add(&f->drv,
+	      (struct t_buf[]){ { f->header_gpa + 16 * i, 16, false },
+				{ f->data_gpa + at, len, type == IN || type == GET_ID },
+				{ f->status_gpa + i, 1, true } },
+	      3);
+}
+
+// One request from kick to interrupt; its status. *ret_len is the used length.
+static uint8_t request(struct fixture *f, uint32_t type, uint64_t sector, uint32_t len, uint32_t *ret_len)
+{
+	add(f, 0, type, sector, 0, len);
+	vio_again(f->d, 0);
+	t_run_until(&f->vm, t_has_used, &f->drv);
+	assert_true(t_used(&f->drv, NULL, ret_len));
+	return f->status[0];
+}
+
+static void test_read_write(void **state)
+{
+	struct fixture *f = *state;
+	uint32_t len = 0;
+	uint64_t capacity;
+	t_start(f->d, ALL, &f->drv, 1);
+	vio_mmio_read(f->d, 0x100, &capacity, 8);
+	assert_int_equal(capacity, SECTORS);
+	assert_int_equal(t_get(f->d, 0x10c), VQ_MAX_DATA);
+	assert_int_equal(t_get(f->d, 0x114), 512);
+	memset(f->data, 'w', 8192);
+	assert_int_equal(request(f, OUT, 8, 8192, &len), OK);
+	assert_int_equal(len, 1);
+	*f->drv.used_event = le16_make(1);
+	assert_int_equal(t_irqs(f->d), 1);
+	memset(f->data, 0, 8192);
+	assert_int_equal(request(f, IN, 7, 1024, &len), OK);
+	assert_int_equal(len, 1025);
+	assert_int_equal(f->data[511], 0);
+	assert_int_equal(f->data[512], 'w');
+	assert_int_equal(request(f, FLUSH, 0, 0, &len), OK);
+	assert_int_equal(request(f, GET_ID, 0, 20, &len), OK);
+	assert_int_equal(len, 21);
+	assert_memory_equal(f->data, "disk-serial\0\0\0\0\0\0\0\0\0", 20);
+	assert_int_equal(request(f, GET_ID, 0, 512, &len), OK);
+	assert_int_equal(len, 20);
+	assert_int_equal(request(f, 99, 0, 512, &len), UNSUPP);
+	assert_int_equal(request(f, IN, 0, 0, &len), OK);
+}
+
+static void test_ranges(void **state)
+{
+	struct fixture *f = *state;
+	uint32_t len;
+	t_start(f->d, ALL, &f->drv, 1);
+	assert_int_equal(request(f, IN, SECTORS - 1, 512, &len), OK);
+	assert_int_equal(request(f, IN, SECTORS - 1, 1024, &len), IOERR);
+	assert_int_equal(len, 0);
+	assert_int_equal(request(f, OUT, SECTORS, 512, &len), IOERR);
+	assert_int_equal(request(f, IN, UINT64_MAX, 512, &len), IOERR);
+	assert_int_equal(request(f, IN, UINT64_MAX / 512 + 1, 512, &len), IOERR); // x 512 wraps to 0
+	assert_int_equal(request(f, IN, 0, 511, &len), IOERR);
+	assert_int_equal(request(f, OUT, 0, 513, &len), IOERR);
+	// The file became shorter behind our back: part of it, then all of it is missing.
+	assert_int_equal(truncate(f->path, 10 * 512), 0);
+	assert_int_equal(request(f, IN, 8, 2048, &len), IOERR);
+	assert_int_equal(len, 1024);
+	assert_int_equal(request(f, IN, 100, 512, &len), IOERR);
+	assert_int_equal(t_get(f->d, 0x70) & VIO_NEEDS_RESET, 0);
+}
+
+// A write that stops half-way at the file size limit: the rest is tried, then fails.
+static void test_short_write(void **state)
+{
+	struct fixture *f = *state;
+	struct rlimit old, limit;
+	uint32_t len;
+	t_start(f->d, ALL, &f->drv, 1);
+	assert_int_equal(truncate(f->path, 0), 0);
+	getrlimit(RLIMIT_FSIZE, &old);
+	limit = (struct rlimit){ .rlim_cur = 4096 + 512, .rlim_max = old.rlim_max };
+	signal(SIGXFSZ, SIG_IGN);
+	setrlimit(RLIMIT_FSIZE, &limit);
+	memset(f->data, 's', 8192);
+	uint8_t status = request(f, OUT, 0, 8192, &len);
+	setrlimit(RLIMIT_FSIZE, &old);
+	struct stat st;
+	assert_int_equal(stat(f->path, &st), 0);
+	assert_int_equal(status, IOERR);
+	assert_int_equal(st.st_size, 4096 + 512);
+}
+
+// Header and status split over many descriptors, header and data in one, indirect.
+static void test_layouts(void **state)
+{
+	struct fixture *f = *state;
+	t_start(f->d, ALL, &f->drv, 1);
+	for (int indirect = 0; indirect < 2; indirect++) {
+		uint16_t (*put)(struct t_queue *, const struct t_buf *, unsigned) =
+			indirect ? t_add_indirect : t_add;
+		put_header(f, 0, OUT, 3);
+		memcpy(t_ptr(&f->vm, f->data_gpa + 0x1000, 16), t_ptr(&f->vm, f->header_gpa, 16), 16);
+		memset(f->data + 0x1010, 'L', 512);
+		put(&f->drv,
+		    (struct t_buf[]){ { f->data_gpa + 0x1000, 3, false },
+				      { f->data_gpa + 0x1003, 13 + 500, false },
+				      { f->data_gpa + 0x1010 + 500, 12, false },
+				      { f->status_gpa, 1, true } },
+		    4);
+		vio_again(f->d, 0);
+		t_run_until(&f->vm, t_has_used, &f->drv);
+		assert_true(t_used(&f->drv, NULL, NULL));
+		assert_int_equal(f->status[0], OK);
+		put_header(f, 0, IN, 3);
+		memset(f->data, 0, 1024);
+		put(&f->drv,
+		    (struct t_buf[]){ { f->header_gpa, 16, false },
+				      { f->data_gpa, 100, true },
+				      { f->data_gpa + 100, 413, true } }, // the status is its last byte
+		    3);
+		vio_again(f->d, 0);
+		t_run_until(&f->vm, t_has_used, &f->drv);
+		assert_true(t_used(&f->drv, NULL, NULL));
+		assert_int_equal(f->data[0], 'L');
+		assert_int_equal(f->data[511], 'L');
+		assert_int_equal(f->data[512], OK);
+	}
+}
+
+static void test_malformed(void **state)
+{
+	struct fixture *f = *state;
+	struct t_buf bad[][2] = {
+		{ { f->header_gpa, 15, false }, { f->status_gpa, 1, true } },
+		{ { f->header_gpa, 16, false }, { f->status_gpa, 0, true } },
+	};
+	for (unsigned i = 0; i < 2; i++) {
+		t_queue_init(&f->drv, &f->vm, 8);
+		t_start(f->d, ALL, &f->drv, 1);
+		t_add(&f->drv, bad[i], 2);
+		t_kick(f->d, 0);
+		assert_true(t_get(f->d, 0x70) & VIO_NEEDS_RESET);
+		assert_false(t_has_used(&f->drv));
+	}
+	uint32_t len; // after a reset it works again
+	t_queue_init(&f->drv, &f->vm, 8);
+	t_start(f->d, ALL, &f->drv, 1);
+	assert_int_equal(request(f, IN, 0, 512, &len), OK);
+}
+
+struct count {
+	struct fixture *f;
+	unsigned n, want;
+};
+
+static bool all_used(void *arg)
+{
+	struct count *c = arg;
+	uint16_t head;
+	while (t_used(&c->f->drv, &head, NULL))
+		c->n++;
+	return c->n == c->want;
+}
+
+// More requests than the device and the ring have room for, several times over.
+static void test_many(void **state)
+{
+	struct fixture *f = *state;
+	struct t_buf bufs[3];
+	t_start(f->d, ALL, &f->drv, 1);
+	for (unsigned i = 0; i < 256; i++)
+		memset(f->data + i * 2048, (int)i, 2048);
+	for (int round = 0; round < 6; round++) {
+		bool write = round % 2 == 0;
+		for (unsigned i = 0; i < 256; i++) {
+			put_header(f, i, write ? OUT : IN, i * 4);
+			bufs[0] = (struct t_buf){ f->header_gpa + 16 * i, 16, false };
+			bufs[1] = (struct t_buf){ f->data_gpa + i * 2048, 2048, !write };
+			bufs[2] = (struct t_buf){ f->status_gpa + i, 1, true };
+			t_add_indirect(&f->drv, bufs, 3);
+		}
+		if (!write)
+			memset(f->data, 0, 256 * 2048);
+		vio_again(f->d, 0);
+		struct count c = { .f = f, .want = 256 };
+		t_run_until(&f->vm, all_used, &c);
+		for (unsigned i = 0; i < 256; i++) {
+			assert_int_equal(f->status[i], OK);
+			assert_int_equal(f->data[i * 2048 + 2047], i);
+		}
+	}
+}
+
+static void test_read_only_and_locks(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d2 = NULL, *d3 = NULL;
+	struct mv_err err = { 0 };
+	uint32_t len;
+	int before = t_count_fds();
+	assert_int_equal(open_drive(f, false, &d2, &err), -EBUSY);
+	assert_message(err, "another VM uses the file");
+	assert_int_equal(open_drive(f, true, &d2, &err), -EBUSY);
+	assert_int_equal(t_count_fds(), before); // and closed what it was given
+	assert_null(d2);
+	vio_free(MV_TAKE(f->d)); // gives the lock back
+	assert_int_equal(open_drive(f, true, &d2, NULL), 0);
+	assert_int_equal(open_drive(f, true, &d3, NULL), 0);
+	assert_int_equal(open_drive(f, false, &f->d, &err), -EBUSY);
+	vio_free(d3);
+	f->d = d2;
+	assert_true(f->d->features_offered & F_RO);
+	t_start(f->d, ALL | F_RO, &f->drv, 1);
+	assert_int_equal(request(f, OUT, 0, 512, &len), IOERR);
+	assert_int_equal(request(f, IN, 0, 512, &len), OK);
+	assert_int_equal(request(f, FLUSH, 0, 0, &len), OK);
+	// What is no drive at all.
+	int fd = open(f->path, O_RDONLY | O_CLOEXEC), p[2];
+	struct vio_dev *none = NULL;
+	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", fd, false, &none, &err), -EACCES);
+	assert_int_equal(pipe(p), 0);
+	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", p[0], false, &none, &err),
+			 -EINVAL);
+	close(p[1]);
+	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", t_file(), false, &none, &err),
+			 -EINVAL); // empty
+	assert_null(none);
+}
+
+// Requests are queued, the VM is paused and saved, and a clone goes on with a copy.
+static void test_save_load(void **state)
+{
+	struct fixture *f = *state;
+	struct mv_err err = { 0 };
+	t_start(f->d, ALL, &f->drv, 1);
+	for (unsigned i = 0; i < 20; i++) {
+		memset(f->data + i * 512, 'a' + (int)i, 512);
+		add(f, i, OUT, i, i * 512, 512);
+	}
+	t_kick(f->d, 0);
+	vio_quiesce(f->d); // waits: nothing in flight is part of a snapshot
+	assert_int_equal(mv_ring_inflight(f->ring), 0);
+	for (unsigned i = 0; i < 20; i++) {
+		assert_true(t_used(&f->drv, NULL, NULL));
+		assert_int_equal(f->status[i], OK);
+	}
+	add(f, 21, IN, 19, 0, 512); // put there before the pause, kick not yet seen
+	MV_BUF saved = { 0 };
+	vio_save(f->d, &saved);
+	assert_false(saved.failed);
+	vio_free(MV_TAKE(f->d));
+
+	assert_int_equal(open_drive(f, true, &f->d, NULL), 0);
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, &err), -EINVAL);
+	assert_message(err, "writable");
+	vio_free(MV_TAKE(f->d));
+	assert_int_equal(truncate(f->path, 512 * (SECTORS - 1)), 0);
+	assert_int_equal(open_drive(f, false, &f->d, NULL), 0);
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, &err), -EINVAL);
+	assert_message(err, "1023 sectors");
+	vio_free(MV_TAKE(f->d));
+	assert_int_equal(truncate(f->path, 512 * SECTORS), 0);
+	assert_int_equal(open_drive(f, false, &f->d, NULL), 0);
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, &err), 0);
+	assert_false(t_has_used(&f->drv));
+	vio_unquiesce(f->d);
+	t_run_until(&f->vm, t_has_used, &f->drv);
+	assert_true(t_used(&f->drv, NULL, NULL));
+	assert_int_equal(f->data[0], 'a' + 19);
+	uint32_t len;
+	assert_int_equal(request(f, FLUSH, 0, 0, &len), OK);
+}
+
+// A reset with requests in flight: they end before it does.
+static void test_reset(void **state)
+{
+	struct fixture *f = *state;
+	t_start(f->d, ALL, &f->drv, 1);
+	for (unsigned i = 0; i < 60; i++)
+		add(f, i, IN, i, i * 512, 512);
+	t_kick(f->d, 0);
+	t_set(f->d, 0x70, 0);
+	assert_int_equal(mv_ring_inflight(f->ring), 0);
+	memset(f->data, 'x', 60 * 512);
+	t_run_ms(&f->vm, 20);
+	for (unsigned i = 0; i < 60 * 512; i++)
+		assert_int_equal(f->data[i], 'x');
+}
+
+// Without FLUSH the device syncs each write itself; and the free of a busy device.
+static void test_write_through(void **state)
+{
+	struct fixture *f = *state;
+	uint32_t len;
+	t_start(f->d, VIO_FEATURES, &f->drv, 1);
+	assert_int_equal(request(f, OUT, 0, 4096, &len), OK);
+	for (unsigned i = 0; i < 10; i++)
+		add(f, i, OUT, i, i * 512, 512);
+	t_kick(f->d, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_read_write, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_ranges, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_short_write, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_layouts, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_malformed, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_many, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_read_only_and_locks, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_save_load, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_reset, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_write_through, set_up, tear_down),
+	};
+	int failed = cmocka_run_group_tests_name("io_uring where there is one", tests, NULL, NULL);
+	force_sync = true;
+	return failed + cmocka_run_group_tests_name("plain system calls", tests, NULL, NULL);
+}

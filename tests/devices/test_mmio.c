@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+// devices/virtio.c and devices/virtio_mmio.c, by the rng device and a small one of our own.
+#include <errno.h>
+
+#include "tests/devices/t_driver.h"
+
+#include "microvm/base/util.h"
+
+struct toy {
+	struct vio_dev dev;
+	struct {
+		uint32_t value;
+	} saved;
+	unsigned kicks[2], activations, resets, restores;
+	struct vq_chain c;
+};
+
+static void toy_kick(struct vio_dev *d, unsigned q)
+{
+	struct toy *t = MV_CONTAINER(d, struct toy, dev);
+	t->kicks[q]++;
+	do {
+		while (vio_pop(d, q, &t->c))
+			vq_push(&d->s.queue[q], t->c.head, 7);
+	} while (vio_rearm(d, q));
+	vio_signal_queue(d, q);
+}
+static void toy_activate(struct vio_dev *d)
+{
+	MV_CONTAINER(d, struct toy, dev)->activations++;
+}
+static void toy_reset(struct vio_dev *d)
+{
+	MV_CONTAINER(d, struct toy, dev)->resets++;
+}
+static void toy_restored(struct vio_dev *d)
+{
+	MV_CONTAINER(d, struct toy, dev)->restores++;
+}
+static int toy_check(const struct vio_dev *d, const void *loaded, struct mv_err *err)
+{
+	(void)d;
+	return *(const uint32_t *)loaded == 13 ? mv_fail(err, EINVAL, "unlucky") : 0;
+}
+static void toy_free(struct vio_dev *d)
+{
+	vio_dev_fini(d);
+	free(MV_CONTAINER(d, struct toy, dev));
+}
+
+struct toy_saved {
+	uint32_t value;
+};
+static const struct mv_field toy_fields[] = { MV_INT(struct toy_saved, value, 1, MV_U32, 0, 100) };
+static MV_DEFINE_TABLE(toy_table, struct toy_saved, toy_fields);
+static const struct vio_ops toy_ops = {
+	.device_id = 42, .config_bytes = 6, .n_queues = 2, .queue_size_max = 16, .state = &toy_table,
+	.state_offset = offsetof(struct toy, saved), .activate = toy_activate, .reset = toy_reset,
+	.kick = toy_kick, .check_state = toy_check, .restored = toy_restored, .free = toy_free,
+};
+
+struct fixture {
+	struct t_vm vm;
+	struct t_queue drv[2];
+	struct toy *t;
+	struct vio_dev *d;
+};
+
+static struct toy *toy_new(struct t_vm *vm, uint64_t features)
+{
+	struct toy *t = calloc(1, sizeof *t);
+	assert_int_equal(vio_dev_init(&t->dev, &toy_ops, "toy", &vm->mem, &vm->loop, features, NULL), 0);
+	t->dev.config = "abcdef";
+	return t;
+}
+
+static int set_up(void **state)
+{
+	struct fixture *f = calloc(1, sizeof *f);
+	t_vm_init(&f->vm);
+	t_queue_init(&f->drv[0], &f->vm, 16);
+	t_queue_init(&f->drv[1], &f->vm, 8);
+	f->t = toy_new(&f->vm, VIO_FEATURES | 5);
+	f->d = &f->t->dev;
+	*state = f;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	struct fixture *f = *state;
+	vio_free(f->d);
+	t_vm_fini(&f->vm);
+	free(f);
+	return 0;
+}
+
+static void test_registers(void **state)
+{
+	struct vio_dev *d = ((struct fixture *)*state)->d;
+	assert_int_equal(t_get(d, 0x000), 0x74726976);
+	assert_int_equal(t_get(d, 0x004), 2);
+	assert_int_equal(t_get(d, 0x008), 42);
+	assert_int_equal(t_get(d, 0x00c), 0x77616874);
+	assert_int_equal(t_get(d, 0x010), 5 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC);
+	t_set(d, 0x014, 1);
+	assert_int_equal(t_get(d, 0x010), 1);
+	t_set(d, 0x014, 2);
+	assert_int_equal(t_get(d, 0x010), 0);
+	assert_int_equal(t_get(d, 0x034), 16);
+	t_set(d, 0x030, 2); // no such queue
+	assert_int_equal(t_get(d, 0x034), 0);
+	assert_int_equal(t_get(d, 0x044), 0);
+	assert_int_equal(t_get(d, 0x0b0), UINT32_MAX);
+	assert_int_equal(t_get(d, 0x0bc), UINT32_MAX);
+	// Wrong widths and places read as zero, and nothing is written by them.
+	uint64_t wide = UINT64_MAX;
+	vio_mmio_read(d, 0, &wide, 8);
+	assert_int_equal(wide, 0);
+	wide = UINT64_MAX;
+	vio_mmio_read(d, 2, &wide, 2);
+	assert_int_equal(wide, 0xffffffffffff0000);
+	vio_mmio_write(d, 0x070, &wide, 8);
+	vio_mmio_write(d, 0x070, "\x01", 1);
+	assert_int_equal(t_get(d, 0x070), 0);
+	assert_int_equal(t_get(d, 0xffc), 0);
+	char text[8] = { 0 };
+	vio_mmio_read(d, 0x101, text, 2);
+	assert_string_equal(text, "bc");
+	vio_mmio_read(d, 0x104, text, 4); // only two bytes are left
+	assert_memory_equal(text, "\0\0\0", 4);
+	vio_mmio_write(d, 0x100, "zzzz", 4);
+	vio_mmio_read(d, 0x100, text, 4);
+	assert_memory_equal(text, "abcd", 4);
+}
+
+static void test_negotiation(void **state)
+{
+	struct vio_dev *d = ((struct fixture *)*state)->d;
+	t_set(d, 0x020, 1);
+	assert_int_equal(d->s.features_acked, 0); // not before DRIVER
+	t_set(d, 0x070, 1 | 2);
+	t_set(d, 0x020, 1);
+	t_set(d, 0x070, 1 | 2 | 8);
+	assert_int_equal(t_get(d, 0x070), 3); // without VERSION_1
+	t_set(d, 0x024, 1);
+	t_set(d, 0x020, 3); // VERSION_1 and one that was not offered
+	t_set(d, 0x070, 1 | 2 | 8);
+	assert_int_equal(t_get(d, 0x070), 3);
+	t_set(d, 0x020, 1);
+	t_set(d, 0x070, 1 | 2 | 4);
+	assert_int_equal(t_get(d, 0x070), 3); // DRIVER_OK too early
+	t_set(d, 0x070, 1 | 2 | 8);
+	assert_int_equal(t_get(d, 0x070), 11);
+	t_set(d, 0x020, 0);
+	assert_int_equal(d->s.features_acked, VIRTIO_F_VERSION_1 | 1); // closed now
+	t_set(d, 0x070, 64 | 128 | 11);
+	assert_int_equal(t_get(d, 0x070), 128 | 11); // NEEDS_RESET is ours to set
+	t_set(d, 0x070, 1);
+	assert_int_equal(t_get(d, 0x070), 128 | 11); // bits are not taken back
+	t_set(d, 0x070, 0);
+	assert_int_equal(t_get(d, 0x070), 0);
+	assert_int_equal(d->s.features_acked, 0);
+}
+
+static void test_queues_and_interrupts(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d = f->d;
+	struct t_buf b = { t_alloc(&f->vm, 16, 1), 16, true };
+	t_add(&f->drv[1], &b, 1); // filled before DRIVER_OK
+	t_start(d, VIO_FEATURES, f->drv, 2);
+	assert_int_equal(f->t->activations, 1);
+	assert_true(t_used(&f->drv[1], NULL, NULL));
+	assert_int_equal(t_irqs(d), 1);
+	assert_int_equal(t_get(d, 0x060), 1);
+	t_set(d, 0x064, 1);
+	assert_int_equal(t_get(d, 0x060), 0);
+	t_set(d, 0x044, 0); // not while the driver is active
+	assert_int_equal(t_get(d, 0x044), 1);
+	t_add(&f->drv[0], &b, 1);
+	t_kick(d, 0); // by register
+	assert_true(t_used(&f->drv[0], NULL, NULL));
+	t_add(&f->drv[0], &b, 1);
+	vio_again(d, 0); // by eventfd
+	t_run_until(&f->vm, t_has_used, &f->drv[0]);
+	t_kick(d, 2); // no such queue
+	unsigned resets = f->t->resets;
+	t_set(d, 0x070, 0);
+	assert_int_equal(f->t->resets, resets + 1);
+	unsigned kicks = f->t->kicks[0];
+	t_kick(d, 0);
+	assert_int_equal(f->t->kicks[0], kicks); // not alive
+	assert_int_equal(t_get(d, 0x044), 0);
+}
+
+static void test_bad_ring_address(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d = f->d;
+	t_negotiate(d, VIO_FEATURES);
+	t_set(d, 0x038, 16);
+	t_set(d, 0x084, 0xffff0000);
+	t_set(d, 0x044, 1);
+	assert_int_equal(t_get(d, 0x044), 0);
+	assert_true(t_get(d, 0x070) & VIO_NEEDS_RESET);
+	assert_int_equal(t_irqs(d), 0); // the driver is not active yet
+	t_negotiate(d, VIO_FEATURES);
+	t_set(d, 0x038, 17); // larger than the maximum: as if never set
+	t_set(d, 0x044, 1);
+	assert_int_equal(t_get(d, 0x044), 0);
+}
+
+static void test_needs_reset(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d = f->d;
+	t_start(d, VIO_FEATURES, f->drv, 2);
+	uint32_t generation = t_get(d, 0x0fc);
+	t_publish(&f->drv[0], 99);
+	t_kick(d, 0);
+	assert_true(t_get(d, 0x070) & VIO_NEEDS_RESET);
+	assert_int_equal(t_get(d, 0x060), 2); // by a configuration interrupt
+	assert_int_equal(t_irqs(d), 1);
+	assert_true(t_get(d, 0x0fc) != generation);
+	t_kick(d, 1); // stands still
+	assert_int_equal(f->t->kicks[1], 1);
+	memset(&f->drv[0].avail->idx, 0, 2);
+	memset(&f->drv[0].used->idx, 0, 2);
+	f->drv[0].avail_idx = f->drv[0].seen = 0;
+	t_start(d, VIO_FEATURES, f->drv, 2);
+	t_add(&f->drv[0], (struct t_buf[]){ { 0x1000, 1, true } }, 1);
+	t_kick(d, 0);
+	assert_true(t_used(&f->drv[0], NULL, NULL));
+}
+
+static void test_save_load(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d = f->d;
+	struct t_buf b = { t_alloc(&f->vm, 16, 1), 16, true };
+	t_start(d, VIO_FEATURES | 1, f->drv, 2);
+	f->t->saved.value = 77;
+	t_add(&f->drv[0], &b, 1);
+	t_kick(d, 0);
+	assert_int_equal(t_irqs(d), 1);
+	vio_quiesce(d);
+	t_add(&f->drv[0], &b, 1);
+	t_kick(d, 0); // must wait
+	assert_true(t_used(&f->drv[0], NULL, NULL));
+	assert_false(t_has_used(&f->drv[0]));
+	MV_BUF saved = { 0 };
+	vio_save(d, &saved);
+	assert_false(saved.failed);
+
+	struct toy *t2 = toy_new(&f->vm, VIO_FEATURES | 5);
+	assert_int_equal(vio_load(&t2->dev, saved.p, saved.len, NULL), 0);
+	assert_int_equal(t2->activations, 0);
+	vio_unquiesce(&t2->dev);
+	assert_int_equal(t2->saved.value, 77);
+	assert_int_equal(t2->activations, 1);
+	assert_int_equal(t2->restores, 1);
+	assert_true(t_used(&f->drv[0], NULL, NULL)); // the kick that was missed
+	assert_true(t_irqs(&t2->dev) >= 1);          // isr was set
+	vio_quiesce(&t2->dev);
+	vio_unquiesce(&t2->dev);
+	assert_int_equal(t2->activations, 1);
+	assert_int_equal(t2->restores, 1);
+
+	struct mv_err err = { 0 };
+	struct toy *t3 = toy_new(&f->vm, VIO_FEATURES); // lacks a feature in use
+	assert_int_equal(vio_load(&t3->dev, saved.p, saved.len, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "toy: "));
+	struct vio_dev *rng;
+	assert_int_equal(vio_rng_new(&f->vm.mem, &f->vm.loop, &rng, NULL), 0);
+	assert_int_equal(vio_load(rng, saved.p, saved.len, NULL), -EINVAL); // another type
+	for (size_t n = 0; n < saved.len; n++)
+		assert_int_equal(vio_load(rng, saved.p, n, NULL), -EINVAL);
+	vio_free(rng);
+
+	// A ring that was moved outside of memory, and the device's own objection.
+	struct vq *q = &d->s.queue[1];
+	MV_BUF bad = { 0 }, unlucky = { 0 };
+	q->desc_gpa = T_LOW_BYTES;
+	vio_save(d, &bad);
+	assert_int_equal(vio_load(&t3->dev, bad.p, bad.len, &err), -EINVAL);
+	q->desc_gpa = f->drv[1].desc_gpa;
+	f->t->saved.value = 13;
+	d->s.features_acked = VIRTIO_F_VERSION_1;
+	vio_save(d, &unlucky);
+	assert_int_equal(vio_load(&t3->dev, unlucky.p, unlucky.len, &err), -EINVAL);
+	assert_non_null(strstr(err.msg, "unlucky"));
+	assert_int_equal(t3->dev.s.status, 0); // untouched
+	vio_free(&t2->dev);
+	vio_free(&t3->dev);
+	vio_unquiesce(d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_registers, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_negotiation, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_queues_and_interrupts, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_ring_address, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_needs_reset, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_save_load, set_up, tear_down),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
