@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The direction of includes (docs/architecture.md): microvm -> {devices, snapshot} -> base,
+# api -> snapshot/store -> base; one includer per third-party header; KVM and per-architecture
+# code in their places; every header compiles alone. Tests and bench may include anything.
+# Prints each violation; the exit status is 1 when there is one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CC=${CC:-cc}
+bad=0
+violation() { echo "$*"; bad=1; }
+
+# What the files of a folder may include of ours, as patterns of paths.
+allowed() {
+	case $1 in
+	microvm/base/*) echo 'microvm/base/*' ;;
+	microvm/*) echo 'microvm/* devices/* snapshot/*' ;;
+	devices/*) echo 'devices/* microvm/base/*' ;;
+	snapshot/*) echo 'snapshot/* microvm/base/*' ;;
+	api/*) echo 'api/* snapshot/store.h snapshot/manifest.h microvm/base/*' ;;
+	esac
+}
+
+# Who may include a header that is not ours; nothing: anybody.
+includers() {
+	case $1 in
+	liburing.h) echo 'microvm/base/ring.c' ;;
+	xxhash.h) echo 'snapshot/format.c' ;;
+	lz4*.h) echo 'snapshot/codec.c' ;;
+	jansson.h) echo 'api/json.c api/json.h' ;;
+	microhttpd.h) echo 'api/http.c' ;;
+	curl/*) echo 'api/client.c' ;;
+	seccomp.h) echo 'microvm/sandbox.c' ;;
+	libfdt.h) echo 'microvm/arch/*' ;;
+	linux/kvm.h) echo 'microvm/kvm*.c microvm/kvm*.h microvm/arch/*' ;;
+	esac
+}
+
+# matches PATH PATTERNS...
+matches() {
+	local path=$1 pattern
+	shift
+	for pattern; do
+		# shellcheck disable=SC2254
+		case $path in $pattern) return 0 ;; esac
+	done
+	return 1
+}
+
+set -f # the patterns above are for `case`, not for the file system
+while IFS=: read -r file line text; do
+	where="$file:$line"
+	case $text in
+	*\"*)
+		name=${text#*\"} name=${name%%\"*}
+		# shellcheck disable=SC2046
+		if [ -f "$name" ]; then
+			matches "$name" $(allowed "$file") || violation "$where: $name is not for $(dirname "$file")/"
+		else # make chooses the architecture's folder
+			matches "$file" 'microvm/arch/*' || violation "$where: $name: write the path from the top folder"
+		fi
+		;;
+	*\<*)
+		name=${text#*<} name=${name%%>*}
+		who=$(includers "$name")
+		# shellcheck disable=SC2086
+		[ -z "$who" ] || matches "$file" $who || violation "$where: $name is only for $who"
+		;;
+	esac
+done < <(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]' --include='*.[ch]' microvm devices snapshot api)
+
+while IFS=: read -r file line _; do
+	matches "$file" 'microvm/arch/*' || violation "$file:$line: per-architecture code belongs to microvm/arch/"
+done < <(grep -rnE '__(x86_64|amd64|i386|aarch64|arm)__' --include='*.[ch]' microvm devices snapshot api)
+
+while IFS= read -r header; do
+	"$CC" -std=gnu11 -D_GNU_SOURCE -I. -Imicrovm/arch/"${ARCH:-x86_64}" -fsyntax-only -Wall -Wextra -Werror -x c - <<<"#include \"$header\"" ||
+		violation "$header: does not compile alone"
+done < <(find microvm devices snapshot api bench tests -name '*.h' -not -path 'tests/guest/*' -not -path 'tests/rig/*' | sort)
+
+exit $bad
