@@ -144,6 +144,8 @@ js *vm_json(const struct vm *vm)
 	put_us(t, "first_exit", vm->times.first_exit, vm->requested_ns);
 	put_us(t, "first_io", vm->times.first_io, vm->requested_ns);
 	js_put(o, "timing_us", t);
+	// Where timing_us counts from, for clients that compare it with a clock of their own.
+	js_put_uint(o, "timing_zero_ns", vm->requested_ns);
 	js_put(o, "config", js_encode(&config_table, &vm->cfg));
 	return o;
 }
