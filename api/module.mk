@@ -16,6 +16,6 @@ endif
 $(THAWD): $(call objs,api/thawd.c) $(API_COMMON) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -luring -o $@
-$(THAW): $(call objs,api/thaw.c microvm/kvm_probe.c) $(API_CLI_O) $(API_SHARED_O) $(BASE_O)
+$(THAW): $(call objs,api/thaw.c microvm/arch/$(ARCH)/kvm_probe.c) $(API_CLI_O) $(API_SHARED_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcurl -ljansson -luring -o $@

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/cli.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "microvm/base/util.h"
+#include "microvm/base/vmcfg.h"
+
+int cli_fail(int status, const char *fmt, ...)
+{
+	va_list ap;
+	fputs("thaw: ", stderr);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+	return status;
+}
+
+int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
+	    struct client_reply *ret_r)
+{
+	struct mv_err err;
+	if (!c->client && client_new(c->socket, &c->client, &err))
+		return cli_fail(EXIT_DAEMON_ERROR, "%s", err.msg);
+	int r = client_call(c->client, method, path, body, len, ret_r, &err);
+	if (r)
+		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);
+	return EXIT_OK;
+}
+
+// The message for people; the whole answer with --json.
+int cli_check(struct cli *c, const struct client_reply *r)
+{
+	struct api_err err;
+	if (r->status / 100 == 2)
+		return EXIT_OK;
+	js *v = js_parse(r->body ? r->body : "", r->len, &err);
+	if (c->json && v)
+		fwrite(r->body, 1, r->len, stdout);
+	cli_fail(0, "%s", js_str(v, "error.message", "the daemon's answer makes no sense"));
+	js_free(v);
+	return EXIT_DAEMON_ERROR;
+}
+
+int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const char *path_fmt, ...)
+{
+	char path[400];
+	va_list ap;
+	struct client_reply r = { 0 };
+	struct api_err err;
+	va_start(ap, path_fmt);
+	vsnprintf(path, sizeof path, path_fmt, ap);
+	va_end(ap);
+	char *text = body ? js_text(body, false) : NULL;
+	int status = cli_raw(c, method, path, text, text ? strlen(text) : 0, &r);
+	free(text);
+	if (!status)
+		status = cli_check(c, &r);
+	if (!status && r.len && !(*ret_v = js_parse(r.body, r.len, &err)))
+		status = cli_fail(EXIT_DAEMON_ERROR, "the daemon's answer is no JSON: %s", err.msg);
+	client_reply_fini(&r);
+	return status;
+}
+
+int cli_print_json(js *v)
+{
+	char *text = js_text(v, true);
+	if (!text)
+		return cli_fail(EXIT_DAEMON_ERROR, "out of memory");
+	fputs(text, stdout);
+	free(text);
+	return EXIT_OK;
+}
+
+bool cli_name_ok(const char *name)
+{
+	if (vmcfg_name_ok(name))
+		return true;
+	cli_fail(0, "\"%s\" is not a name: use 1 to 64 letters, digits, '_', '.' or '-', starting with "
+		    "a letter or digit", name);
+	return false;
+}
+
+const char *cli_absolute(const char *path, char buf[PATH_MAX])
+{
+	char cwd[PATH_MAX];
+	if (path[0] == '/')
+		return mv_strcpy(buf, PATH_MAX, path) ? NULL : buf;
+	if (!getcwd(cwd, sizeof cwd) ||
+	    (size_t)snprintf(buf, PATH_MAX, "%s/%s", cwd, path) >= PATH_MAX)
+		return NULL;
+	return buf;
+}
+
+static bool in_list(const char *list, const char *word)
+{
+	size_t len = strlen(word);
+	for (const char *p = list; len && (p = strstr(p, word)); p += len)
+		if ((p == list || p[-1] == ' ') && (!p[len] || p[len] == ' '))
+			return true;
+	return false;
+}
+
+// Replaces {n}; false when it does not fit.
+static bool expand(const char *s, unsigned n, char *out, size_t size)
+{
+	size_t used = 0;
+	while (*s) {
+		if (used + 12 > size)
+			return false;
+		if (n && !strncmp(s, "{n}", 3)) {
+			used += (size_t)snprintf(out + used, size - used, "%u", n);
+			s += 3;
+		} else {
+			out[used++] = *s++;
+		}
+	}
+	out[used] = 0;
+	return true;
+}
+
+static int put_pair(js *o, const char *option, const char *key, const char *value,
+		    const char *keys, const char *numbers)
+{
+	char path[PATH_MAX], *end;
+	if (!value && !strcmp(key, "ro") && in_list(keys, "ro")) {
+		js_put_bool(o, "read_only", true);
+		return 0;
+	}
+	if (!value || !in_list(keys, key))
+		return cli_fail(EXIT_USAGE, "--%s: \"%s\" is none of: %s", option, key, keys);
+	if (in_list(numbers, key)) {
+		unsigned long long v = strtoull(value, &end, 10);
+		if (*value < '0' || *value > '9' || *end)
+			return cli_fail(EXIT_USAGE, "--%s: %s=%s is not a number", option, key, value);
+		js_put_uint(o, key, v);
+	} else if (!strcmp(key, "path")) {
+		if (!cli_absolute(value, path))
+			return cli_fail(EXIT_USAGE, "--%s: the path is too long", option);
+		js_put_str(o, key, path);
+	} else {
+		js_put_str(o, key, value);
+	}
+	return 0;
+}
+
+js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers,
+		    unsigned n)
+{
+	char work[PATH_MAX + 512], *save = NULL;
+	if (!expand(text, n, work, sizeof work)) {
+		cli_fail(EXIT_USAGE, "--%s: too long", option);
+		return NULL;
+	}
+	js *o = js_object();
+	for (char *p = strtok_r(work, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
+		char *value = strchr(p, '=');
+		if (value)
+			*value++ = 0;
+		if (put_pair(o, option, p, value, keys, numbers)) {
+			js_free(o);
+			return NULL;
+		}
+	}
+	return o;
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the commands of `thaw` share: parsed arguments, the call to the daemon, output.
+// A command returns the exit status.
+#pragma once
+#include <limits.h>
+#include <stdbool.h>
+
+#include "api/client.h"
+#include "api/json.h"
+
+enum { EXIT_OK, EXIT_DAEMON_ERROR, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMED_OUT };
+
+#define CLI_MAX_MULTI 8
+
+struct cli {
+	char socket[PATH_MAX];
+	bool json;
+	struct client *client; // opened at the first call
+	const char *pos[2];    // positional arguments
+	// options; NULL or 0: not given
+	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *mode, *write, *console, *state,
+		*name;
+	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
+	unsigned n_drives, n_nets;
+	unsigned long vcpus, memory, count, timeout_s, wait_s;
+	bool has_vcpus, has_memory, has_count, has_timeout, has_wait;
+	bool no_rng, start, follow, read, paused;
+};
+
+typedef int cli_fn(struct cli *c);
+cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
+	cli_wait;						      // cli_vm.c
+cli_fn cli_console;						      // cli_console.c
+cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_delete,
+	cli_clone;						      // cli_snapshot.c
+cli_fn cli_doctor;						      // doctor.c
+
+// Prints "thaw: ..." on standard error and returns status.
+int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+// A request. body is taken over (NULL: none). EXIT_OK: *ret_v holds the decoded answer (or
+// NULL when it has no JSON), to be freed. Otherwise the error has been printed.
+int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const char *path_fmt, ...)
+	__attribute__((format(printf, 5, 6)));
+int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
+	    struct client_reply *ret_r);
+// EXIT_OK for 2xx; otherwise prints the daemon's error.
+int cli_check(struct cli *c, const struct client_reply *r);
+
+// Prints v as JSON and frees it.
+int cli_print_json(js *v);
+bool cli_name_ok(const char *name); // complains itself
+
+// --drive, --net, --vsock: "key=value,flag,..." into a JSON object. Keys of `numbers` become
+// integers, "ro" becomes read_only, a path is made absolute, {n} becomes n (when n > 0).
+// Both lists are space-separated. NULL: a complaint was printed.
+js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers,
+		    unsigned n);
+// An absolute path in buf (made from the working directory), or NULL when too long.
+const char *cli_absolute(const char *path, char buf[PATH_MAX]);

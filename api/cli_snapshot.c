@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/cli.h"
+
+static void print_snapshot(js *v)
+{
+	printf("name:     %s\nid:       %s\nvm:       %s\ncreated:  %s\nversion:  %s, %s\n",
+	       js_str(v, "name", ""), js_str(v, "id", ""), js_str(v, "vm", ""),
+	       js_str(v, "created", ""), js_str(v, "thaw_version", ""), js_str(v, "arch", ""));
+	printf("vcpus:    %" PRId64 "\nmemory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\nstate:    %"
+	       PRId64 " bytes\n",
+	       js_int(v, "config.vcpus", 0), js_int(v, "config.memory_mib", 0),
+	       js_int(v, "files.memory.data_bytes", 0) / 1024, js_int(v, "files.state.size_bytes", 0));
+	if (js_get(v, "pause_us"))
+		printf("pause:    %" PRId64 " us\n", js_int(v, "pause_us", 0));
+	if (js_get(v, "verified"))
+		printf("verified: yes\n");
+}
+
+static int finish(struct cli *c, int status, js *v)
+{
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	print_snapshot(v);
+	js_free(v);
+	return EXIT_OK;
+}
+
+int cli_snapshot(struct cli *c)
+{
+	js *o = js_object(), *v = NULL;
+	js_put_str(o, "vm", c->pos[0]);
+	js_put_str(o, "name", c->pos[1]);
+	int status = cli_request(c, "POST", o, &v, "/v1/snapshots");
+	return finish(c, status, v);
+}
+
+int cli_snapshots(struct cli *c)
+{
+	js *v = NULL;
+	int status = cli_request(c, "GET", NULL, &v, "/v1/snapshots");
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	js *list = js_get(v, "snapshots");
+	printf("%-24s %-16s %5s %8s %12s  %s\n", "NAME", "VM", "VCPUS", "MIB", "KIB ON DISK", "CREATED");
+	for (size_t i = 0; i < js_len(list); i++) {
+		js *s = js_at(list, i);
+		if (js_get(s, "damaged")) {
+			printf("%-24s DAMAGED: %s\n", js_str(s, "name", ""), js_str(s, "damaged", ""));
+			continue;
+		}
+		printf("%-24s %-16s %5" PRId64 " %8" PRId64 " %12" PRId64 "  %s\n", js_str(s, "name", ""),
+		       js_str(s, "vm", ""), js_int(s, "config.vcpus", 0),
+		       js_int(s, "config.memory_mib", 0), js_int(s, "files.memory.data_bytes", 0) / 1024,
+		       js_str(s, "created", ""));
+	}
+	js_free(v);
+	return EXIT_OK;
+}
+
+static int by_name(struct cli *c, const char *method, const char *tail, js **ret_v)
+{
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	return cli_request(c, method, NULL, ret_v, "/v1/snapshots/%s%s", c->pos[0], tail);
+}
+
+int cli_snapshot_show(struct cli *c)
+{
+	js *v = NULL;
+	int status = by_name(c, "GET", "", &v);
+	return finish(c, status, v);
+}
+
+int cli_snapshot_verify(struct cli *c)
+{
+	js *v = NULL;
+	int status = by_name(c, "POST", "/verify", &v);
+	return finish(c, status, v);
+}
+
+int cli_snapshot_delete(struct cli *c)
+{
+	js *v = NULL;
+	int status = by_name(c, "DELETE", "", &v);
+	if (!status && !c->json)
+		printf("%s deleted\n", c->pos[0]);
+	js_free(v);
+	return status;
+}
+
+// --- clone --------------------------------------------------------------------------------
+static int add_pairs(js *o, const char *key, const char *option, const char *const *texts,
+		     unsigned n_texts, const char *keys, unsigned n)
+{
+	js *list = js_list();
+	js_put(o, key, list);
+	for (unsigned i = 0; i < n_texts; i++) {
+		js *v = cli_parse_pairs(option, texts[i], keys, "", n);
+		if (!v)
+			return EXIT_USAGE;
+		js_add(list, v);
+	}
+	return EXIT_OK;
+}
+
+// The overrides of clone n.
+static int put_clone(struct cli *c, js *list, unsigned n)
+{
+	js *o = js_object(), *v;
+	js_add(list, o);
+	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro", n);
+	if (!status)
+		status = add_pairs(o, "nets", "net", c->net, c->n_nets, "id tap mac", n);
+	if (status || !c->vsock)
+		return status;
+	if (!(v = cli_parse_pairs("vsock", c->vsock, "path cid", "cid", n)))
+		return EXIT_USAGE;
+	js_put(o, "vsock", v);
+	return EXIT_OK;
+}
+
+// How many failed.
+static unsigned print_clones(js *list)
+{
+	unsigned failed = 0;
+	printf("%-24s %-8s %12s %12s %12s %12s  %s\n", "NAME", "STATE", "PROCESS us", "KVM us",
+	       "LOADED us", "RUNNING us", "VSOCK");
+	for (size_t i = 0; i < js_len(list); i++) {
+		js *v = js_at(list, i), *t = js_get(v, "timing_us");
+		if (js_get(v, "error")) {
+			failed++;
+			printf("%-24s failed: %s\n", js_str(v, "name", "-"), js_str(v, "error.message", ""));
+			continue;
+		}
+		printf("%-24s %-8s %12" PRId64 " %12" PRId64 " %12" PRId64 " %12" PRId64 "  %s\n",
+		       js_str(v, "name", ""), js_str(v, "state", ""), js_int(t, "process_ready", -1),
+		       js_int(t, "kvm_ready", -1), js_int(t, "state_loaded", -1),
+		       js_int(t, "running", -1), js_str(v, "vsock_path", "-"));
+	}
+	return failed;
+}
+
+static unsigned count_failed(js *list)
+{
+	unsigned failed = 0;
+	for (size_t i = 0; i < js_len(list); i++)
+		failed += js_get(js_at(list, i), "error") != NULL;
+	return failed;
+}
+
+int cli_clone(struct cli *c)
+{
+	js *o, *v = NULL;
+	unsigned n = c->has_count ? (unsigned)c->count : 1, failed;
+	int status = EXIT_OK;
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	if (c->has_count && (c->count < 1 || c->count > 100000))
+		return cli_fail(EXIT_USAGE, "--count: 1 or more");
+	o = js_object();
+	if (c->name)
+		js_put_str(o, "name_prefix", c->name);
+	js_put_bool(o, "run", !c->paused);
+	if (c->n_drives || c->n_nets || c->vsock) {
+		js *list = js_list();
+		js_put(o, "clones", list);
+		for (unsigned i = 1; !status && i <= n; i++)
+			status = put_clone(c, list, i);
+	} else {
+		js_put_uint(o, "count", n);
+	}
+	if (status) {
+		js_free(o);
+		return status;
+	}
+	status = cli_request(c, "POST", o, &v, "/v1/snapshots/%s/clone", c->pos[0]);
+	if (status)
+		return status;
+	failed = count_failed(js_get(v, "clones"));
+	if (c->json) {
+		status = cli_print_json(v);
+	} else {
+		print_clones(js_get(v, "clones"));
+		js_free(v);
+	}
+	return failed ? EXIT_DAEMON_ERROR : status;
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "api/cli.h"
+#include "microvm/base/util.h"
+
+// One VM as a few lines.
+static void print_vm(js *v)
+{
+	static const char *const times[] = { "process_ready", "kvm_ready", "loaded", "running",
+					     "first_exit",    "first_io",  NULL };
+	printf("name:      %s\nid:        %s\nstate:     %s\n", js_str(v, "name", ""),
+	       js_str(v, "id", ""), js_str(v, "state", ""));
+	if (js_get(v, "exit"))
+		printf("exit:      %s %s\n", js_str(v, "exit.reason", ""), js_str(v, "exit.detail", ""));
+	if (js_get(v, "pid"))
+		printf("pid:       %" PRId64 "\n", js_int(v, "pid", 0));
+	if (js_get(v, "from_snapshot"))
+		printf("snapshot:  %s\n", js_str(v, "from_snapshot", ""));
+	printf("created:   %s\nvcpus:     %" PRId64 "\nmemory:    %" PRId64 " MiB\nkernel:    %s\n",
+	       js_str(v, "created", ""), js_int(v, "config.vcpus", 0),
+	       js_int(v, "config.memory_mib", 0), js_str(v, "config.kernel", ""));
+	for (size_t i = 0; i < js_len(js_get(v, "config.drives")); i++) {
+		js *d = js_at(js_get(v, "config.drives"), i);
+		printf("drive:     %s %s%s\n", js_str(d, "id", ""), js_str(d, "path", ""),
+		       js_true(d, "read_only") ? " (read-only)" : "");
+	}
+	for (size_t i = 0; i < js_len(js_get(v, "config.nets")); i++) {
+		js *n = js_at(js_get(v, "config.nets"), i);
+		printf("net:       %s %s %s\n", js_str(n, "id", ""), js_str(n, "tap", ""),
+		       js_str(n, "mac", ""));
+	}
+	if (js_get(v, "config.vsock"))
+		printf("vsock:     cid %" PRId64 " %s\n", js_int(v, "config.vsock.cid", 0),
+		       js_str(v, "config.vsock.path", ""));
+	for (int i = 0; times[i]; i++) {
+		int64_t us = js_int(js_get(v, "timing_us"), times[i], -1);
+		if (us >= 0)
+			printf("%-14s %" PRId64 " us\n", times[i], us);
+	}
+}
+
+static int finish(struct cli *c, int status, js *v, const char *done)
+{
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	printf("%s %s\n", js_str(v, "name", c->pos[0]), done ? done : js_str(v, "state", ""));
+	js_free(v);
+	return EXIT_OK;
+}
+
+static int put_file(js *o, const char *key, const char *path)
+{
+	char buf[PATH_MAX];
+	if (!cli_absolute(path, buf))
+		return cli_fail(EXIT_USAGE, "--%s: the path is too long", key);
+	js_put_str(o, key, buf);
+	return EXIT_OK;
+}
+
+static int put_devices(struct cli *c, js *o)
+{
+	js *drives = js_list(), *nets = js_list(), *v = NULL;
+	js_put(o, "drives", drives);
+	js_put(o, "nets", nets);
+	for (unsigned i = 0; i < c->n_drives; i++) {
+		if (!(v = cli_parse_pairs("drive", c->drive[i], "id path serial ro", "", 0)))
+			return EXIT_USAGE;
+		js_add(drives, v);
+	}
+	for (unsigned i = 0; i < c->n_nets; i++) {
+		if (!(v = cli_parse_pairs("net", c->net[i], "id tap mac", "", 0)))
+			return EXIT_USAGE;
+		js_add(nets, v);
+	}
+	if (c->vsock) {
+		if (!(v = cli_parse_pairs("vsock", c->vsock, "cid path", "cid", 0)))
+			return EXIT_USAGE;
+		js_put(o, "vsock", v);
+	}
+	return EXIT_OK;
+}
+
+int cli_create(struct cli *c)
+{
+	js *o, *v = NULL;
+	if (!c->kernel)
+		return cli_fail(EXIT_USAGE, "create: give --kernel FILE");
+	o = js_object();
+	js_put_str(o, "name", c->pos[0]);
+	int status = put_file(o, "kernel", c->kernel);
+	if (!status && c->initrd)
+		status = put_file(o, "initrd", c->initrd);
+	if (c->cmdline)
+		js_put_str(o, "cmdline", c->cmdline);
+	if (c->has_vcpus)
+		js_put_uint(o, "vcpus", c->vcpus);
+	if (c->has_memory)
+		js_put_uint(o, "memory_mib", c->memory);
+	if (c->discovery)
+		js_put_str(o, "discovery", c->discovery);
+	if (c->boot)
+		js_put_str(o, "boot", c->boot);
+	js_put_bool(o, "rng", !c->no_rng);
+	js_put_bool(o, "start", c->start);
+	if (!status)
+		status = put_devices(c, o);
+	if (status) {
+		js_free(o);
+		return status;
+	}
+	status = cli_request(c, "POST", o, &v, "/v1/vms");
+	return finish(c, status, v, NULL);
+}
+
+static int verb(struct cli *c, const char *what, js *body)
+{
+	js *v = NULL;
+	if (!cli_name_ok(c->pos[0])) {
+		js_free(body);
+		return EXIT_USAGE;
+	}
+	int status = cli_request(c, "POST", body, &v, "/v1/vms/%s/%s", c->pos[0], what);
+	return finish(c, status, v, NULL);
+}
+
+int cli_start(struct cli *c) { return verb(c, "start", NULL); }
+int cli_pause(struct cli *c) { return verb(c, "pause", NULL); }
+int cli_resume(struct cli *c) { return verb(c, "resume", NULL); }
+
+int cli_stop(struct cli *c)
+{
+	js *o = js_object();
+	if (c->mode)
+		js_put_str(o, "mode", c->mode);
+	js_put_uint(o, "wait_ms", (c->has_timeout ? c->timeout_s : 0) * 1000);
+	return verb(c, "stop", o);
+}
+
+int cli_delete(struct cli *c)
+{
+	js *v = NULL;
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	int status = cli_request(c, "DELETE", NULL, &v, "/v1/vms/%s", c->pos[0]);
+	if (!status && !c->json)
+		printf("%s deleted\n", c->pos[0]);
+	js_free(v);
+	return status;
+}
+
+int cli_ls(struct cli *c)
+{
+	js *v = NULL;
+	int status = cli_request(c, "GET", NULL, &v, "/v1/vms");
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	js *list = js_get(v, "vms");
+	printf("%-24s %-8s %5s %8s %8s  %-16s %s\n", "NAME", "STATE", "VCPUS", "MIB", "PID", "SNAPSHOT",
+	       "EXIT");
+	for (size_t i = 0; i < js_len(list); i++) {
+		js *m = js_at(list, i);
+		printf("%-24s %-8s %5" PRId64 " %8" PRId64 " ", js_str(m, "name", ""),
+		       js_str(m, "state", ""), js_int(m, "config.vcpus", 0),
+		       js_int(m, "config.memory_mib", 0));
+		if (js_get(m, "pid"))
+			printf("%8" PRId64, js_int(m, "pid", 0));
+		else
+			printf("%8s", "-");
+		printf("  %-16s %s\n", js_str(m, "from_snapshot", "-"), js_str(m, "exit.reason", "-"));
+	}
+	js_free(v);
+	return EXIT_OK;
+}
+
+int cli_show(struct cli *c)
+{
+	js *v = NULL;
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	int status = cli_request(c, "GET", NULL, &v, "/v1/vms/%s", c->pos[0]);
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	print_vm(v);
+	js_free(v);
+	return EXIT_OK;
+}
+
+int cli_info(struct cli *c)
+{
+	js *v = NULL;
+	int status = cli_request(c, "GET", NULL, &v, "/v1/info");
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	printf("thawd %s (API %s), pid %" PRId64 "\nvms: %" PRId64 " (created %" PRId64
+	       ", running %" PRId64 ", paused %" PRId64 ", exited %" PRId64 ")\nsnapshots: %" PRId64 "\n",
+	       js_str(v, "version", "?"), js_str(v, "api", "?"), js_int(v, "pid", 0),
+	       js_int(v, "vms.total", 0), js_int(v, "vms.created", 0), js_int(v, "vms.running", 0),
+	       js_int(v, "vms.paused", 0), js_int(v, "vms.exited", 0), js_int(v, "snapshots", 0));
+	js_free(v);
+	return EXIT_OK;
+}
+
+// --- wait -------------------------------------------------------------------------------
+#define POLL_NS (20u * 1000 * 1000)
+
+// The VM's state, or "" after an error that was printed.
+static int get_state(struct cli *c, char *state, size_t size)
+{
+	js *v = NULL;
+	int status = cli_request(c, "GET", NULL, &v, "/v1/vms/%s", c->pos[0]);
+	if (!status && mv_strcpy(state, size, js_str(v, "state", "")))
+		status = cli_fail(EXIT_DAEMON_ERROR, "the daemon's answer makes no sense");
+	js_free(v);
+	return status;
+}
+
+static int wait_state(struct cli *c, uint64_t deadline_ns)
+{
+	char state[32];
+	for (;;) {
+		int status = get_state(c, state, sizeof state);
+		if (status || !strcmp(state, c->state))
+			return status;
+		if (!strcmp(state, "exited"))
+			return cli_fail(EXIT_DAEMON_ERROR, "%s has exited", c->pos[0]);
+		if (mv_now_ns() >= deadline_ns)
+			return cli_fail(EXIT_TIMED_OUT, "%s is still %s", c->pos[0], state);
+		usleep(POLL_NS / 1000);
+	}
+}
+
+static int wait_console(struct cli *c, uint64_t deadline_ns)
+{
+	MV_BUF seen = { 0 };
+	uint64_t offset = 0;
+	char path[200], state[32];
+	for (;;) {
+		struct client_reply r = { 0 };
+		uint64_t now = mv_now_ns();
+		uint64_t wait_ms = now < deadline_ns ? (deadline_ns - now) / 1000000 : 0;
+		snprintf(path, sizeof path, "/v1/vms/%s/console?offset=%" PRIu64 "&wait_ms=%" PRIu64,
+			 c->pos[0], offset, wait_ms < 5000 ? wait_ms : 5000);
+		int status = cli_raw(c, "GET", path, NULL, 0, &r);
+		if (!status)
+			status = cli_check(c, &r);
+		size_t got = r.len;
+		mv_buf_append(&seen, r.body, r.len);
+		offset = r.console_next;
+		client_reply_fini(&r);
+		if (status || memmem(seen.p, seen.len, c->console, strlen(c->console)))
+			return status;
+		if (!got && !(status = get_state(c, state, sizeof state)) && !strcmp(state, "exited"))
+			return cli_fail(EXIT_DAEMON_ERROR, "%s has exited without saying that", c->pos[0]);
+		if (mv_now_ns() >= deadline_ns)
+			return cli_fail(EXIT_TIMED_OUT, "%s has not said that in time", c->pos[0]);
+	}
+}
+
+int cli_wait(struct cli *c)
+{
+	uint64_t deadline_ns = mv_now_ns() + (c->has_timeout ? c->timeout_s : 30) * 1000000000ull;
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	if (!c->state == !c->console)
+		return cli_fail(EXIT_USAGE, "wait: give either --state STATE or --console TEXT");
+	return c->state ? wait_state(c, deadline_ns) : wait_console(c, deadline_ns);
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// thaw doctor: looks at the host and says what to do. Each check is one line, ok, warn
+// (works, but...) or fail (no VM can run). Exit status 1 when something fails.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "api/cli.h"
+#include "microvm/base/util.h"
+#include "microvm/kvm_probe.h"
+
+enum verdict { OK, WARN, FAIL };
+
+struct doctor {
+	bool json, failed;
+	js *checks;
+};
+
+__attribute__((format(printf, 4, 5))) static void say(struct doctor *d, enum verdict v,
+						       const char *name, const char *fmt, ...)
+{
+	static const char *const words[] = { "ok", "warn", "fail" };
+	char text[400];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	d->failed |= v == FAIL;
+	if (!d->json) {
+		printf("%-5s %-14s %s\n", words[v], name, text);
+		return;
+	}
+	js *o = js_object();
+	js_put_str(o, "name", name);
+	js_put_str(o, "result", words[v]);
+	js_put_str(o, "text", text);
+	js_add(d->checks, o);
+}
+
+static void check_kernel(struct doctor *d)
+{
+	struct utsname u;
+	int major = 0, minor = 0;
+	uname(&u);
+	sscanf(u.release, "%d.%d", &major, &minor);
+	if (major > 5 || (major == 5 && minor >= 10))
+		say(d, OK, "kernel", "Linux %s, %s", u.release, u.machine);
+	else
+		say(d, FAIL, "kernel", "Linux %s is too old; thaw needs 5.10 or newer", u.release);
+}
+
+// A word in the flags of the first CPU.
+static bool cpu_has(const char *flag)
+{
+	char line[8192];
+	bool found = false;
+	FILE *f = fopen("/proc/cpuinfo", "re");
+	while (f && !found && fgets(line, sizeof line, f)) {
+		char *p = strncmp(line, "flags", 5) ? NULL : strstr(line, flag);
+		size_t n = strlen(flag);
+		found = p && p[-1] == ' ' && (p[n] == ' ' || p[n] == '\n');
+	}
+	if (f)
+		fclose(f);
+	return found;
+}
+
+static void check_cpu(struct doctor *d)
+{
+	const char *ext = cpu_has("svm") ? "AMD-V" : cpu_has("vmx") ? "Intel VT-x" : NULL;
+	const char *nested = cpu_has("hypervisor") ? "; this host is itself a virtual machine" : "";
+	if (ext)
+		say(d, OK, "cpu", "%s%s", ext, nested);
+	else
+		say(d, WARN, "cpu", "shows neither svm nor vmx%s; enable virtualisation in the firmware, or "
+				    "nested virtualisation in the host below", nested);
+}
+
+// Returns whether a stock kernel can be expected to run; the reason goes to why.
+static bool check_kvm(struct doctor *d, char *why, size_t size)
+{
+	static const char device[] = "/dev/kvm";
+	struct kvm_probe p;
+	struct mv_err err;
+	int r = kvm_probe(device, &p, &err);
+	snprintf(why, size, "there is no usable /dev/kvm");
+	if (r == -EACCES) {
+		say(d, FAIL, "kvm", "no rights to %s; add yourself to the group kvm (usermod -aG kvm USER) "
+				    "and log in again", device);
+		return false;
+	}
+	if (r) {
+		say(d, FAIL, "kvm", "%s; load the module kvm_intel or kvm_amd", err.msg);
+		return false;
+	}
+	if (p.api_version != 12) {
+		say(d, FAIL, "kvm", "API version %d, not 12; use another kernel", p.api_version);
+		return false;
+	}
+	say(d, OK, "kvm", "%s, API version 12, up to %d vCPUs", device, p.max_vcpus);
+	if (p.missing[0])
+		say(d, FAIL, "kvm-features", "missing: %s; use a newer kernel", p.missing);
+	else
+		say(d, OK, "kvm-features", "all there");
+	if (!p.guest_ran) {
+		say(d, FAIL, "kvm-guest", "the probe guest did not run: %s", p.guest_error);
+		snprintf(why, size, "the probe guest did not run");
+		return false;
+	}
+	snprintf(why, size, "guest kernel mode takes %.1f ns an instruction%s", p.ns_per_instruction,
+		 p.hardware_speed ? "" : ": it is emulated");
+	if (p.hardware_speed)
+		say(d, OK, "kvm-guest", "%s: hardware speed", why);
+	else
+		say(d, WARN, "kvm-guest", "%s, not run by hardware; guests made for it run, stock kernels "
+					  "do not; use a host with (nested) virtualisation", why);
+	return p.hardware_speed && !p.missing[0];
+}
+
+static void check_io_uring(struct doctor *d)
+{
+	struct io_uring_params p = { 0 };
+	int fd = (int)syscall(SYS_io_uring_setup, 4, &p);
+	if (fd >= 0) {
+		say(d, OK, "io_uring", "there");
+		close(fd);
+	} else {
+		say(d, WARN, "io_uring", "%s; disks work, but slower (sysctl kernel.io_uring_disabled=0)",
+		    strerror(errno));
+	}
+}
+
+static void check_uffd(struct doctor *d)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (fd < 0)
+		fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (fd >= 0) {
+		say(d, OK, "userfaultfd", "there");
+		close(fd);
+	} else {
+		say(d, WARN, "userfaultfd", "%s; compressed snapshots can't be loaded lazily (sysctl "
+					    "vm.unprivileged_userfaultfd=1, or rights to /dev/userfaultfd)",
+		    strerror(errno));
+	}
+}
+
+static void check_memfd(struct doctor *d)
+{
+	int fd = memfd_create("thaw-doctor", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd >= 0) {
+		say(d, OK, "memfd", "there");
+		close(fd);
+	} else {
+		say(d, WARN, "memfd", "%s", strerror(errno));
+	}
+}
+
+static void check_tun(struct doctor *d)
+{
+	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+	if (fd >= 0) {
+		say(d, OK, "tun", "/dev/net/tun can be opened");
+		close(fd);
+	} else {
+		say(d, WARN, "tun", "/dev/net/tun: %s; VMs can't have taps (modprobe tun)", strerror(errno));
+	}
+}
+
+static void check_huge_pages(struct doctor *d)
+{
+	char line[200];
+	unsigned long total = 0;
+	FILE *f = fopen("/proc/meminfo", "re");
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "HugePages_Total: %lu", &total) == 1)
+			break;
+	if (f)
+		fclose(f);
+	say(d, OK, "hugepages", "%lu reserved (none are needed)", total);
+}
+
+int cli_doctor(struct cli *c)
+{
+	struct doctor d = { .json = c->json, .checks = js_list() };
+	char why[160];
+	check_kernel(&d);
+	check_cpu(&d);
+	bool stock = check_kvm(&d, why, sizeof why);
+	check_io_uring(&d);
+	check_uffd(&d);
+	check_memfd(&d);
+	check_tun(&d);
+	check_huge_pages(&d);
+	if (c->json) {
+		js *o = js_object();
+		js_put_bool(o, "ok", !d.failed);
+		js_put_bool(o, "stock_kernel", stock);
+		js_put_str(o, "stock_kernel_reason", why);
+		js_put(o, "checks", d.checks);
+		cli_print_json(o);
+	} else {
+		printf("\nStock Linux kernels %s here: %s.\n", stock ? "run" : "do not run", why);
+		js_free(d.checks);
+	}
+	return d.failed ? EXIT_DAEMON_ERROR : EXIT_OK;
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// thaw: the command-line client of thawd. One table of commands, one of options.
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/cli.h"
+#include "api/paths.h"
+#include "microvm/base/util.h"
+
+enum opt {
+	O_JSON, O_SOCKET, O_HELP, O_VERSION, // for all
+	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
+	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
+	O_NAME, O_PAUSED,
+	N_OPTS
+};
+#define BIT(o) (1ull << (o))
+#define FOR_ALL (BIT(O_JSON) | BIT(O_SOCKET) | BIT(O_HELP) | BIT(O_VERSION))
+#define DEVICES (BIT(O_DRIVE) | BIT(O_NET) | BIT(O_VSOCK))
+
+#define WITH(name_, opt_) { name_, required_argument, NULL, 256 + (opt_) }
+#define BARE(name_, opt_) { name_, no_argument, NULL, 256 + (opt_) }
+static const struct option long_options[] = {
+	BARE("json", O_JSON), WITH("socket", O_SOCKET), BARE("help", O_HELP), BARE("version", O_VERSION),
+	WITH("kernel", O_KERNEL), WITH("initrd", O_INITRD), WITH("cmdline", O_CMDLINE),
+	WITH("vcpus", O_VCPUS), WITH("memory", O_MEMORY), WITH("discovery", O_DISCOVERY),
+	WITH("boot", O_BOOT), WITH("drive", O_DRIVE), WITH("net", O_NET), WITH("vsock", O_VSOCK),
+	BARE("no-rng", O_NO_RNG), BARE("start", O_START), WITH("mode", O_MODE),
+	BARE("follow", O_FOLLOW), BARE("read", O_READ), WITH("write", O_WRITE),
+	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
+	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), { 0 },
+};
+
+static const struct command {
+	const char *name;
+	int n_args;
+	uint64_t options;
+	cli_fn *fn;
+	const char *usage, *what;
+} commands[] = {
+	{ "create", 1,
+	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) |
+		  BIT(O_DISCOVERY) | BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_START),
+	  cli_create,
+	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
+	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
+	  "         [--drive id=ID,path=FILE[,serial=S][,ro]]... [--net id=ID,tap=TAP[,mac=MAC]]...\n"
+	  "         [--vsock cid=N[,path=SOCKET]]",
+	  "load a kernel into a new VM" },
+	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
+	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
+	{ "resume", 1, 0, cli_resume, "NAME", "let them go on" },
+	{ "stop", 1, BIT(O_MODE) | BIT(O_TIMEOUT), cli_stop,
+	  "NAME [--mode power-button|ctrl-alt-del|kill] [--timeout SEC]",
+	  "ask the guest to end, or kill it; --timeout waits for the end" },
+	{ "delete", 1, 0, cli_delete, "NAME", "end a VM and forget it" },
+	{ "ls", 0, 0, cli_ls, "", "list VMs" },
+	{ "show", 1, 0, cli_show, "NAME", "show a VM" },
+	{ "console", 1, BIT(O_FOLLOW) | BIT(O_READ) | BIT(O_WRITE), cli_console,
+	  "NAME [--read | --follow | --write TEXT]", "serial console; Ctrl-] leaves" },
+	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_TIMEOUT), cli_wait,
+	  "NAME --console TEXT | --state STATE [--timeout SEC]",
+	  "wait for output or a state (30 s, or --timeout)" },
+	{ "snapshot", 2, 0, cli_snapshot, "VM NAME", "take a snapshot; the VM goes on" },
+	{ "snapshots", 0, 0, cli_snapshots, "", "list snapshots" },
+	{ "snapshot-show", 1, 0, cli_snapshot_show, "NAME", "show a snapshot" },
+	{ "snapshot-verify", 1, 0, cli_snapshot_verify, "NAME", "check all its bytes" },
+	{ "snapshot-delete", 1, 0, cli_snapshot_delete, "NAME", "delete a snapshot" },
+	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
+	  "SNAPSHOT [--count N] [--name PREFIX] [--paused] [--drive id=ID[,path=FILE][,ro]]...\n"
+	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
+	  "         {n} in a value becomes the clone's number, 1 to N",
+	  "start VMs from a snapshot" },
+	{ "info", 0, 0, cli_info, "", "the daemon's version and counts" },
+	{ "doctor", 0, 0, cli_doctor, "", "can this host run VMs? Needs no daemon" },
+};
+
+static void print_help(FILE *f)
+{
+	fputs("usage: thaw COMMAND [ARGUMENTS] [--json] [--socket PATH]\n\n", f);
+	for (size_t i = 0; i < MV_ARRAY_LEN(commands); i++)
+		fprintf(f, "  %-16s %s\n", commands[i].name, commands[i].what);
+	fputs("\nthaw COMMAND --help shows its arguments. --json prints the daemon's answer as it is.\n"
+	      "The socket is --socket, THAW_SOCKET, or thawd's default.\n"
+	      "Exit status: 0 done, 1 the daemon says no, 2 wrong usage, 3 no daemon, 4 time-out.\n", f);
+}
+
+static bool number(const char *s, unsigned long *v, bool *has)
+{
+	char *end;
+	*v = strtoul(s, &end, 10);
+	*has = true;
+	return *s >= '0' && *s <= '9' && !*end && *v < 1ul << 40;
+}
+
+static bool add(const char **list, unsigned *n, const char *s)
+{
+	if (*n >= CLI_MAX_MULTI)
+		return false;
+	list[(*n)++] = s;
+	return true;
+}
+
+static bool take(struct cli *c, enum opt o, const char *arg)
+{
+	switch (o) {
+	case O_JSON: return c->json = true;
+	case O_SOCKET: return !mv_strcpy(c->socket, sizeof c->socket, arg);
+	case O_KERNEL: c->kernel = arg; return true;
+	case O_INITRD: c->initrd = arg; return true;
+	case O_CMDLINE: c->cmdline = arg; return true;
+	case O_VCPUS: return number(arg, &c->vcpus, &c->has_vcpus);
+	case O_MEMORY: return number(arg, &c->memory, &c->has_memory);
+	case O_DISCOVERY: c->discovery = arg; return true;
+	case O_BOOT: c->boot = arg; return true;
+	case O_DRIVE: return add(c->drive, &c->n_drives, arg);
+	case O_NET: return add(c->net, &c->n_nets, arg);
+	case O_VSOCK: c->vsock = arg; return true;
+	case O_NO_RNG: return c->no_rng = true;
+	case O_START: return c->start = true;
+	case O_MODE: c->mode = arg; return true;
+	case O_FOLLOW: return c->follow = true;
+	case O_READ: return c->read = true;
+	case O_WRITE: c->write = arg; return true;
+	case O_CONSOLE: c->console = arg; return true;
+	case O_STATE: c->state = arg; return true;
+	case O_TIMEOUT: return number(arg, &c->timeout_s, &c->has_timeout);
+	case O_COUNT: return number(arg, &c->count, &c->has_count);
+	case O_NAME: c->name = arg; return true;
+	case O_PAUSED: return c->paused = true;
+	default: return false;
+	}
+}
+
+static const struct command *find(const char *name)
+{
+	for (size_t i = 0; i < MV_ARRAY_LEN(commands); i++)
+		if (!strcmp(commands[i].name, name))
+			return &commands[i];
+	return NULL;
+}
+
+// EXIT_OK, or the exit status with a complaint printed; -1: help was printed.
+static int parse(struct cli *c, int argc, char **argv, const struct command **ret_cmd)
+{
+	uint64_t given = 0;
+	int n = 0;
+	bool help = false;
+	for (int k; (k = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
+		enum opt o = (enum opt)(k - 256);
+		if (k < 256)
+			return EXIT_USAGE; // getopt has complained
+		given |= BIT(o);
+		if (o == O_HELP) {
+			help = true;
+		} else if (o == O_VERSION) {
+			puts("thaw " THAW_VERSION);
+			return -1;
+		} else if (!take(c, o, optarg)) {
+			return cli_fail(EXIT_USAGE, "--%s: \"%s\" won't do", long_options[o].name, optarg);
+		}
+	}
+	const struct command *cmd = optind < argc ? find(argv[optind]) : NULL;
+	if (!cmd && help) {
+		print_help(stdout);
+		return -1;
+	}
+	if (!cmd) {
+		if (optind < argc)
+			cli_fail(EXIT_USAGE, "there is no command \"%s\"", argv[optind]);
+		print_help(stderr);
+		return EXIT_USAGE;
+	}
+	if (help) {
+		printf("usage: thaw %s %s\n%s.\n", cmd->name, cmd->usage, cmd->what);
+		return -1;
+	}
+	for (int o = 0; o < N_OPTS; o++)
+		if (given & BIT(o) & ~(FOR_ALL | cmd->options))
+			return cli_fail(EXIT_USAGE, "%s has no option --%s; see thaw %s --help", cmd->name,
+					long_options[o].name, cmd->name);
+	for (int i = optind + 1; i < argc; i++, n++)
+		if (n < cmd->n_args)
+			c->pos[n] = argv[i];
+	if (n != cmd->n_args)
+		return cli_fail(EXIT_USAGE, "usage: thaw %s %s", cmd->name, cmd->usage);
+	*ret_cmd = cmd;
+	return EXIT_OK;
+}
+
+int main(int argc, char **argv)
+{
+	static struct cli c;
+	const struct command *cmd = NULL;
+	struct mv_err err;
+	int status = parse(&c, argc, argv, &cmd);
+	if (status)
+		return status < 0 ? EXIT_OK : status;
+	if (cmd->fn != cli_doctor && paths_default_socket(c.socket, &err))
+		return cli_fail(EXIT_UNREACHABLE, "%s", err.msg);
+	status = cmd->fn(&c);
+	client_free(c.client);
+	return fflush(stdout) ? EXIT_DAEMON_ERROR : status;
+}
