@@ -181,12 +181,12 @@ static int load_initrd(struct vm *vm, int fd, uint64_t kernel_end, uint64_t limi
 	if (limit && limit < top)
 		top = limit;
 	if (top < kernel_end || im.size > top - kernel_end)
-		return mv_fail(err, ENOMEM,
+		return mv_fail(err, EFBIG,
 			       "initrd: %llu MiB do not fit above the kernel; give the VM more memory_mib",
 			       (unsigned long long)(im.size >> 20) + 1);
 	uint64_t at = (top - im.size) & ~0xfffull;
 	if (at < kernel_end)
-		return mv_fail(err, ENOMEM, "initrd: does not fit; give the VM more memory_mib");
+		return mv_fail(err, EFBIG, "initrd: does not fit; give the VM more memory_mib");
 	*ret_gpa = at;
 	*ret_size = im.size;
 	return load(vm, &im, 0, at, im.size, "initrd", err);
