@@ -135,11 +135,13 @@ static void hand_over(struct request *r)
 	r->h->fn(r->h->arg, &r->pub);
 }
 
+// Somewhat too large a body is read and thrown away, so that its sender gets to see the
+// answer; one beyond all measure is answered at once and the connection closed.
 static bool announced_too_large(struct MHD_Connection *con)
 {
 	const char *s = MHD_lookup_connection_value(con, MHD_HEADER_KIND,
 						    MHD_HTTP_HEADER_CONTENT_LENGTH);
-	return s && strtoull(s, NULL, 10) > HTTP_MAX_BODY;
+	return s && strtoull(s, NULL, 10) > DISCARD_MAX;
 }
 
 static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const char *url,

@@ -135,6 +135,8 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd,
 		r = store_open(&s->store, o->state_dir, err);
 	if (!r)
 		r = open_vsock_dir(s, o->state_dir, err);
+	if (!r && (r = vm_calls_init(s)))
+		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
 	if (!r)

@@ -105,16 +105,11 @@ enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
 }
 
 // --- calls and their deadlines ---------------------------------------------------------
-static void on_deadline(void *arg);
-
 static void arm_deadline(struct server *s, uint64_t due_ns)
 {
 	if (s->call_timer_due_ns && s->call_timer_due_ns <= due_ns)
 		return;
 	uint64_t now = mv_now_ns();
-	if (s->call_timer.fd < 0 || !s->call_timer.watch.loop)
-		if (mv_timer_init(&s->loop, &s->call_timer, on_deadline, s))
-			return; // no descriptor left; calls then have no time-out
 	s->call_timer_due_ns = due_ns;
 	mv_timer_arm(&s->call_timer, due_ns > now ? due_ns - now : 0);
 }
@@ -139,6 +134,12 @@ static void on_deadline(void *arg)
 	}
 	if (next)
 		arm_deadline(s, next);
+}
+
+int vm_calls_init(struct server *s)
+{
+	LIST_INIT(&s->calls);
+	return mv_timer_init(&s->loop, &s->call_timer, on_deadline, s);
 }
 
 static void end_call(struct vm_call *c, const struct api_err *err, const struct msg_reply *r)

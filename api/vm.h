@@ -63,6 +63,9 @@ struct vm {
 	LIST_HEAD(, vm_waiter) waiters;
 };
 
+// Once per server, before any VM: the time-outs of calls. 0 or -errno.
+int vm_calls_init(struct server *s);
+
 // A VM without a process, not in the table; takes a copy of cfg. NULL: no memory.
 struct vm *vm_new(struct server *s, const struct vmcfg *cfg);
 struct vm *vm_ref(struct vm *vm);

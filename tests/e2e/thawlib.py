@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Helpers of the end-to-end tests: a daemon in a folder of its own, HTTP over its Unix
+socket, TAP output. Standard library only. Programs are taken from $B (default: build)."""
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+B = os.path.join(ROOT, os.environ.get("B", "build"))
+BIN = os.path.join(B, "bin")
+GUEST = os.path.join(B, "tests/guest/tiny")
+
+
+class Skip(Exception):
+    """The test can't run here; the reason is shown."""
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path, timeout=60):
+        super().__init__("thaw", timeout=timeout)
+        self.unix_path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.unix_path)
+
+
+class Reply:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def code(self):
+        """The error code, or None."""
+        try:
+            return self.json["error"]["code"]
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    @property
+    def message(self):
+        return self.json["error"]["message"]
+
+    def __repr__(self):
+        return f"<{self.status} {self.body[:400]!r}>"
+
+
+class Daemon:
+    """thawd in a temporary folder; `with Daemon() as d:` ends and removes it."""
+
+    def __init__(self, args=(), prefix=(), folder=None, vmm=None):
+        self.own_folder = folder is None
+        self.folder = folder or tempfile.mkdtemp(prefix="thaw-")
+        self.socket = os.path.join(self.folder, "s")
+        self.state_dir = os.path.join(self.folder, "state")
+        self.log = os.path.join(self.folder, "log")
+        self.args, self.prefix, self.vmm = list(args), list(prefix), vmm
+        self.process = None
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *why):
+        self.stop()
+        if why[0] and os.environ.get("V"):
+            sys.stderr.write(self.log_text())
+        if self.own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def command(self):
+        vmm = ["--vmm", self.vmm] if self.vmm else []
+        return [*self.prefix, os.path.join(BIN, "thawd"), "--socket", self.socket,
+                "--state-dir", self.state_dir, *vmm, *self.args]
+
+    def start(self):
+        log = open(self.log, "ab")
+        self.process = subprocess.Popen(self.command(), stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+        log.close()
+        for _ in range(500):
+            if self.process.poll() is not None:
+                raise AssertionError(f"thawd ended with {self.process.returncode}: {self.log_text()}")
+            try:
+                if self.get("/v1/info").status == 200:
+                    return
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError("thawd does not answer")
+
+    def stop(self, sig=signal.SIGTERM):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(sig)
+            self.process.wait(15)
+        return self.process.returncode
+
+    def log_text(self):
+        with open(self.log, encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    # --- HTTP ---
+    def request(self, method, path, body=None, headers=None, timeout=60):
+        if isinstance(body, (dict, list)):
+            body = json.dumps(body)
+        con = UnixConnection(self.socket, timeout)
+        try:
+            con.request(method, path, body=body, headers=headers or {})
+            r = con.getresponse()
+            return Reply(r.status, dict(r.getheaders()), r.read())
+        finally:
+            con.close()
+
+    def get(self, path):
+        return self.request("GET", path)
+
+    def post(self, path, body=None):
+        return self.request("POST", path, body)
+
+    def put(self, path, body):
+        return self.request("PUT", path, body)
+
+    def delete(self, path):
+        return self.request("DELETE", path)
+
+    # --- VMs ---
+    def create(self, name="vm", start=True, **more):
+        body = {"name": name, "kernel": GUEST, "discovery": "cmdline", "memory_mib": 32, "start": start}
+        body.update(more)
+        r = self.post("/v1/vms", body)
+        assert r.status == 201, r
+        return r.json
+
+    def vm(self, name):
+        r = self.get(f"/v1/vms/{name}")
+        assert r.status == 200, r
+        return r.json
+
+    def state(self, name):
+        return self.vm(name)["state"]
+
+    def console(self, name, offset=0):
+        """All output from offset on, and the offset behind it."""
+        out = b""
+        while True:
+            r = self.get(f"/v1/vms/{name}/console?offset={offset}")
+            assert r.status == 200, r
+            offset = int(r.headers["Thaw-Console-Next"])
+            if not r.body:
+                return out, offset
+            out += r.body
+
+    def expect(self, name, text, offset=0, timeout=10):
+        """Waits until text was said behind offset; returns what was said and the offset behind it."""
+        text = text.encode() if isinstance(text, str) else text
+        out, end = b"", time.monotonic() + timeout
+        while time.monotonic() < end:
+            r = self.get(f"/v1/vms/{name}/console?offset={offset}&wait_ms=500")
+            assert r.status == 200, r
+            offset = int(r.headers["Thaw-Console-Next"])
+            out += r.body
+            if text in out and (out.endswith(b"\n") or b"\n" not in text):
+                return out.decode("latin-1"), offset
+        raise AssertionError(f"{name}: {text!r} was not said, but {out!r}")
+
+    def say(self, name, line):
+        """Sends one line to the guest; returns its answer without the newline."""
+        _, offset = self.console(name)
+        r = self.put(f"/v1/vms/{name}/console", line + "\n")
+        assert r.status == 204, r
+        out, _ = self.expect(name, "\n", offset)
+        return out.strip("\n")
+
+    def wait_state(self, name, state, timeout=10):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            v = self.vm(name)
+            if v["state"] == state:
+                return v
+            time.sleep(0.02)
+        raise AssertionError(f"{name} is {v}, not {state}")
+
+    # --- what must not be left behind ---
+    def vm_processes(self):
+        """Children of the daemon."""
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as f:
+            return f.read().split()
+
+    def open_fds(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def leftovers(self):
+        """Sockets and unfinished snapshots in the state directory."""
+        return [os.path.join(d, f) for sub in ("vsock", "incoming")
+                for d, dirs, files in os.walk(os.path.join(self.state_dir, sub)) for f in files + dirs]
+
+
+def thaw(d, *args, timeout=60, env=None):
+    """Runs the command-line client."""
+    e = dict(os.environ, THAW_SOCKET=d.socket) if d else dict(os.environ)
+    e.update(env or {})
+    return subprocess.run([os.path.join(BIN, "thaw"), *args], capture_output=True, text=True,
+                          timeout=timeout, env=e, stdin=subprocess.DEVNULL, check=False)
+
+
+def need_kvm():
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR))
+    except OSError as e:
+        raise Skip(f"/dev/kvm: {e.strerror}") from e
+    if not os.path.exists(GUEST):
+        raise Skip(f"{GUEST} is not built")
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(what, condition, timeout=10):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"not in time: {what}"
+        time.sleep(0.02)
+
+
+def main(namespace):
+    """Runs every function test_* of a module, in order; prints TAP."""
+    tests = [(n, f) for n, f in namespace.items() if n.startswith("test_") and callable(f)]
+    only = sys.argv[1:]
+    tests = [(n, f) for n, f in tests if not only or any(o in n for o in only)]
+    failed = 0
+    for i, (n, f) in enumerate(tests, 1):
+        name = n[5:].replace("_", " ")
+        try:
+            f()
+            print(f"ok {i} - {name}", flush=True)
+        except Skip as s:
+            print(f"ok {i} - {name} # SKIP {s}", flush=True)
+        except Exception:  # pylint: disable=broad-except
+            failed += 1
+            for line in traceback.format_exc().splitlines():
+                print(f"# {line}")
+            print(f"not ok {i} - {name}", flush=True)
+    print(f"1..{len(tests)}", flush=True)
+    sys.exit(1 if failed else 0)
