@@ -14,6 +14,10 @@ missing=
 for p in $packages; do
 	dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing="$missing $p"
 done
+# libFuzzer, packaged under the version of clang.
+fuzz_rt() { apt-cache depends clang | sed -n 's/.*Depends: clang-\([0-9]*\)$/libclang-rt-\1-dev/p' | head -n 1; }
+dpkg-query -W -f='${db:Status-Status}\n' 'libclang-rt-*-dev' 2>/dev/null | grep -qx installed ||
+	missing="$missing (libclang-rt)"
 if [ -z "$missing" ]; then
 	[ "${1:-}" = --missing-only ] || echo "all packages are there"
 	exit 0
@@ -25,5 +29,6 @@ export DEBIAN_FRONTEND=noninteractive
 # shellcheck disable=SC2086
 {
 	$run apt-get -qq update
+	case $missing in *"(libclang-rt)") missing="${missing% *} $(fuzz_rt)" ;; esac
 	$run apt-get -qq install -y --no-install-recommends $missing
 } >&2 || { echo "deps: apt-get failed; install by hand:$missing" >&2; exit 1; }

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# All tests: `make check`, or `tests/run.sh BUILD_DIR [WORD...]` for those whose names
+# contain one of the words (e.g. `tests/run.sh build snapshot/`).
+#
+# One after another, each with a time limit: lint, every cmocka program, the fuzz targets
+# for some seconds, every tests/e2e/test_*.py, the rig. All print TAP; the output of one
+# that fails is shown, all outputs stay in BUILD_DIR/tests/log/. Each skipped test is named
+# with its reason; with CI=true a skip for want of KVM, userfaultfd or the rig fails.
+set -uo pipefail
+
+[ $# -ge 1 ] || { echo "usage: tests/run.sh BUILD_DIR [WORD...]" >&2; exit 2; }
+cd "$(dirname "$0")/.." || exit
+B=$1
+shift
+words=("$@")
+log_dir=$B/tests/log
+mkdir -p "$log_dir"
+export CMOCKA_MESSAGE_OUTPUT=TAP BUILD=$B
+passed=0 failed=0 skipped=0
+failures=()
+
+# Reads TAP; prints "passed failed skipped", then one line per skipped test. cmocka 1.1
+# prints a skip as "not ok N # SKIP name", and the test its reason as "# SKIP reason" before.
+read_tap() {
+	awk -v ci="${CI:-}" '
+		function flush() { reason = "" }
+		/^1\.\.0/ { whole = $0; sub(/^1\.\.0[ #]*(SKIP)? */, "", whole); skip("all of it", whole); next }
+		/^1\.\.[0-9]+/ { plan = substr($1, 4) + 0; next }
+		/^# SKIP/ { reason = substr($0, 8); next }
+		/^(not )?ok .*# SKIP/ {
+			name = $0
+			if (/^not ok/) { sub(/.*# SKIP */, "", name) }
+			else { if (reason == "") { reason = name; sub(/.*# SKIP */, "", reason) }
+				sub(/ *# SKIP.*/, "", name); sub(/^ok [0-9]* *-* */, "", name) }
+			skip(name, reason); flush(); next
+		}
+		/^ok / { p++; flush(); next }
+		/^not ok / { f++; flush(); next }
+		function skip(name, why) {
+			if (why == "") why = "no reason given"
+			if (ci == "true" && why ~ /KVM|kvm|userfaultfd|rig|QEMU|qemu/) { f++; why = why " (a failure with CI=true)" }
+			else s++
+			lines = lines "skipped: " name ": " why "\n"
+			done_skip++
+		}
+		END {
+			missing = plan - p - f - s
+			if (plan && missing > 0) f += missing # it ended before its plan
+			printf "%d %d %d\n%s", p, f, s, lines
+		}'
+}
+
+wanted() {
+	local w
+	[ ${#words[@]} -gt 0 ] || return 0
+	for w in "${words[@]}"; do [[ $1 == *"$w"* ]] && return 0; done
+	return 1
+}
+
+# run NAME SECONDS COMMAND...
+run() {
+	local name=$1 limit=$2 log status start p f s lines counts
+	shift 2
+	wanted "$name" || return 0
+	log=$log_dir/${name//\//-}.log
+	start=${EPOCHREALTIME/./}
+	timeout -k 10 "$limit" "$@" >"$log" 2>&1 </dev/null
+	status=$?
+	{ read -r p f s; lines=$(cat); } < <(read_tap <"$log")
+	if [ $status = 77 ] && [ $((p + f + s)) = 0 ]; then # the customary "cannot run here"
+		{ read -r p f s; lines=$(cat); } < <(echo "1..0 # SKIP $(tail -n 1 "$log")" | read_tap)
+	elif [ $status != 0 ] && [ "$f" = 0 ]; then
+		f=1
+		[ $status = 124 ] && echo "# no end after $limit s" >>"$log"
+		echo "# exit status $status" >>"$log"
+	elif [ $status = 0 ] && [ $((p + f + s)) = 0 ]; then
+		p=1 # prints no TAP
+	fi
+	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	counts="$p passed"
+	[ "$f" = 0 ] || counts+=", $f failed"
+	[ "$s" = 0 ] || counts+=", $s skipped"
+	local us=$((${EPOCHREALTIME/./} - start))
+	printf '%-6s %-28s %-34s %4d.%d s\n' "$([ "$f" = 0 ] && echo ok || echo FAILED)" "$name" "$counts" \
+		$((us / 1000000)) $((us / 100000 % 10))
+	[ -z "$lines" ] || printf '%s\n' "$lines" | sed 's/^/         /'
+	if [ "$f" != 0 ]; then
+		failures+=("$name: $log")
+		grep -v '^ok ' "$log" | tail -n 60 | sed 's/^/       | /'
+	fi
+}
+
+# none NAME REASON: counts as one skipped test.
+none() { run "$1" 5 echo "1..0 # SKIP $2"; }
+
+run lint 120 scripts/lint.sh
+for src in tests/{base,devices,snapshot,microvm,api}/test_*.c; do
+	[ -e "$src" ] || continue
+	name=${src#tests/}
+	run "${name%.c}" 300 "$B/${src%.c}"
+done
+
+for src in tests/fuzz/fuzz_*.c; do
+	[ -e "$src" ] || continue
+	name=${src#tests/} program=$B/${src%.c}
+	if [ -x "$program" ]; then
+		run "${name%.c}" 120 "$program" -seed=1 -max_total_time="${FUZZ_SECONDS:-3}" \
+			-artifact_prefix="$log_dir/"
+	else
+		none "${name%.c}" "not built: clang has no libFuzzer here"
+	fi
+done
+
+for test in tests/e2e/test_*.py; do
+	[ -e "$test" ] || continue
+	name=${test#tests/}
+	run "${name%.py}" 600 python3 "$test" "$B"
+done
+
+if [ -x tests/rig/run.sh ]; then
+	# shellcheck disable=SC2086 # RIG_OPTIONS: e.g. -q
+	run rig 5400 tests/rig/run.sh ${RIG_OPTIONS:-} "$B"
+else
+	none rig "there is no tests/rig/run.sh"
+fi
+
+for f in "${failures[@]}"; do echo "FAILED $f"; done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
