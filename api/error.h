@@ -55,6 +55,9 @@
 	X(SNAPSHOT_CORRUPT, 422, "snapshot_corrupt",                                               \
 	  "a file of the snapshot is damaged, truncated or foreign",                               \
 	  "delete the snapshot and take it again")                                                 \
+	X(SNAPSHOT_MISMATCH, 422, "snapshot_mismatch",                                             \
+	  "the snapshot's state does not fit the clone's devices, this CPU or this version",       \
+	  "give overrides of the same kind and size as the snapshot's devices; see the message")   \
 	X(INTERNAL, 500, "internal", "an error inside the daemon", "see the daemon's log")         \
 	X(VM_FAILED, 500, "vm_failed", "the VM process could not do it", "see the message")        \
 	X(VM_CRASHED, 500, "vm_crashed", "the VM process died while working on the request",       \

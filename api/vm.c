@@ -74,34 +74,40 @@ void vm_unref(struct vm *vm)
 
 bool vm_has_process(const struct vm *vm) { return vm->pid > 0; }
 
+// What the VM process refuses while it loads: its own checks of what the request gave.
+static enum api_code load_refusal(bool boot, uint32_t code)
+{
+	switch (code) {
+	case EBUSY: return API_IN_USE;
+	case ENODEV: return API_NO_KVM;
+	case EACCES:
+	case EPERM: return API_KVM_DENIED;
+	case ENOEXEC:
+	case EFBIG: return boot ? API_KERNEL_INVALID : API_SNAPSHOT_CORRUPT;
+	case ENODATA:
+	case EBADMSG: return boot ? API_FILE_INVALID : API_SNAPSHOT_CORRUPT;
+	case EINVAL: return boot ? API_INVALID_VALUE : API_SNAPSHOT_MISMATCH;
+	case ENOTSUP: return boot ? API_VM_FAILED : API_SNAPSHOT_MISMATCH;
+	default: return API_VM_FAILED;
+	}
+}
+
 enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
 {
-	const bool loading = type == MSG_BOOT || type == MSG_RESTORE;
 	switch (code) {
-	case EBUSY:
-		return loading			? API_IN_USE :
-		       type == MSG_CONSOLE_READ ? API_LIMIT_REACHED :
-						  API_WRONG_STATE;
-	case ENOSPC:
-	case EDQUOT: return type == MSG_CONSOLE_WRITE ? API_LIMIT_REACHED : API_NO_SPACE;
 	case ENOMEM: return API_OUT_OF_MEMORY;
 	case EMFILE:
 	case ENFILE:
 	case EAGAIN: return API_LIMIT_REACHED;
-	case ENODEV: return loading ? API_NO_KVM : API_VM_FAILED;
-	case EACCES:
-	case EPERM: return loading ? API_KVM_DENIED : API_VM_FAILED;
-	case EINVAL:
-	case ENOEXEC:
-	case EFBIG:
-	case E2BIG:
-	case ENODATA:
-	case EBADMSG:
-		return type == MSG_BOOT	   ? API_KERNEL_INVALID :
-		       type == MSG_RESTORE ? API_SNAPSHOT_CORRUPT :
-					     API_VM_FAILED;
-	default: return API_VM_FAILED;
+	case ENOSPC:
+	case EDQUOT: return type == MSG_CONSOLE_WRITE ? API_LIMIT_REACHED : API_NO_SPACE;
+	default: break;
 	}
+	if (type == MSG_BOOT || type == MSG_RESTORE)
+		return load_refusal(type == MSG_BOOT, code);
+	if (code == EBUSY)
+		return type == MSG_CONSOLE_READ ? API_LIMIT_REACHED : API_WRONG_STATE;
+	return code == ENOTSUP && type == MSG_STOP ? API_WRONG_STATE : API_VM_FAILED;
 }
 
 // --- calls and their deadlines ---------------------------------------------------------

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers of the end-to-end tests: a daemon in a folder of its own, HTTP over its Unix
-socket, TAP output. Standard library only. Programs are taken from $B (default: build)."""
+socket, TAP output. Standard library only."""
 import http.client
 import json
 import os
@@ -14,7 +14,9 @@ import time
 import traceback
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-B = os.path.join(ROOT, os.environ.get("B", "build"))
+# The build folder: the first argument, or $BUILD; further arguments select tests.
+_args = sys.argv[1:]
+B = os.path.join(ROOT, _args.pop(0) if _args and os.path.isdir(_args[0]) else os.environ.get("BUILD", "build"))
 BIN = os.path.join(B, "bin")
 GUEST = os.path.join(B, "tests/guest/tiny")
 
@@ -241,8 +243,7 @@ def wait_until(what, condition, timeout=10):
 def main(namespace):
     """Runs every function test_* of a module, in order; prints TAP."""
     tests = [(n, f) for n, f in namespace.items() if n.startswith("test_") and callable(f)]
-    only = sys.argv[1:]
-    tests = [(n, f) for n, f in tests if not only or any(o in n for o in only)]
+    tests = [(n, f) for n, f in tests if not _args or any(a in n for a in _args)]
     failed = 0
     for i, (n, f) in enumerate(tests, 1):
         name = n[5:].replace("_", " ")
