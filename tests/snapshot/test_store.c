@@ -185,6 +185,13 @@ static int open_rw(struct fixture *f, const char *below)
 	return fd;
 }
 
+static void cut(struct fixture *f, const char *below, off_t size)
+{
+	int fd = open_rw(f, below);
+	assert_int_equal(ftruncate(fd, size), 0);
+	close(fd);
+}
+
 static void flip(int fd, off_t at)
 {
 	uint8_t b;
@@ -496,7 +503,7 @@ static void foreign_things(void **state)
 	assert_message(f->err, "its folder holds mine as well");
 	assert_int_equal(use(f, "x"), 0);
 	assert_int_equal(rmdir(path_of(f, "snapshots/x/mine")), 0);
-	assert_int_equal(truncate(path_of(f, "snapshots/x/manifest"), 3), 0);
+	cut(f, "snapshots/x/manifest", 3);
 	assert_int_equal(store_delete(&f->s, "x", &f->err), 0);
 	assert_int_equal(entries(f, "incoming"), 0);
 }
@@ -516,7 +523,7 @@ static void list_in_order(void **state)
 	must_make(f, "b");
 	must_make(f, "a");
 	must_make(f, "c");
-	assert_int_equal(truncate(path_of(f, "snapshots/b/manifest"), 40), 0);
+	cut(f, "snapshots/b/manifest", 40);
 	assert_int_equal(mkdir(path_of(f, "snapshots/\xff\n x"), 0700), 0);
 	assert_int_equal(store_list(&f->s, collect, text), 0);
 	assert_string_equal(text, "a b(bad) c ???x(bad) ");
