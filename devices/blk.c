@@ -244,7 +244,8 @@ static int blk_check_state(const struct vio_dev *d, const void *loaded, struct m
 	const struct blk_state *s = loaded;
 	if (s->capacity_sectors != b->saved.capacity_sectors)
 		return mv_fail(err, EINVAL,
-			       "the file has %llu sectors, the snapshot's drive had %llu: give a copy of that drive",
+			       "the file has %llu sectors, the snapshot's drive had %llu: "
+			       "give a copy of that drive",
 			       (unsigned long long)b->saved.capacity_sectors,
 			       (unsigned long long)s->capacity_sectors);
 	if (s->read_only != b->saved.read_only)
@@ -286,7 +287,8 @@ static int lock_file(int fd, bool read_only, const char *name, struct mv_err *er
 		return 0;
 	if (errno == EAGAIN || errno == EACCES)
 		return mv_fail(err, EBUSY,
-			       "%s: another VM uses the file%s; give each VM its own copy or make it read-only",
+			       "%s: another VM uses the file%s; "
+			       "give each VM its own copy or make it read-only",
 			       name, read_only ? " and writes to it" : "");
 	return mv_fail(err, errno, "%s: cannot lock the file: %s", name, strerror(errno));
 }

@@ -103,7 +103,7 @@ static int walk(const struct vq *q, uint16_t head, struct vq_chain *c)
 		if (!left--)
 			return -ELOOP;
 		memcpy(&d, (const uint8_t *)table + i * sizeof d, sizeof d);
-		__asm__ volatile("" ::: "memory"); // d is a copy from here on, never read again
+		__atomic_signal_fence(__ATOMIC_SEQ_CST); // d is a copy from here on, never read again
 		unsigned flags = le16_get(d.flags);
 		uint32_t len = le32_get(d.len);
 		if (flags & VQ_DESC_INDIRECT) {

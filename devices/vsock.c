@@ -7,8 +7,10 @@
 // Streams belong to the running VM, not to its snapshot: a restored guest is told by a
 // TRANSPORT_RESET event (section 5.10.6.7) that all of its streams are gone.
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "devices/vsock.h"
 #include "microvm/base/log.h"
@@ -224,9 +226,15 @@ int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, in
 	size_t max = sizeof v->path - sizeof "_4294967295";
 	if (strlen(path) > max)
 		return mv_fail(err, EINVAL,
-			       "vsock: the socket path is longer than %zu characters; \"_<port>\" must fit behind it",
+			       "vsock: the socket path is longer than %zu characters; "
+			       "\"_<port>\" must fit behind it",
 			       max);
-	int r = vio_dev_init(&v->dev, &vsock_ops, "vsock", mem, loop, VIO_FEATURES | F_STREAM, err);
+	int listening = 0, r;
+	socklen_t size = sizeof listening;
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) || !listening ||
+	    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK))
+		return mv_fail(err, EINVAL, "vsock: the descriptor for %s is not a listening socket", path);
+	r = vio_dev_init(&v->dev, &vsock_ops, "vsock", mem, loop, VIO_FEATURES | F_STREAM, err);
 	if (r)
 		return r;
 	r = mv_watch_add(loop, &v->listen_watch, fd, EPOLLIN, on_listen, v);

@@ -4,8 +4,6 @@
 // guest's credit keeps bounded. What the host program sends stays in the socket until the
 // guest has credit and a receive buffer.
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>

@@ -292,7 +292,8 @@ static void test_read_only_and_locks(void **state)
 	// What is no drive at all.
 	int fd = open(f->path, O_RDONLY | O_CLOEXEC), p[2];
 	struct vio_dev *none = NULL;
-	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", fd, false, &none, &err), -EACCES);
+	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", fd, false, &none, &err),
+			 -EACCES);
 	assert_int_equal(pipe(p), 0);
 	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", p[0], false, &none, &err),
 			 -EINVAL);

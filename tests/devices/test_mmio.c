@@ -291,6 +291,19 @@ static void test_save_load(void **state)
 	assert_int_equal(vio_load(&t3->dev, unlucky.p, unlucky.len, &err), -EINVAL);
 	assert_non_null(strstr(err.msg, "unlucky"));
 	assert_int_equal(t3->dev.s.status, 0); // untouched
+	// A state from anywhere: refused, or a device that works by the rules.
+	uint64_t seed = 1;
+	unsigned good = 0;
+	MV_FREE uint8_t *copy = malloc(saved.len);
+	for (unsigned i = 0; i < 20000; i++) {
+		memcpy(copy, saved.p, saved.len);
+		t_mutate(copy, saved.len, &seed);
+		if (vio_load(&t2->dev, copy, saved.len, NULL))
+			continue;
+		vio_unquiesce(&t2->dev);
+		good++;
+	}
+	assert_true(good > 100);
 	vio_free(&t2->dev);
 	vio_free(&t3->dev);
 	vio_unquiesce(d);

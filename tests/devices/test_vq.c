@@ -140,38 +140,39 @@ static void test_malformed(void **state)
 	enum { N = VQ_DESC_NEXT, W = VQ_DESC_WRITE, I = VQ_DESC_INDIRECT };
 	const uint64_t end = T_LOW_BYTES;
 	struct {
-		struct vq_desc_init {
+		struct {
 			uint64_t gpa;
 			uint32_t len;
 			unsigned flags;
 			uint16_t next;
-		} d0, d1, t0;
+		} d[3]; // two of the queue, the first of an indirect table
 		uint16_t head;
 		int error;
 	} cases[] = {
 		{ .head = 8, .error = -EPROTO },                                     // head out of range
-		{ .d0 = { a, 1, N, 8 }, .error = -EPROTO },                          // next out of range
-		{ .d0 = { a, 1, N, 1 }, .d1 = { a, 1, N, 0 }, .error = -ELOOP },     // a circle
-		{ .d0 = { a, 1, W | N, 1 }, .d1 = { a, 1, 0, 0 }, .error = -EINVAL }, // order
-		{ .d0 = { a, 0, W | N, 1 }, .d1 = { a, 1, 0, 0 }, .error = -EINVAL }, // an empty one counts
-		{ .d0 = { end - 4, 8, 0, 0 }, .error = -EFAULT },                    // over the end
-		{ .d0 = { end, 1, 0, 0 }, .error = -EFAULT },
-		{ .d0 = { UINT64_MAX, 2, 0, 0 }, .error = -EFAULT }, // wraps
-		{ .d0 = { T_HIGH_GPA - 4, 8, 0, 0 }, .error = -EFAULT },
-		{ .d0 = { a, 0xffffffff, 0, 0 }, .error = -EFAULT },
-		{ .d0 = { a, 0, I, 0 }, .error = -EINVAL },      // an empty table
-		{ .d0 = { a, 24, I, 0 }, .error = -EINVAL },     // half a descriptor
-		{ .d0 = { a, 16, I | N, 1 }, .error = -EINVAL }, // something behind it
-		{ .d0 = { a, 16 * 1025, I, 0 }, .error = -EINVAL },
-		{ .d0 = { end - 16, 32, I, 0 }, .error = -EFAULT },
-		{ .d0 = { a, 16, I, 0 }, .t0 = { a, 16, I, 0 }, .error = -EINVAL },  // nested
-		{ .d0 = { a, 32, I, 0 }, .t0 = { a, 1, N, 2 }, .error = -EPROTO },   // next outside it
-		{ .d0 = { a, 32, I, 0 }, .t0 = { a, 1, N, 0 }, .error = -ELOOP },    // a circle in it
+		{ .d[0] = { a, 1, N, 8 }, .error = -EPROTO },                          // next out of range
+		{ .d[0] = { a, 1, N, 1 }, .d[1] = { a, 1, N, 0 }, .error = -ELOOP },     // a circle
+		{ .d[0] = { a, 1, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // order
+		{ .d[0] = { a, 0, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // an empty one counts
+		{ .d[0] = { end - 4, 8, 0, 0 }, .error = -EFAULT },                    // over the end
+		{ .d[0] = { end, 1, 0, 0 }, .error = -EFAULT },
+		{ .d[0] = { UINT64_MAX, 2, 0, 0 }, .error = -EFAULT }, // wraps
+		{ .d[0] = { T_HIGH_GPA - 4, 8, 0, 0 }, .error = -EFAULT },
+		{ .d[0] = { a, 0xffffffff, 0, 0 }, .error = -EFAULT },
+		{ .d[0] = { a, 0, I, 0 }, .error = -EINVAL },      // an empty table
+		{ .d[0] = { a, 24, I, 0 }, .error = -EINVAL },     // half a descriptor
+		{ .d[0] = { a, 16, I | N, 1 }, .error = -EINVAL }, // something behind it
+		{ .d[0] = { a, 16 * 1025, I, 0 }, .error = -EINVAL },
+		{ .d[0] = { end - 16, 32, I, 0 }, .error = -EFAULT },
+		{ .d[0] = { a, 16, I, 0 }, .d[2] = { a, 16, I, 0 }, .error = -EINVAL },  // nested
+		{ .d[0] = { a, 32, I, 0 }, .d[2] = { a, 1, N, 2 }, .error = -EPROTO },   // next outside it
+		{ .d[0] = { a, 32, I, 0 }, .d[2] = { a, 1, N, 0 }, .error = -ELOOP },    // a circle in it
 	};
 	for (unsigned i = 0; i < MV_ARRAY_LEN(cases); i++) {
-		t_desc(&f->drv.desc[0], cases[i].d0.gpa, cases[i].d0.len, cases[i].d0.flags, cases[i].d0.next);
-		t_desc(&f->drv.desc[1], cases[i].d1.gpa, cases[i].d1.len, cases[i].d1.flags, cases[i].d1.next);
-		t_desc(table, cases[i].t0.gpa, cases[i].t0.len, cases[i].t0.flags, cases[i].t0.next);
+		struct vq_desc *const to[] = { &f->drv.desc[0], &f->drv.desc[1], table };
+		for (unsigned k = 0; k < 3; k++)
+			t_desc(to[k], cases[i].d[k].gpa, cases[i].d[k].len, cases[i].d[k].flags,
+			       cases[i].d[k].next);
 		t_publish(&f->drv, cases[i].head);
 		int r = vq_pop(&f->q, &f->c);
 		if (r != cases[i].error)
@@ -185,6 +186,36 @@ static void test_malformed(void **state)
 	// More available than the queue can hold.
 	f->drv.avail->idx = le16_make((uint16_t)(f->q.next_avail + 9));
 	assert_int_equal(vq_pop(&f->q, &f->c), -EPROTO);
+}
+
+// Anything at all in the rings: refused, or what comes out lies in guest memory.
+static void test_random(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t seed = 1, a = t_alloc(&f->vm, 4096, 16);
+	struct vq_desc *table = t_ptr(&f->vm, a, 4096);
+	unsigned good = 0;
+	for (unsigned i = 0; i < 50000; i++) {
+		for (unsigned k = 0; k < 16; k++) {
+			uint64_t r = t_rand(&seed);
+			const uint64_t base[] = { a, T_LOW_BYTES - 64, T_HIGH_GPA, r };
+			t_desc(k < 8 ? &f->drv.desc[k] : &table[k - 8], base[r & 3] + (r >> 2) % 256,
+			       r & 0x400 ? (uint32_t)(r >> 32) : 16 * (uint32_t)(r >> 60),
+			       (unsigned)(r >> 16) & (r & 0x3000 ? 3 : 7),
+			       (uint16_t)((r >> 20) % 9));
+		}
+		t_publish(&f->drv, (uint16_t)(t_rand(&seed) % 9));
+		if (vq_pop(&f->q, &f->c) == 1) {
+			uint8_t *last = vq_span_take_last(&f->c.writable);
+			if (last)
+				*last = 0;
+			vq_span_trim(&f->c.readable, 4096);
+			uint8_t copy[4096];
+			good += vq_span_read(&f->c.readable, copy, sizeof copy) > 0;
+		}
+		f->q.next_avail = f->drv.avail_idx;
+	}
+	assert_true(good > 1000); // the test reaches what it is for
 }
 
 static void test_4_gib(void **state)
@@ -262,6 +293,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_chain_and_spans, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_indirect, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_malformed, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_random, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_4_gib, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_signal, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_notify, set_up, tear_down),

@@ -1,0 +1,635 @@
+// SPDX-License-Identifier: Apache-2.0
+// The guest's side is played here: packets built and read by hand.
+#include <errno.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "tests/devices/t_driver.h"
+
+#include "devices/vsock.h"
+#include "microvm/base/util.h"
+
+enum { CID = 3, N_RX = 64, RX_BYTES = 4096, GUEST_BUF = 65536 };
+#define F_STREAM 1
+
+struct packet {
+	struct vsock_header h;
+	uint8_t data[RX_BYTES];
+};
+
+struct fixture {
+	struct t_vm vm;
+	struct t_queue q[3];
+	struct vio_dev *d;
+	char dir[64], path[90];
+	uint64_t rx_gpa, tx_gpa;
+	unsigned n_rx_given;
+};
+
+static int listen_at(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	snprintf(a.sun_path, sizeof a.sun_path, "%s", path);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(listen(fd, 128), 0);
+	return fd;
+}
+
+static void give_rx(struct fixture *f, unsigned n)
+{
+	for (; n; n--, f->n_rx_given++)
+		t_add(&f->q[0],
+		      (struct t_buf[]){ { f->rx_gpa + f->n_rx_given % N_RX * RX_BYTES, RX_BYTES, true } }, 1);
+}
+
+static void start(struct fixture *f, struct vio_dev *d)
+{
+	for (unsigned i = 0; i < 3; i++)
+		t_queue_init(&f->q[i], &f->vm, N_RX);
+	t_start(d, VIO_FEATURES | F_STREAM, f->q, 3);
+	give_rx(f, N_RX);
+	t_kick(d, 0);
+}
+
+static int set_up(void **state)
+{
+	struct fixture *f = calloc(1, sizeof *f);
+	t_vm_init(&f->vm);
+	t_tmpdir(f->dir);
+	snprintf(f->path, sizeof f->path, "%s/v", f->dir);
+	f->rx_gpa = t_alloc(&f->vm, N_RX * RX_BYTES, 4096);
+	f->tx_gpa = t_alloc(&f->vm, 1 << 20, 4096);
+	int fd = listen_at(f->path);
+	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, fd, f->path, &f->d, NULL), 0);
+	start(f, f->d);
+	*state = f;
+	return 0;
+}
+
+static int tear_down(void **state)
+{
+	struct fixture *f = *state;
+	vio_free(f->d);
+	t_vm_fini(&f->vm);
+	t_remove_tree(f->dir);
+	free(f);
+	return 0;
+}
+
+static struct vio_vsock *vsock(struct fixture *f)
+{
+	return MV_CONTAINER(f->d, struct vio_vsock, dev);
+}
+
+// Takes the next packet for the guest and gives its buffer back.
+static struct packet receive(struct fixture *f)
+{
+	struct packet p;
+	uint16_t head;
+	uint32_t len;
+	t_run_until(&f->vm, t_has_used, &f->q[0]);
+	assert_true(t_used(&f->q[0], &head, &len));
+	memcpy(&p, t_ptr(&f->vm, le64_get(f->q[0].desc[head].addr), RX_BYTES), RX_BYTES);
+	assert_int_equal(len, VSOCK_HEADER_BYTES + le32_get(p.h.len));
+	assert_int_equal(le64_get(p.h.src_cid), 2);
+	assert_int_equal(le64_get(p.h.dst_cid), CID);
+	assert_int_equal(le16_get(p.h.type), VSOCK_STREAM);
+	give_rx(f, 1);
+	t_kick(f->d, 0);
+	return p;
+}
+
+static struct packet expect(struct fixture *f, enum vsock_op op)
+{
+	struct packet p = receive(f);
+	if (le16_get(p.h.op) != op)
+		fail_msg("packet %u instead of %u", le16_get(p.h.op), op);
+	return p;
+}
+
+static void expect_nothing(struct fixture *f)
+{
+	t_run_ms(&f->vm, 10);
+	if (t_has_used(&f->q[0]))
+		fail_msg("unexpected packet %u", le16_get(receive(f).h.op));
+}
+
+// A packet of the guest: header and payload of `len` bytes from tx_gpa + 64.
+static struct vsock_header packet(uint32_t guest_port, uint32_t host_port, uint16_t op, uint32_t len)
+{
+	return (struct vsock_header){ .src_cid = le64_make(CID),
+				      .dst_cid = le64_make(2),
+				      .src_port = le32_make(guest_port),
+				      .dst_port = le32_make(host_port),
+				      .len = le32_make(len),
+				      .type = le16_make(VSOCK_STREAM),
+				      .op = le16_make(op),
+				      .buf_alloc = le32_make(GUEST_BUF) };
+}
+
+static void transmit(struct fixture *f, const struct vsock_header *h, uint32_t payload_bytes)
+{
+	memcpy(t_ptr(&f->vm, f->tx_gpa, 64), h, sizeof *h);
+	t_add(&f->q[1],
+	      (struct t_buf[]){ { f->tx_gpa, VSOCK_HEADER_BYTES, false },
+				{ f->tx_gpa + 64, payload_bytes, false } },
+	      payload_bytes ? 2 : 1);
+	t_kick(f->d, 1);
+	assert_true(t_used(&f->q[1], NULL, NULL));
+}
+
+static void send_op(struct fixture *f, uint32_t guest_port, uint32_t host_port, uint16_t op, uint32_t flags,
+		    uint32_t fwd_cnt)
+{
+	struct vsock_header h = packet(guest_port, host_port, op, 0);
+	h.flags = le32_make(flags);
+	h.fwd_cnt = le32_make(fwd_cnt);
+	transmit(f, &h, 0);
+}
+
+static void send_data(struct fixture *f, uint32_t guest_port, uint32_t host_port, const void *data,
+		      uint32_t len)
+{
+	struct vsock_header h = packet(guest_port, host_port, OP_RW, len);
+	memcpy(t_ptr(&f->vm, f->tx_gpa + 64, len), data, len);
+	transmit(f, &h, len);
+}
+
+static int host_connect(struct fixture *f, const char *hello)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	snprintf(a.sun_path, sizeof a.sun_path, "%s", f->path);
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(send(fd, hello, strlen(hello), MSG_NOSIGNAL), strlen(hello));
+	return fd;
+}
+
+struct wait {
+	int fd;
+	uint8_t *p;
+	size_t want, n;
+	bool eof;
+};
+
+static bool have_bytes(void *arg)
+{
+	struct wait *w = arg;
+	while (w->n < w->want || !w->want) {
+		uint8_t one;
+		ssize_t n = recv(w->fd, w->p ? w->p + w->n : &one, w->p ? w->want - w->n : 1, 0);
+		if (n == 0 || (n < 0 && errno == ECONNRESET))
+			return w->eof = true;
+		if (n < 0)
+			return false;
+		w->n += (size_t)n;
+	}
+	return true;
+}
+
+static void host_reads(struct fixture *f, int fd, void *buf, size_t len)
+{
+	struct wait w = { .fd = fd, .p = buf, .want = len };
+	t_run_until(&f->vm, have_bytes, &w);
+	assert_int_equal(w.n, len);
+}
+
+static void host_reads_eof(struct fixture *f, int fd)
+{
+	struct wait w = { .fd = fd };
+	t_run_until(&f->vm, have_bytes, &w);
+	assert_int_equal(w.n, 0);
+}
+
+// A stream opened by the host; its port, and the socket.
+static uint32_t open_from_host(struct fixture *f, uint32_t guest_port, int *ret_fd)
+{
+	char hello[32], want[32], got[32] = { 0 };
+	snprintf(hello, sizeof hello, "CONNECT %u\n", guest_port);
+	int fd = host_connect(f, hello);
+	struct packet p = expect(f, OP_REQUEST);
+	assert_int_equal(le32_get(p.h.dst_port), guest_port);
+	assert_int_equal(le32_get(p.h.buf_alloc), VSOCK_BUF_BYTES);
+	uint32_t host_port = le32_get(p.h.src_port);
+	send_op(f, guest_port, host_port, OP_RESPONSE, 0, 0);
+	snprintf(want, sizeof want, "OK %u\n", host_port);
+	host_reads(f, fd, got, strlen(want));
+	assert_string_equal(got, want);
+	*ret_fd = fd;
+	return host_port;
+}
+
+// A stream opened by the guest to a listener at <path>_52.
+static int open_from_guest(struct fixture *f, uint32_t guest_port)
+{
+	char path[100];
+	snprintf(path, sizeof path, "%s_52", f->path);
+	int lfd = listen_at(path);
+	send_op(f, guest_port, 52, OP_REQUEST, 0, 0);
+	struct packet p = expect(f, OP_RESPONSE);
+	assert_int_equal(le32_get(p.h.src_port), 52);
+	assert_int_equal(le32_get(p.h.dst_port), guest_port);
+	int fd = accept4(lfd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	assert_true(fd >= 0);
+	close(lfd);
+	unlink(path);
+	return fd;
+}
+
+static void test_from_host(void **state)
+{
+	struct fixture *f = *state;
+	char got[16] = { 0 };
+	int fd;
+	uint64_t cid;
+	vio_mmio_read(f->d, 0x100, &cid, 8);
+	assert_int_equal(cid, CID);
+	uint32_t port = open_from_host(f, 1234, &fd);
+	send_data(f, 1234, port, "to the host", 11);
+	host_reads(f, fd, got, 11);
+	assert_string_equal(got, "to the host");
+	assert_int_equal(send(fd, "to the guest", 12, 0), 12);
+	struct packet p = expect(f, OP_RW);
+	assert_int_equal(le32_get(p.h.len), 12);
+	assert_memory_equal(p.data, "to the guest", 12);
+	assert_int_equal(le32_get(p.h.fwd_cnt), 11);
+	close(fd);
+	p = expect(f, OP_SHUTDOWN);
+	assert_int_equal(le32_get(p.h.flags), SHUT_ALL);
+	send_op(f, 1234, port, OP_RST, 0, 0);
+	assert_int_equal(vsock(f)->n_conns, 0);
+	// Data sent right behind the CONNECT line is not lost.
+	fd = host_connect(f, "CONNECT 7\nearly");
+	port = le32_get(expect(f, OP_REQUEST).h.src_port);
+	expect_nothing(f);
+	send_op(f, 7, port, OP_RESPONSE, 0, 0);
+	p = expect(f, OP_RW);
+	assert_memory_equal(p.data, "early", 5);
+	close(fd);
+}
+
+static void test_bad_hellos(void **state)
+{
+	struct fixture *f = *state;
+	static const char *const bad[] = { "CONNECT\n", "CONNECT x\n", "CONNECT -1\n", "CONNECT 12 \n",
+					   "CONNECT 4294967295\n", "CONNECT 99999999999\n",
+					   "GET / HTTP/1.0\r\n\r\n",
+					   "CONNECT 1234567890123456789012345678901234567890" };
+	for (unsigned i = 0; i < MV_ARRAY_LEN(bad); i++) {
+		int fd = host_connect(f, bad[i]);
+		host_reads_eof(f, fd);
+		close(fd);
+	}
+	int fd = host_connect(f, "CONN"); // in pieces
+	t_run_ms(&f->vm, 5);
+	assert_int_equal(vsock(f)->n_conns, 1);
+	assert_int_equal(send(fd, "ECT 9\n", 6, 0), 6);
+	assert_int_equal(le32_get(expect(f, OP_REQUEST).h.dst_port), 9);
+	send_op(f, 9, vsock(f)->next_host_port, OP_RST, 0, 0); // nobody listens in the guest
+	host_reads_eof(f, fd);
+	close(fd);
+	fd = host_connect(f, "CONNECT 9\n"); // goes away before the answer
+	uint32_t port = le32_get(expect(f, OP_REQUEST).h.src_port);
+	close(fd);
+	expect(f, OP_RST);
+	send_op(f, 9, port, OP_RESPONSE, 0, 0);
+	expect(f, OP_RST);
+	fd = host_connect(f, "CONN");
+	t_run_ms(&f->vm, 5);
+	close(fd);
+	t_run_ms(&f->vm, 5);
+	assert_int_equal(vsock(f)->n_conns, 0);
+}
+
+static void test_from_guest(void **state)
+{
+	struct fixture *f = *state;
+	char got[8] = { 0 };
+	send_op(f, 1000, 52, OP_REQUEST, 0, 0); // nobody listens
+	struct packet p = expect(f, OP_RST);
+	assert_int_equal(le32_get(p.h.src_port), 52);
+	assert_int_equal(le32_get(p.h.dst_port), 1000);
+	int fd = open_from_guest(f, 1000);
+	send_data(f, 1000, 52, "ping", 4);
+	host_reads(f, fd, got, 4);
+	assert_int_equal(send(fd, "pong", 4, 0), 4);
+	assert_memory_equal(expect(f, OP_RW).data, "pong", 4);
+	send_op(f, 1000, 52, OP_SHUTDOWN, SHUT_ALL, 4); // close(2) in the guest
+	expect(f, OP_RST);
+	host_reads_eof(f, fd);
+	assert_int_equal(vsock(f)->n_conns, 0);
+	close(fd);
+}
+
+static void test_half_close(void **state)
+{
+	struct fixture *f = *state;
+	char got[8] = { 0 };
+	int fd = open_from_guest(f, 1);
+	send_data(f, 1, 52, "ask", 3);
+	send_op(f, 1, 52, OP_SHUTDOWN, SHUT_SEND, 0);
+	host_reads(f, fd, got, 3);
+	host_reads_eof(f, fd);
+	assert_int_equal(send(fd, "answer", 6, 0), 6); // the other direction is open
+	assert_memory_equal(expect(f, OP_RW).data, "answer", 6);
+	send_data(f, 1, 52, "x", 1); // after it said that it would not
+	expect(f, OP_RST);
+	close(fd);
+	// The same from the host.
+	fd = open_from_guest(f, 2);
+	shutdown(fd, SHUT_WR);
+	struct packet p = expect(f, OP_SHUTDOWN);
+	assert_int_equal(le32_get(p.h.flags), SHUT_SEND);
+	send_data(f, 2, 52, "more", 4);
+	host_reads(f, fd, got, 4);
+	close(fd);
+	p = expect(f, OP_SHUTDOWN);
+	assert_int_equal(le32_get(p.h.flags), SHUT_ALL);
+	send_data(f, 2, 52, "late", 4); // on its way already: no harm
+	send_op(f, 2, 52, OP_SHUTDOWN, SHUT_ALL, 0);
+	expect(f, OP_RST);
+	assert_int_equal(vsock(f)->n_conns, 0);
+}
+
+// The host sends more than the guest has room for.
+static void test_guest_credit(void **state)
+{
+	struct fixture *f = *state;
+	int fd = open_from_guest(f, 1);
+	MV_FREE uint8_t *data = malloc(GUEST_BUF + 5000);
+	memset(data, 'c', GUEST_BUF + 5000);
+	assert_int_equal(send(fd, data, GUEST_BUF + 5000, 0), GUEST_BUF + 5000);
+	uint32_t total = 0;
+	while (total < GUEST_BUF)
+		total += le32_get(expect(f, OP_RW).h.len);
+	assert_int_equal(total, GUEST_BUF);
+	expect(f, OP_CREDIT_REQUEST);
+	expect_nothing(f);
+	send_op(f, 1, 52, OP_CREDIT_UPDATE, 0, 3000);
+	assert_int_equal(le32_get(expect(f, OP_RW).h.len), 3000);
+	expect(f, OP_CREDIT_REQUEST);
+	expect_nothing(f);
+	shutdown(fd, SHUT_WR); // what is left comes first
+	send_op(f, 1, 52, OP_CREDIT_UPDATE, 0, GUEST_BUF);
+	assert_int_equal(le32_get(expect(f, OP_RW).h.len), 2000);
+	expect(f, OP_SHUTDOWN);
+	close(fd);
+}
+
+// The host does not read: we buffer what our credit allows, lose nothing, block nothing.
+static void test_host_stalls(void **state)
+{
+	struct fixture *f = *state;
+	int fd = open_from_guest(f, 1), one = 4096, other;
+	setsockopt(vsock_conn_find(vsock(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
+	uint8_t block[4096];
+	uint32_t sent = 0, told = 0;
+	uint64_t seed = 7;
+	while (sent - told + sizeof block <= VSOCK_BUF_BYTES) {
+		for (unsigned i = 0; i < sizeof block; i++)
+			block[i] = (uint8_t)((sent + i) * 31 >> 3);
+		send_data(f, 1, 52, block, sizeof block);
+		sent += sizeof block;
+		while (t_has_used(&f->q[0]))
+			told = le32_get(expect(f, OP_CREDIT_UPDATE).h.fwd_cnt);
+	}
+	assert_true(sent >= VSOCK_BUF_BYTES);
+	send_op(f, 1, 52, OP_CREDIT_REQUEST, 0, 0);
+	assert_int_equal(le32_get(expect(f, OP_CREDIT_UPDATE).h.buf_alloc), VSOCK_BUF_BYTES);
+	uint32_t port = open_from_host(f, 9, &other); // others go on
+	send_data(f, 9, port, "hi", 2);
+	host_reads(f, other, block, 2);
+	close(other);
+	expect(f, OP_SHUTDOWN);
+	send_op(f, 1, 52, OP_SHUTDOWN, SHUT_ALL, 0); // the guest closes; the host still gets everything
+	expect(f, OP_RST);
+	for (uint32_t got = 0; got < sent;) {
+		uint32_t n = 1 + (uint32_t)(t_rand(&seed) % sizeof block);
+		n = n < sent - got ? n : sent - got;
+		host_reads(f, fd, block, n);
+		for (uint32_t i = 0; i < n; i++)
+			assert_int_equal(block[i], (uint8_t)((got + i) * 31 >> 3));
+		got += n;
+	}
+	host_reads_eof(f, fd);
+	close(fd);
+	assert_int_equal(vsock(f)->n_conns, 1); // `other`, until the guest confirms
+	// Beyond its credit.
+	fd = open_from_guest(f, 1);
+	setsockopt(vsock_conn_find(vsock(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
+	for (sent = 0; vsock_conn_find(vsock(f), 52, 1); sent += sizeof block) {
+		assert_true(sent < 2 * VSOCK_BUF_BYTES);
+		send_data(f, 1, 52, block, sizeof block);
+	}
+	while (le16_get(receive(f).h.op) != OP_RST)
+		;
+	close(fd);
+	// The host closes without reading: the guest is told that nobody listens.
+	fd = open_from_guest(f, 1);
+	close(fd);
+	struct packet p = expect(f, OP_SHUTDOWN);
+	assert_int_equal(le32_get(p.h.flags), SHUT_ALL);
+}
+
+static void test_bad_packets(void **state)
+{
+	struct fixture *f = *state;
+	int fd = open_from_guest(f, 1);
+	struct vsock_header h = packet(1, 52, OP_RW, 100);
+	transmit(f, &h, 99); // claims more than there is
+	h = packet(1, 52, OP_RW, 0);
+	h.src_cid = le64_make(4); // not its own
+	transmit(f, &h, 0);
+	h = packet(1, 52, OP_RW, 0);
+	h.dst_cid = le64_make(1);
+	transmit(f, &h, 0);
+	t_add(&f->q[1], (struct t_buf[]){ { f->tx_gpa, 43, false } }, 1); // no whole header
+	t_kick(f->d, 1);
+	assert_true(t_used(&f->q[1], NULL, NULL));
+	expect_nothing(f); // all dropped, the stream lives
+	h = packet(5, 6, OP_RW, 0);
+	h.type = le16_make(2); // SEQPACKET, which was not offered
+	transmit(f, &h, 0);
+	expect(f, OP_RST);
+	send_op(f, 5, 6, OP_RW, 0, 0); // no such stream
+	expect(f, OP_RST);
+	send_op(f, 5, 6, OP_RST, 0, 0);
+	expect_nothing(f);
+	h = packet(1, 52, OP_RW, 4); // more than it claims
+	transmit(f, &h, 10);
+	char got[4];
+	host_reads(f, fd, got, 4);
+	send_op(f, 1, 52, 99, 0, 0); // no such operation
+	expect(f, OP_RST);
+	host_reads_eof(f, fd);
+	close(fd);
+	fd = open_from_guest(f, 1);
+	send_op(f, 1, 52, OP_REQUEST, 0, 0); // the same ports again
+	expect(f, OP_RST);
+	host_reads_eof(f, fd);
+	close(fd);
+	for (unsigned i = 0; i < 2 * VSOCK_MAX_RST; i++) // a flood, not one buffer for answers
+		send_op(f, i, 6, OP_RW, 0, 0);
+	assert_true(vsock(f)->n_rst <= VSOCK_MAX_RST);
+	assert_int_equal(t_get(f->d, 0x70) & VIO_NEEDS_RESET, 0);
+}
+
+static void test_100_streams(void **state)
+{
+	struct fixture *f = *state;
+	enum { N = 100, BYTES = 20000 };
+	static uint8_t data[BYTES], got[BYTES];
+	int fd[N];
+	uint32_t port[N], n[N] = { 0 }, left = N;
+	for (unsigned i = 0; i < N; i++)
+		port[i] = open_from_host(f, 100 + i, &fd[i]);
+	for (unsigned i = 0; i < N; i++) {
+		memset(data, (int)i, BYTES);
+		assert_int_equal(send(fd[i], data, BYTES, 0), BYTES);
+	}
+	while (left) { // each gets its own, whatever the order
+		struct packet p = expect(f, OP_RW);
+		uint32_t i = le32_get(p.h.dst_port) - 100, len = le32_get(p.h.len);
+		assert_true(i < N);
+		assert_int_equal(le32_get(p.h.src_port), port[i]);
+		assert_int_equal(p.data[0], i);
+		assert_int_equal(p.data[len - 1], i);
+		n[i] += len;
+		left -= n[i] == BYTES;
+	}
+	for (unsigned i = 0; i < N; i++) {
+		memset(data, (int)i + 1, BYTES);
+		send_data(f, 100 + i, port[i], data, BYTES);
+	}
+	for (unsigned i = 0; i < N; i++) {
+		host_reads(f, fd[i], got, BYTES);
+		assert_int_equal(got[0], i + 1);
+		assert_int_equal(got[BYTES - 1], i + 1);
+		close(fd[i]);
+		expect(f, OP_SHUTDOWN);
+		send_op(f, 100 + i, port[i], OP_RST, 0, 0);
+	}
+	assert_int_equal(vsock(f)->n_conns, 0);
+}
+
+static void test_limit(void **state)
+{
+	struct fixture *f = *state;
+	struct rlimit old, limit;
+	getrlimit(RLIMIT_NOFILE, &old);
+	limit = (struct rlimit){ .rlim_cur = old.rlim_max, .rlim_max = old.rlim_max };
+	setrlimit(RLIMIT_NOFILE, &limit);
+	if (old.rlim_max < 2 * VSOCK_MAX_CONNS + 100)
+		skip();
+	int before = t_count_fds();
+	static int fd[VSOCK_MAX_CONNS];
+	uint32_t first = 0;
+	for (unsigned i = 0; i < VSOCK_MAX_CONNS; i++) {
+		fd[i] = host_connect(f, "CONNECT 5\n");
+		uint32_t port = le32_get(expect(f, OP_REQUEST).h.src_port);
+		first = i ? first : port;
+	}
+	int one_more = host_connect(f, "CONNECT 5\n");
+	host_reads_eof(f, one_more);
+	close(one_more);
+	send_op(f, 1, 52, OP_REQUEST, 0, 0);
+	expect(f, OP_RST);
+	// One that waits only for the guest's goodbye makes room.
+	send_op(f, 5, first, OP_RESPONSE, 0, 0);
+	close(fd[0]);
+	expect(f, OP_SHUTDOWN);
+	fd[0] = host_connect(f, "CONNECT 5\n");
+	expect(f, OP_RST);
+	expect(f, OP_REQUEST);
+	assert_int_equal(vsock(f)->n_conns, VSOCK_MAX_CONNS);
+	t_set(f->d, 0x70, 0); // the driver's reset ends them all
+	assert_int_equal(vsock(f)->n_conns, 0);
+	for (unsigned i = 0; i < VSOCK_MAX_CONNS; i++) {
+		host_reads_eof(f, fd[i]);
+		close(fd[i]);
+	}
+	assert_int_equal(t_count_fds(), before);
+	setrlimit(RLIMIT_NOFILE, &old);
+}
+
+// Streams live on in the source; the clone's guest is told that they are gone.
+static void test_snapshot(void **state)
+{
+	struct fixture *f = *state;
+	char got[8] = { 0 };
+	int fd = open_from_guest(f, 1);
+	vio_quiesce(f->d);
+	assert_int_equal(send(fd, "paused", 6, 0), 6);
+	expect_nothing(f);
+	vio_unquiesce(f->d);
+	assert_memory_equal(expect(f, OP_RW).data, "paused", 6);
+	send_data(f, 1, 52, "still", 5);
+	host_reads(f, fd, got, 5);
+	vio_quiesce(f->d);
+	MV_BUF saved = { 0 };
+	vio_save(f->d, &saved);
+
+	struct vio_dev *d = f->d, *clone;
+	char path[sizeof f->path];
+	snprintf(path, sizeof path, "%.80s2", f->path);
+	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, listen_at(path), path, &clone, NULL), 0);
+	assert_int_equal(vio_load(clone, saved.p, saved.len, NULL), 0);
+	vio_unquiesce(clone);
+	assert_false(t_has_used(&f->q[2])); // no buffer for the event yet
+	uint64_t event_gpa = t_alloc(&f->vm, 8, 8);
+	memset(t_ptr(&f->vm, event_gpa, 8), 0xff, 8);
+	t_add(&f->q[2], (struct t_buf[]){ { event_gpa, 8, true } }, 1);
+	t_kick(clone, 2);
+	uint32_t len;
+	assert_true(t_used(&f->q[2], NULL, &len));
+	assert_int_equal(len, 4);
+	assert_memory_equal(t_ptr(&f->vm, event_gpa, 8), "\0\0\0\0\xff\xff\xff\xff", 8);
+	t_add(&f->q[2], (struct t_buf[]){ { event_gpa, 8, true } }, 1);
+	t_kick(clone, 2);
+	assert_false(t_has_used(&f->q[2])); // once
+	f->d = clone;
+	send_data(f, 1, 52, "old", 3); // what the source's stream was
+	expect(f, OP_RST);
+	snprintf(f->path, sizeof f->path, "%s", path);
+	int fd2;
+	open_from_host(f, 77, &fd2); // new streams work
+	close(fd2);
+	vio_free(clone);
+	f->d = d;
+	close(fd);
+}
+
+static void test_bad_arguments(void **state)
+{
+	struct fixture *f = *state;
+	char path[108];
+	struct vio_dev *d = NULL;
+	struct mv_err err = { 0 };
+	memset(path, 'p', sizeof path);
+	path[97] = 0;
+	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, t_file(), path, &d, &err), -EINVAL);
+	assert_message(err, "longer than 96");
+	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, t_file(), "p", &d, &err), -EINVAL);
+	assert_message(err, "not a listening socket");
+	assert_null(d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_from_host, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_hellos, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_from_guest, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_half_close, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_guest_credit, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_host_stalls, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_packets, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_100_streams, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_limit, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_snapshot, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_arguments, set_up, tear_down),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
