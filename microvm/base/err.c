@@ -20,17 +20,18 @@ int mv_fail(struct mv_err *err, int code, const char *fmt, ...)
 
 int mv_wrap(struct mv_err *err, const char *fmt, ...)
 {
-	char inner[sizeof err->msg], context[sizeof err->msg];
+	char context[sizeof err->msg];
 	va_list ap;
 
 	if (!err)
 		return -EIO;
 	va_start(ap, fmt);
-	vsnprintf(context, sizeof context, fmt, ap);
+	vsnprintf(context, sizeof context - 2, fmt, ap);
 	va_end(ap);
-	memcpy(inner, err->msg, sizeof inner);
-	size_t used = (size_t)snprintf(err->msg, sizeof err->msg, "%s: ", context);
-	if (used < sizeof err->msg)
-		snprintf(err->msg + used, sizeof err->msg - used, "%s", inner);
+	strcat(context, ": ");
+	size_t used = strlen(context), keep = strnlen(err->msg, sizeof err->msg - 1 - used);
+	memmove(err->msg + used, err->msg, keep);
+	memcpy(err->msg, context, used);
+	err->msg[used + keep] = 0;
 	return -err->code;
 }
