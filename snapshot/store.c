@@ -505,7 +505,8 @@ static int read_names(struct store *s, struct names *v)
 			return -ENOMEM;
 		v->n++;
 	}
-	qsort(v->list, v->n, sizeof *v->list, by_name);
+	if (v->n)
+		qsort(v->list, v->n, sizeof *v->list, by_name);
 	return 0;
 }
 

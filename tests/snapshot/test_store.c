@@ -520,6 +520,8 @@ static void list_in_order(void **state)
 {
 	struct fixture *f = *state;
 	char text[256] = "";
+	assert_int_equal(store_list(&f->s, collect, text), 0);
+	assert_string_equal(text, "");
 	must_make(f, "b");
 	must_make(f, "a");
 	must_make(f, "c");
