@@ -97,6 +97,8 @@ int cli_snapshot_delete(struct cli *c)
 	return status;
 }
 
+#define MAX_CLONE_LINES 16 // of `thaw clone`; more are summed up
+
 // --- clone --------------------------------------------------------------------------------
 static int add_pairs(js *o, const char *key, const char *option, const char *const *texts,
 		     unsigned n_texts, const char *keys, unsigned n)
@@ -128,25 +130,59 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	return EXIT_OK;
 }
 
-// How many failed.
-static unsigned print_clones(js *list)
+static const char *const stages[] = { "process_ready", "kvm_ready", "state_loaded", "running" };
+
+static int by_value(const void *a, const void *b)
 {
-	unsigned failed = 0;
-	printf("%-24s %-8s %12s %12s %12s %12s  %s\n", "NAME", "STATE", "PROCESS us", "KVM us",
-	       "LOADED us", "RUNNING us", "VSOCK");
-	for (size_t i = 0; i < js_len(list); i++) {
-		js *v = js_at(list, i), *t = js_get(v, "timing_us");
-		if (js_get(v, "error")) {
-			failed++;
-			printf("%-24s failed: %s\n", js_str(v, "name", "-"), js_str(v, "error.message", ""));
-			continue;
+	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+	return (x > y) - (x < y);
+}
+
+// Many clones: percentiles (nearest rank) of each stage instead of a line each.
+static void print_stages(js *list)
+{
+	int64_t *us = calloc(js_len(list), sizeof *us);
+	for (size_t k = 0; us && k < sizeof stages / sizeof stages[0]; k++) {
+		size_t n = 0;
+		for (size_t i = 0; i < js_len(list); i++) {
+			int64_t v = js_int(js_get(js_at(list, i), "timing_us"), stages[k], -1);
+			if (v >= 0)
+				us[n++] = v;
 		}
-		printf("%-24s %-8s %12" PRId64 " %12" PRId64 " %12" PRId64 " %12" PRId64 "  %s\n",
-		       js_str(v, "name", ""), js_str(v, "state", ""), js_int(t, "process_ready", -1),
-		       js_int(t, "kvm_ready", -1), js_int(t, "state_loaded", -1),
-		       js_int(t, "running", -1), js_str(v, "vsock_path", "-"));
+		if (!n)
+			continue;
+		if (k == 0)
+			printf("%-16s %10s %10s %10s %10s\n", "us from request", "p50", "p90", "p99", "max");
+		qsort(us, n, sizeof *us, by_value);
+		printf("%-16s %10" PRId64 " %10" PRId64 " %10" PRId64 " %10" PRId64 "\n", stages[k],
+		       us[(n * 50 + 99) / 100 - 1], us[(n * 90 + 99) / 100 - 1],
+		       us[(n * 99 + 99) / 100 - 1], us[n - 1]);
 	}
-	return failed;
+	free(us);
+}
+
+static void print_clones(js *list)
+{
+	size_t n = js_len(list);
+	bool each = n <= MAX_CLONE_LINES;
+	if (each)
+		printf("%-24s %-8s %12s %12s %12s %12s  %s\n", "NAME", "STATE", "PROCESS us", "KVM us",
+		       "LOADED us", "RUNNING us", "VSOCK");
+	else
+		printf("%zu clones, %s to %s\n", n, js_str(js_at(list, 0), "name", "?"),
+		       js_str(js_at(list, n - 1), "name", "?"));
+	for (size_t i = 0; i < n; i++) {
+		js *v = js_at(list, i), *t = js_get(v, "timing_us");
+		if (js_get(v, "error"))
+			printf("%-24s failed: %s\n", js_str(v, "name", "-"), js_str(v, "error.message", ""));
+		else if (each)
+			printf("%-24s %-8s %12" PRId64 " %12" PRId64 " %12" PRId64 " %12" PRId64 "  %s\n",
+			       js_str(v, "name", ""), js_str(v, "state", ""), js_int(t, stages[0], -1),
+			       js_int(t, stages[1], -1), js_int(t, stages[2], -1),
+			       js_int(t, stages[3], -1), js_str(v, "vsock_path", "-"));
+	}
+	if (!each)
+		print_stages(list);
 }
 
 static unsigned count_failed(js *list)
