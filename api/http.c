@@ -14,6 +14,7 @@
 #include <microhttpd.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
@@ -278,6 +279,16 @@ const char *http_unknown_query(struct http_req *r, const char *const *known)
 	struct unknown u = { .known = known };
 	MHD_get_connection_values(((struct request *)r)->con, MHD_GET_ARGUMENT_KIND, check_query, &u);
 	return u.found;
+}
+
+bool http_client_gone(struct http_req *pub)
+{
+	struct request *r = (struct request *)pub;
+	const union MHD_ConnectionInfo *i =
+		MHD_get_connection_info(r->con, MHD_CONNECTION_INFO_CONNECTION_FD);
+	char byte;
+	ssize_t n = i ? recv(i->connect_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : 0;
+	return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
 void http_reply(struct http_req *pub, unsigned status, const char *content_type, void *body,

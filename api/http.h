@@ -49,6 +49,9 @@ const char *http_query(struct http_req *r, const char *name); // NULL: not there
 // The first query parameter that is not in `known` (NULL-terminated); NULL: none.
 const char *http_unknown_query(struct http_req *r, const char *const *known);
 
+// For requests that wait long: has the client closed its side? Then an early answer is in place.
+bool http_client_gone(struct http_req *r);
+
 // Takes over body (malloc'd; NULL: empty). Ends the request.
 void http_reply(struct http_req *r, unsigned status, const char *content_type, void *body,
 		size_t body_len, const struct http_header *headers, unsigned n_headers);

@@ -14,10 +14,13 @@
 
 #define MAX_WAIT_MS 60000
 #define GRACE_MS 30000
+// A long wait is many short ones of the VM process: a client that went away frees its
+// place among the readers soon.
+#define TURN_MS 1000
 
 struct console_op {
 	struct http_req *req;
-	uint64_t offset;
+	uint64_t offset, until_ns;
 };
 
 static void reply_bytes(struct http_req *r, const uint8_t *data, uint32_t n, uint64_t offset)
@@ -44,10 +47,18 @@ static void reply_tail(const struct vm *vm, struct http_req *r, uint64_t offset)
 			    offset);
 }
 
+static int read_turn(struct console_op *o, struct vm *vm, struct api_err *err);
+
 static void on_read(void *arg, struct vm *vm, const struct api_err *err,
 		    const struct msg_reply *reply)
 {
 	struct console_op *o = arg;
+	struct api_err e;
+	if (!err && !reply->n_data && mv_now_ns() < o->until_ns && !http_client_gone(o->req)) {
+		if (!read_turn(o, vm, &e))
+			return;
+		err = &e;
+	}
 	if (!err)
 		reply_bytes(o->req, reply->data, reply->n_data, reply->console_offset);
 	else if (vm->state == VM_EXITED)
@@ -55,6 +66,16 @@ static void on_read(void *arg, struct vm *vm, const struct api_err *err,
 	else
 		reply_err(o->req, err);
 	free(o);
+}
+
+static int read_turn(struct console_op *o, struct vm *vm, struct api_err *err)
+{
+	struct msg_console_read q = { .offset = o->offset, .max_bytes = MSG_CONSOLE_BYTES };
+	uint64_t now = mv_now_ns();
+	uint64_t left_ms = now < o->until_ns ? (o->until_ns - now) / 1000000 + 1 : 0;
+	q.wait_ms = (uint32_t)(left_ms < TURN_MS ? left_ms : TURN_MS);
+	return vm_call(vm, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, TURN_MS + GRACE_MS,
+		       "console read", on_read, o, err);
 }
 
 static void on_written(void *arg, struct vm *vm, const struct api_err *err,
@@ -69,48 +90,47 @@ static void on_written(void *arg, struct vm *vm, const struct api_err *err,
 	free(o);
 }
 
-static int start(struct vm *vm, struct http_req *r, uint64_t offset, enum msg_type type,
-		 const struct mv_table *table, const void *body, uint64_t wait_ms, struct api_err *err)
+static struct console_op *op_new(struct http_req *r, uint64_t offset, uint64_t wait_ms,
+				 struct api_err *err)
 {
 	struct console_op *o = calloc(1, sizeof *o);
-	if (!o)
-		return api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
-	*o = (struct console_op){ r, offset };
-	const bool read = type == MSG_CONSOLE_READ;
-	int result = vm_call(vm, type, table, body, NULL, 0, wait_ms + GRACE_MS,
-			     read ? "console read" : "console write", read ? on_read : on_written, o,
-			     err);
-	if (result)
-		free(o);
-	return result;
+	if (!o) {
+		api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+		return NULL;
+	}
+	*o = (struct console_op){ r, offset, wait_ms ? mv_now_ns() + wait_ms * 1000000u : 0 };
+	return o;
 }
 
 void op_console_read(struct server *s, struct http_req *r, const char *name)
 {
-	struct msg_console_read q = { .max_bytes = MSG_CONSOLE_BYTES };
+	struct console_op *o = NULL;
 	struct api_err err;
 	struct vm *vm;
-	uint64_t wait_ms = 0;
+	uint64_t offset = 0, wait_ms = 0;
 	int result = vms_find(s, name, &vm, &err);
 	if (!result)
-		result = query_uint(r, "offset", UINT64_MAX >> 1, 0, &q.offset, &err);
+		result = query_uint(r, "offset", UINT64_MAX >> 1, 0, &offset, &err);
 	if (!result)
 		result = query_uint(r, "wait_ms", MAX_WAIT_MS, 0, &wait_ms, &err);
-	q.wait_ms = (uint32_t)wait_ms;
 	if (!result && vm->state == VM_EXITED) {
-		reply_tail(vm, r, q.offset);
+		reply_tail(vm, r, offset);
 		return;
 	}
+	if (!result && !(o = op_new(r, offset, wait_ms, &err)))
+		result = -ENOMEM;
 	if (!result)
-		result = start(vm, r, q.offset, MSG_CONSOLE_READ, &msg_console_read_table, &q, wait_ms,
-			       &err);
-	if (result)
+		result = read_turn(o, vm, &err);
+	if (result) {
 		reply_err(r, &err);
+		free(o);
+	}
 }
 
 void op_console_write(struct server *s, struct http_req *r, const char *name)
 {
 	static struct msg_bytes b; // the loop's thread only
+	struct console_op *o = NULL;
 	struct api_err err;
 	struct vm *vm;
 	int result = vms_find(s, name, &vm, &err);
@@ -119,12 +139,17 @@ void op_console_write(struct server *s, struct http_req *r, const char *name)
 				  r->body_len, sizeof b.data);
 	if (!result && vm->state == VM_EXITED)
 		result = api_fail(&err, API_WRONG_STATE, "VM %s has exited", vm->cfg.name);
+	if (!result && !(o = op_new(r, 0, 0, &err)))
+		result = -ENOMEM;
 	if (!result) {
 		if (r->body_len)
 			memcpy(b.data, r->body, r->body_len);
 		b.n_data = (uint32_t)r->body_len;
-		result = start(vm, r, 0, MSG_CONSOLE_WRITE, &msg_bytes_table, &b, 0, &err);
+		result = vm_call(vm, MSG_CONSOLE_WRITE, &msg_bytes_table, &b, NULL, 0, GRACE_MS,
+				 "console write", on_written, o, &err);
 	}
-	if (result)
+	if (result) {
 		reply_err(r, &err);
+		free(o);
+	}
 }

@@ -18,6 +18,7 @@
 #define MAX_CALLS 64          // waiting for one VM
 #define MESSAGES_PER_TURN 16  // of one VM, so that none keeps the loop to itself
 #define MESSAGES_AT_END 1024
+#define MAX_EVENTS 50000 // in 10 s; more is an attempt to keep the daemon busy
 
 struct vm_call {
 	LIST_ENTRY(vm_call) of_vm, of_server;
@@ -239,6 +240,8 @@ static int on_reply(struct vm *vm, const struct msg *m)
 static int on_event(struct vm *vm, const struct msg *m)
 {
 	struct mv_err e = { 0 };
+	if (!mv_ratelimit_ok(&vm->events, MAX_EVENTS))
+		return -EPROTO;
 	if (mv_state_load(&msg_event_table, m->body, m->body_len, &event, &e))
 		return -EPROTO;
 	merge_times(&vm->times, &event.times);

@@ -15,6 +15,7 @@
 
 #include "api/error.h"
 #include "api/server.h"
+#include "microvm/base/log.h"
 #include "microvm/base/msg.h"
 #include "microvm/base/vmcfg.h"
 
@@ -59,6 +60,7 @@ struct vm {
 	bool kill_sent, timed_out, exit_told, owns_vsock;
 	uint64_t next_id;
 	unsigned n_calls;
+	struct mv_ratelimit events;
 	struct vm_calls calls;
 	LIST_HEAD(, vm_waiter) waiters;
 };

@@ -52,6 +52,28 @@ def test_console_waits_and_offsets():
         assert d.get("/v1/vms/a/console?offset=2").body == b"ADY\nOK x\n"
 
 
+def test_readers_that_go_away_make_room():
+    need_kvm()
+    with Daemon() as d:
+        d.create("a")
+        _, end = d.expect("a", "READY\n")
+
+        def reader():
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(d.socket)
+            s.sendall(f"GET /v1/vms/a/console?offset={end}&wait_ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            return s
+
+        readers = [reader() for _ in range(8)]
+        time.sleep(0.2)
+        r = d.get(f"/v1/vms/a/console?offset={end}&wait_ms=100")
+        assert (r.status, r.code) == (503, "limit_reached"), r
+        for s in readers:
+            s.close()
+        time.sleep(1.5)
+        assert d.get(f"/v1/vms/a/console?offset={end}&wait_ms=100").status == 200
+
+
 def counter_moves(d, name, seconds=0.3):
     """Does the guest answer in this time?"""
     _, offset = d.console(name)
@@ -267,7 +289,8 @@ def test_hung_vm_process_can_be_deleted():
         got = []
         t = threading.Thread(target=lambda: got.append(d.post("/v1/vms/a/pause")))
         t.start()
-        wait_until("busy", lambda: d.post("/v1/vms/a/pause").code == "busy")
+        time.sleep(0.5)
+        assert d.post("/v1/vms/a/pause").code == "busy"
         assert d.delete("/v1/vms/a").status == 204
         t.join(5)
         assert got[0].code == "vm_gone", got
