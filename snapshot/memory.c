@@ -206,7 +206,9 @@ static int choose_finder(struct writer *w)
 	case SNAP_MEMORY_SCAN: return has_scan ? 0 : -ENOTSUP;
 	case SNAP_MEMORY_PAGEMAP: return has_pagemap ? 0 : -ENOTSUP;
 	default:
-		w->finder = has_scan ? SNAP_MEMORY_SCAN : has_pagemap ? SNAP_MEMORY_PAGEMAP : SNAP_MEMORY_ALL;
+		w->finder = has_scan	  ? SNAP_MEMORY_SCAN
+			    : has_pagemap ? SNAP_MEMORY_PAGEMAP
+					  : SNAP_MEMORY_ALL;
 		return 0;
 	}
 }
@@ -241,8 +243,9 @@ int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gm
 	r = write_regions(&w, m);
 	mv_close(&w.pagemap_fd);
 	if (r == -ENOSPC || r == -EDQUOT)
-		return mv_fail(err, -r, "memory: the file system is full after %llu MiB of data; at most %llu "
-			       "MiB are needed", (unsigned long long)(w.data_bytes >> 20),
+		return mv_fail(err, -r,
+			       "memory: the file system is full after %llu MiB of data; at most %llu MiB are needed",
+			       (unsigned long long)(w.data_bytes >> 20),
 			       (unsigned long long)(m->total_bytes >> 20));
 	if (r)
 		return mv_fail(err, -r, "memory: cannot write: %s", strerror(-r));

@@ -574,7 +574,8 @@ int store_delete(struct store *s, const char *name, struct mv_err *err)
 	}
 	mv_uuid(uuid);
 	snprintf(gone, sizeof gone, "gone-%s", uuid);
-	if (renameat2(s->snapshots_fd, name, s->incoming_fd, gone, RENAME_NOREPLACE) || fsync(s->snapshots_fd))
+	if (renameat2(s->snapshots_fd, name, s->incoming_fd, gone, RENAME_NOREPLACE) ||
+	    fsync(s->snapshots_fd))
 		return mv_fail(err, errno, "snapshot %s: cannot remove: %s", name, strerror(errno));
 	remove_entry(s->incoming_fd, gone);
 	return 0;

@@ -144,7 +144,8 @@ static void random_ranges(void **state)
 			for (unsigned k = 0; k < m.n_regions; k++) {
 				const struct gmem_region *r = &m.region[k];
 				inside |= p >= r->hva && len <= r->size_bytes &&
-					  p + len <= r->hva + r->size_bytes && a - r->gpa == (uint64_t)(p - r->hva);
+					  p + len <= r->hva + r->size_bytes &&
+					  a - r->gpa == (uint64_t)(p - r->hva);
 			}
 			assert_true(inside);
 		}

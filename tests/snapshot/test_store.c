@@ -234,10 +234,13 @@ static void publish_show_use_delete(void **state)
 	free(m);
 }
 
+#define A16 "aaaaaaaaaaaaaaaa"
+#define A64 A16 A16 A16 A16 // as long as a name may be
+
 static void names(void **state)
 {
-	static const char *const bad[] = { "", ".", "..", "../x", "a/b", "/etc", ".hidden", "-x", "a b", "a\n",
-					   "\xc3\xa4", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" };
+	static const char *const bad[] = { "",	     ".",  "..",  "../x", "a/b",      "/etc",
+					   ".hidden", "-x", "a b", "a\n",  "\xc3\xa4", A64 "a" };
 	struct fixture *f = *state;
 	struct store_draft d;
 	for (size_t i = 0; i < MV_ARRAY_LEN(bad); i++) {
@@ -390,7 +393,8 @@ static void truncation_and_growth(void **state)
 }
 
 // Puts a manifest there with a header and bytes of our choice.
-static void forge_manifest(struct fixture *f, unsigned major, unsigned minor, const void *tail, size_t tail_len)
+static void forge_manifest(struct fixture *f, unsigned major, unsigned minor, const void *tail,
+			   size_t tail_len)
 {
 	MV_BUF b = { 0 };
 	struct { char magic[8]; le16_t major, minor; le32_t zero; le64_t len; } h = {
