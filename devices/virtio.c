@@ -230,7 +230,8 @@ static int check(const struct vio_dev *d, struct vio_state *s, struct mv_err *er
 	bool features_ok = s->status & VIO_FEATURES_OK;
 	if (s->device_id != d->ops->device_id || s->n_queue != d->ops->n_queues)
 		return mv_fail(err, EINVAL, "the saved device is of another type (%u)", s->device_id);
-	if (s->features_acked & ~d->features_offered)
+	// Before FEATURES_OK the driver may have written anything.
+	if (features_ok && (s->features_acked & ~d->features_offered))
 		return mv_fail(err, EINVAL, "the guest uses features 0x%llx that are not available here",
 			       (unsigned long long)(s->features_acked & ~d->features_offered));
 	if (((s->status & VIO_DRIVER_OK) && !features_ok) ||

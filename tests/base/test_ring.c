@@ -112,7 +112,7 @@ static void test_async(void **state)
 	bool async = mv_ring_is_async(f.ring);
 	tear_down(&f);
 	if (!async) {
-		print_message("no io_uring on this kernel\n");
+		print_message("# SKIP no io_uring\n");
 		skip();
 	}
 	both_ways(false);
@@ -140,6 +140,7 @@ static void test_through_loop(void **state)
 	set_up(&f, 8, false);
 	if (!mv_ring_is_async(f.ring)) {
 		tear_down(&f);
+		print_message("# SKIP no io_uring\n");
 		skip();
 	}
 	assert_int_equal(pipe(p), 0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // devices/virtio.c and devices/virtio_mmio.c, by the rng device and a small one of our own.
 #include <errno.h>
+#include <poll.h>
 
 #include "tests/devices/t_driver.h"
 
@@ -309,6 +310,56 @@ static void test_save_load(void **state)
 	vio_unquiesce(d);
 }
 
+static void *run_loop(void *loop)
+{
+	mv_loop_run(loop);
+	return NULL;
+}
+
+// Driver and device on two threads: the driver kicks only when asked to, and waits for
+// nothing but the interrupt. A notification lost on either side stops it.
+static void test_no_lost_notification(void **state)
+{
+	struct fixture *f = *state;
+	struct t_buf b = { t_alloc(&f->vm, 16, 1), 16, true };
+	for (int event_idx = 0; event_idx < 2; event_idx++) {
+		struct t_queue *q = &f->drv[0];
+		t_queue_init(q, &f->vm, 16);
+		t_start(f->d, event_idx ? VIO_FEATURES : VIRTIO_F_VERSION_1, f->drv, 1);
+		f->vm.loop.stop = false;
+		pthread_t thread;
+		assert_int_equal(pthread_create(&thread, NULL, run_loop, &f->vm.loop), 0);
+		uint64_t seed = 3;
+		uint32_t kicks = 0, done = 0, outstanding = 0;
+		while (done < 200000) {
+			uint16_t old = q->avail_idx;
+			for (uint64_t n = 1 + t_rand(&seed) % 8; n && outstanding < 16; n--, outstanding++)
+				t_add(q, &b, 1);
+			__atomic_thread_fence(__ATOMIC_SEQ_CST);
+			uint16_t event = __atomic_load_n(&q->avail_event->raw, __ATOMIC_RELAXED);
+			if (event_idx ? (uint16_t)(q->avail_idx - event - 1) < (uint16_t)(q->avail_idx - old)
+				      : !__atomic_load_n(&q->used->flags.raw, __ATOMIC_RELAXED)) {
+				vio_again(f->d, 0);
+				kicks++;
+			}
+			// Ask for an interrupt at the next completion; sleep only if there is none yet.
+			__atomic_store_n(&q->used_event->raw, q->seen, __ATOMIC_RELAXED);
+			__atomic_thread_fence(__ATOMIC_SEQ_CST);
+			struct pollfd p = { .fd = f->d->irq_fd, .events = POLLIN };
+			while (outstanding && !t_has_used(q)) {
+				if (poll(&p, 1, 5000) != 1)
+					fail_msg("stuck after %u requests", done);
+				t_irqs(f->d);
+			}
+			for (; t_used(q, NULL, NULL); done++)
+				outstanding--;
+		}
+		mv_loop_stop(&f->vm.loop);
+		pthread_join(thread, NULL);
+		assert_true(event_idx ? kicks < done : kicks <= done);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -317,6 +368,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_queues_and_interrupts, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bad_ring_address, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_needs_reset, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_no_lost_notification, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_save_load, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,8 +46,6 @@ static int enter_namespace(void **state)
 	if (!no_tap && fd < 0)
 		no_tap = "cannot make a tap";
 	mv_close(&fd);
-	if (no_tap)
-		print_message("skipped: %s\n", no_tap);
 	return 0;
 }
 
@@ -88,10 +86,12 @@ static int tear_down(void **state)
 	return 0;
 }
 
-#define NEED_TAP()      \
-	do {            \
-		if (no_tap) \
-			skip(); \
+#define NEED_TAP()                                        \
+	do {                                              \
+		if (no_tap) {                             \
+			print_message("# SKIP %s\n", no_tap); \
+			skip();                           \
+		}                                         \
 	} while (0)
 
 static void make_frame(uint8_t frame[FRAME], uint8_t tag)

@@ -223,8 +223,10 @@ static void test_4_gib(void **state)
 	struct fixture *f = *state;
 	struct gmem big = { 0 };
 	assert_int_equal(gmem_add(&big, 0, 8ULL << 30), 0);
-	if (gmem_map(&big, -1, NULL))
-		skip(); // no such address space here
+	if (gmem_map(&big, -1, NULL)) {
+		print_message("# SKIP no 8 GiB of address space\n");
+		skip();
+	}
 	memcpy(big.region[0].hva, f->vm.mem.region[0].hva, 1 << 20); // the rings
 	assert_int_equal(vq_map(&f->q, &big, VIO_FEATURES), 0);
 	struct vq_desc *d = gmem_ptr(&big, gpa(f->q.desc_gpa), 64);

@@ -521,8 +521,10 @@ static void test_limit(void **state)
 	getrlimit(RLIMIT_NOFILE, &old);
 	limit = (struct rlimit){ .rlim_cur = old.rlim_max, .rlim_max = old.rlim_max };
 	setrlimit(RLIMIT_NOFILE, &limit);
-	if (old.rlim_max < 2 * VSOCK_MAX_CONNS + 100)
+	if (old.rlim_max < 2 * VSOCK_MAX_CONNS + 100) {
+		print_message("# SKIP the limit of open files is too low\n");
 		skip();
+	}
 	int before = t_count_fds();
 	static int fd[VSOCK_MAX_CONNS];
 	uint32_t first = 0;
