@@ -244,7 +244,7 @@ int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gm
 	mv_close(&w.pagemap_fd);
 	if (r == -ENOSPC || r == -EDQUOT)
 		return mv_fail(err, -r,
-			       "memory: the file system is full after %llu MiB of data; at most %llu are needed",
+			       "memory: the file system is full after %llu of at most %llu MiB of data",
 			       (unsigned long long)(w.data_bytes >> 20),
 			       (unsigned long long)(m->total_bytes >> 20));
 	if (r)
