@@ -60,32 +60,33 @@ static int start(const char *path, int child_end, pid_t *ret_pid)
 	return r;
 }
 
-int spawn_vmm(const char *path, int *ret_socket, int *ret_pidfd, pid_t *ret_pid,
-	      struct mv_err *err)
+int spawn_socket(int *ret_ours, int *ret_theirs, struct mv_err *err)
 {
 	int pair[2];
-	pid_t pid;
 	const int room = 4 * (int)MSG_MAX_BYTES;
-
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return mv_fail(err, errno, "socketpair: %s", strerror(errno));
-	MV_FD ours = pair[0];
-	MV_FD theirs = pair[1];
-	fcntl(ours, F_SETFL, O_NONBLOCK);
-	setsockopt(ours, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-	setsockopt(theirs, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	fcntl(pair[0], F_SETFL, O_NONBLOCK);
+	setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	*ret_ours = pair[0];
+	*ret_theirs = pair[1];
+	return 0;
+}
+
+int spawn_vmm(const char *path, int theirs, int *ret_pidfd, pid_t *ret_pid, struct mv_err *err)
+{
+	pid_t pid;
 	int r = start(path, theirs, &pid);
 	if (r)
 		return mv_fail(err, r, "can't start %s: %s", path, strerror(r));
-	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0); // close-on-exec by itself
 	if (pidfd < 0) {
 		r = errno;
 		kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
 		return mv_fail(err, r, "pidfd_open: %s", strerror(r));
 	}
-	fcntl(pidfd, F_SETFD, FD_CLOEXEC);
-	*ret_socket = MV_TAKE_FD(ours);
 	*ret_pidfd = pidfd;
 	*ret_pid = pid;
 	return 0;

@@ -5,9 +5,12 @@
 
 #include "microvm/base/err.h"
 
-// Runs the program at `path` with one end of a SOCK_SEQPACKET pair as VMM_CONTROL_FD, its
-// standard error shared with ours, standard input and output /dev/null, and nothing else
-// open. It is in a process group of its own, so a Ctrl-C meant for the daemon does not
-// reach it. The caller owns the other end (non-blocking) and the pidfd, and reaps.
-int spawn_vmm(const char *path, int *ret_socket, int *ret_pidfd, pid_t *ret_pid,
-	      struct mv_err *err);
+// The control socket, before there is a process: what is sent into ours is there when the
+// process looks. Both ends are the caller's; ours is non-blocking.
+int spawn_socket(int *ret_ours, int *ret_theirs, struct mv_err *err);
+
+// Runs the program at `path` with `theirs` as VMM_CONTROL_FD, its standard error shared with
+// ours, standard input and output /dev/null, and nothing else open. It is in a process group
+// of its own, so a Ctrl-C meant for the daemon does not reach it. The caller owns the pidfd,
+// closes theirs, and reaps.
+int spawn_vmm(const char *path, int theirs, int *ret_pidfd, pid_t *ret_pid, struct mv_err *err);

@@ -412,35 +412,55 @@ static int watch_process(struct vm *vm)
 				    vm);
 }
 
+// Undoes a start that failed half-way; its call is dropped, not ended.
 static void abandon_process(struct vm *vm)
 {
+	struct vm_call *c = LIST_FIRST(&vm->calls);
 	mv_watch_del(&vm->pid_watch);
 	mv_watch_del(&vm->socket_watch);
-	vm_kill(vm);
-	waitid(P_PIDFD, (id_t)vm->pidfd, &(siginfo_t){ 0 }, WEXITED); // just started: dies at once
+	if (vm->pid) {
+		vm_kill(vm);
+		waitid(P_PIDFD, (id_t)vm->pidfd, &(siginfo_t){ 0 }, WEXITED); // just started: dies at once
+	}
 	mv_close(&vm->socket);
 	mv_close(&vm->pidfd);
 	vm->pid = 0;
+	if (!c)
+		return;
+	LIST_REMOVE(c, of_vm);
+	LIST_REMOVE(c, of_server);
+	vm->n_calls--;
+	free(c);
 }
 
-static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds,
-			 vm_done_fn *done, void *arg, struct api_err *err)
+static int spawn_and_watch(struct vm *vm, int theirs, struct api_err *err)
 {
-	static struct msg_setup setup;
-	int list[VM_FDS_MAX];
 	struct mv_err e = { 0 };
-	if (spawn_vmm(vm->srv->vmm_path, &vm->socket, &vm->pidfd, &vm->pid, &e)) {
+	if (spawn_vmm(vm->srv->vmm_path, theirs, &vm->pidfd, &vm->pid, &e)) {
 		vm->pid = 0;
 		return api_from(err, &e, API_INTERNAL);
 	}
+	int r = watch_process(vm);
+	return r ? api_fail(err, API_LIMIT_REACHED, "can't watch the VM process: %s", strerror(-r)) : 0;
+}
+
+// The message is sent before the process is started: it finds it at once, however long
+// this one is off the CPU.
+static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds,
+			 vm_done_fn *done, void *arg, struct api_err *err)
+{
+	static struct msg_setup setup; // the loop's thread only
+	int list[VM_FDS_MAX];
+	struct mv_err e = { 0 };
+	MV_FD theirs = -1;
+	if (spawn_socket(&vm->socket, &theirs, &e))
+		return api_from(err, &e, API_INTERNAL);
 	setup = (struct msg_setup){ .cfg = vm->cfg, .run = run };
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
-	int r = watch_process(vm);
-	if (r)
-		r = api_fail(err, API_LIMIT_REACHED, "can't watch the VM process: %s", strerror(-r));
-	else
-		r = vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
-			    type == MSG_BOOT ? "boot" : "restore", done, arg, err);
+	int r = vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
+			type == MSG_BOOT ? "boot" : "restore", done, arg, err);
+	if (!r)
+		r = spawn_and_watch(vm, theirs, err);
 	if (r) {
 		abandon_process(vm);
 		return r;
