@@ -159,6 +159,6 @@ fi
 [ "$rc" = 124 ] && say "time limit of $limit s passed"
 if [ -n "$out" ]; then
 	mkdir -p "$out" || exit 125
-	tar -C "$out" --no-same-owner -xf "$tmp/res.img" || die "cannot copy to $out"
+	tar -C "$out" --no-same-owner --warning=no-timestamp -xf "$tmp/res.img" || die "cannot copy to $out"
 fi
 exit "$rc"

@@ -5,27 +5,33 @@
 #   -k KINDS    default "vmlinux bzImage"
 #   -c VCPUS    default "1 2"
 #   -q          quick: each series, kind and number once instead of all combinations
+#   -x SCRIPT   what to run instead of scenario.sh, with the same arguments
+#   -H          run it on this host's KVM, not in the rig
+#   -j N        rigs at the same time, each on a CPU of its own; default: all CPUs
 #   -o OUT      where logs go, default BUILD/tests/rig/out
 # BUILD holds bin/{thawd,thaw,thaw-vmm}. Prints TAP; 0 = all passed, 77 = the rig
 # cannot run here (no QEMU, no kernel to be had).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out=''
-while getopts s:k:c:o:q opt; do
+series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host=''
+while getopts s:k:c:o:x:qH opt; do
 	case $opt in
 	s) series=$OPTARG ;;
 	k) kinds=$OPTARG ;;
 	c) vcpus=$OPTARG ;;
 	o) out=$OPTARG ;;
+	x) script=$OPTARG ;;
 	q) quick=1 ;;
+	H) on_host=1 ;;
 	*) exit 125 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-o OUT] [-q] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-q] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
 
+# A build folder in small: bin/, tests/guest/tiny, and the guest kernels by series.
 job=$(mktemp -d "${TMPDIR:-/tmp}/thaw-rig.XXXXXX") || exit 125
 trap 'rm -rf "$job"' EXIT
 mkdir -p "$job/bin" "$build/tests/rig"
@@ -38,7 +44,8 @@ for p in agent vsock-call; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
 done
 cp "$build/tests/rig/vsock-call" "$job/bin/"
-cp "$here/scenario.sh" "$job/"
+cp "$here/$script" "$job/"
+[ ! -e "$build/tests/guest/tiny" ] || install -D "$build/tests/guest/tiny" "$job/tests/guest/tiny"
 
 rounds=() n=0
 for s in $series; do
@@ -55,5 +62,41 @@ for s in $series; do
 		done
 	done
 done
-"$here/rig-x86.sh" -m 1536 -t $((400 * ${#rounds[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
-	sh ./scenario.sh "${rounds[@]}"
+if [ -n "$on_host" ]; then
+	cd "$job" && sh "./$script" "${rounds[@]}"
+	exit
+fi
+
+# One rig per CPU, each with every Nth round; the first one's output comes as it goes.
+# shellcheck disable=SC2207
+cpus=($(taskset -cp $$ | sed 's/.*: //' | tr , '\n' | while IFS=- read -r a b; do
+	seq "$a" "${b:-$a}"
+done))
+n=$((${#rounds[@]} / 3))
+jobs=${jobs:-${#cpus[@]}}
+[ "$jobs" -le $n ] || jobs=$n
+rig() { # J: runs the Jth share
+	local mine=() i
+	for ((i = $1; i < n; i += jobs)); do mine+=("${rounds[@]:i*3:3}"); done
+	taskset -c "${cpus[$1 % ${#cpus[@]}]}" "$here/rig-x86.sh" -m 1536 ${CLONES:+-e CLONES="$CLONES"} \
+		-t $((400 * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
+		sh "./$script" "${mine[@]}"
+}
+(
+	status=0 pids=()
+	for ((j = 1; j < jobs; j++)); do
+		rig "$j" >"$build/tests/rig/rig.$j" 2>&1 &
+		pids+=($!)
+	done
+	rig 0 2>&1 || status=$?
+	for ((j = 1; j < jobs; j++)); do
+		wait "${pids[j - 1]}" || status=$?
+		cat "$build/tests/rig/rig.$j"
+		rm -f "$build/tests/rig/rig.$j"
+	done
+	exit $status
+) | awk '/^1\.\.[0-9]+$/ { next }
+	/^(not )?ok [0-9]+ / { n++; sub(/ok [0-9]+/, "ok " n) }
+	{ print; fflush() }
+	END { if (n) print "1.." n }'
+exit "${PIPESTATUS[0]}"

@@ -101,7 +101,7 @@ show_logs() {
 	note "daemon:"
 	tail -n 15 "$DIR/thawd.log" | sed 's/^/#   /'
 }
-no_vmm_left() { ! pidof thaw-vmm; }
+no_vmm_left() { ! pidof thaw-vmm >/dev/null; }
 write_nonce() { # VM TEXT: to the disk's sector 8, past the page cache
 	guest "$1" "echo $2 | dd of=/dev/vda bs=512 seek=8 conv=sync,fsync,notrunc 2>/dev/null"
 }
@@ -170,7 +170,7 @@ freeze() {
 	check "snapshot" t snapshot src snap || return 1
 	check "snapshot is listed" has snap t snapshots
 	check "snapshot is shown" t snapshot-show snap --json
-	for n in 0 1 2 3 9; do cp "$DIR/src.img" "$DIR/c$n.img"; done
+	for n in 0 1 2 3 9; do cp "$DIR/src.img" "$DIR/c-$n.img"; done
 	check "resume" t resume src || return 1
 	check "the source's counter goes on" counts src
 	check "the source has its nonce" guest src "grep -qx $NONCE /run/nonce"
@@ -184,14 +184,15 @@ freeze() {
 clones() {
 	for n in 0 1 2 3; do tap 1$n; done
 	check "three clones in one request" t clone snap --count 3 --name c \
-		--drive "id=disk,path=$DIR/c{n}.img" --net "id=net0,tap=t1{n},mac=02:00:00:00:01:0{n}" \
-		--vsock "path=$DIR/c{n}.vsock" || return 1
-	names=$(cd "$DIR" && for s in c*.vsock; do echo "${s%.vsock}"; done)
+		--drive "id=disk,path=$DIR/c-{n}.img" --net "id=net0,tap=t1{n},mac=02:00:00:00:01:0{n}" \
+		--vsock "path=$DIR/c-{n}.vsock" || return 1
+	# Named by the daemon: c-1, c-2, c-3.
+	names=$(cd "$DIR" && for s in c-*.vsock; do echo "${s%.vsock}"; done)
 	t ls | sed 's/^/# /'
 	same "three vsock paths" 3 sh -c "echo '$names' | wc -l"
 	: >"$DIR/random"
 	for c in $names; do
-		n=${c#c}
+		n=${c#c-}
 		check "$c answers over a new vsock connection" until_ok guest "$c" true || continue
 		guest "$c" "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
 		same "$c has the nonce in RAM" "$NONCE" guest "$c" cat /run/nonce
@@ -209,7 +210,7 @@ clones() {
 	same "the source's disk kept its nonce" "$NONCE" image_nonce "$DIR/src.img"
 	same "different random bytes from $RANDOM_DEV" 3 sh -c "sort -u '$DIR/random' | grep -c ."
 	set -- $names
-	same "$1 has its own MAC when its driver binds anew" "02:00:00:00:01:0${1#c}" rebind_mac "$1"
+	same "$1 has its own MAC when its driver binds anew" "02:00:00:00:01:0${1#c-}" rebind_mac "$1"
 	check "kill $1" t stop "$1" --mode kill
 	check "delete $1" t delete "$1"
 	check "$2 lives" counts "$2"
@@ -226,7 +227,7 @@ ends() {
 	check "reboot ends $3 with reset" ended "$3" reset
 	check "power button" t stop src --mode power-button
 	check "the power button ends src with shutdown" ended src shutdown
-	for vm in "$2" "$3" src; do check "delete $vm" t delete "$vm"; done
+	for v in "$2" "$3" src; do check "delete $v" t delete "$v"; done
 	check "no VM process left" until_ok no_vmm_left
 }
 
@@ -236,16 +237,15 @@ again() {
 	check "the daemon starts again" start_daemon || return 1
 	check "the snapshot is still there" has snap t snapshots
 	tap 2
-	check "restored again by name" t clone snap --name again --drive "id=disk,path=$DIR/c9.img" \
+	check "restored again by name" t clone snap --name again --drive "id=disk,path=$DIR/c-9.img" \
 		--net id=net0,tap=t2 --vsock "path=$DIR/again.vsock" || return 1
-	# One clone may or may not carry a number.
-	vm=$(t ls | grep -o 'again[^ ]*' | head -n 1)
+	restored=again-1
 	check "it answers" until_ok guest again true || return 1
 	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
 	same "it has the nonce on its disk" "$NONCE" read_nonce again
 	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
-	check "it powers off" ended "$vm" shutdown
-	check "delete it" t delete "$vm"
+	check "it powers off" ended $restored shutdown
+	check "delete it" t delete $restored
 	check "delete the snapshot" t snapshot-delete snap
 	check "no VM process left" until_ok no_vmm_left
 }
