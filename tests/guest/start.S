@@ -16,7 +16,9 @@
  * left for ever but for user mode's hlt. That is a fault, and not an `int` or
  * `syscall`, as kvm-pvm (the host this was written on) delivers faults of a
  * guest's user mode but neither of these two; it drops the IOPL, too, so the
- * ports are opened by the TSS. All of it is plain x86 and runs anywhere.
+ * ports are opened by the TSS as well. QEMU's emulation needs the IOPL: its check of
+ * the TSS refuses the busy type that KVM gives a restored task register. All of it is
+ * plain x86 and runs anywhere.
  *
  * The IDT has no other exception gates: any fault is a triple fault, on purpose.
  */

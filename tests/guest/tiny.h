@@ -7,7 +7,7 @@
 #define SEL_USER_DATA 0x1b
 #define SEL_USER_CODE 0x23
 #define SEL_TSS 0x28
-#define USER_RFLAGS 0x0002
+#define USER_RFLAGS 0x3002 // IOPL 3
 #define IO_PORTS 0x800 /* those below are open to user mode */
 
 #define VECTOR_PROTECTION 0x0d
