@@ -153,7 +153,7 @@ static void test_malformed(void **state)
 		{ .d[0] = { a, 1, N, 8 }, .error = -EPROTO },                          // next out of range
 		{ .d[0] = { a, 1, N, 1 }, .d[1] = { a, 1, N, 0 }, .error = -ELOOP },     // a circle
 		{ .d[0] = { a, 1, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // order
-		{ .d[0] = { a, 0, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // an empty one counts
+		{ .d[0] = { a, 0, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // though empty
 		{ .d[0] = { end - 4, 8, 0, 0 }, .error = -EFAULT },                    // over the end
 		{ .d[0] = { end, 1, 0, 0 }, .error = -EFAULT },
 		{ .d[0] = { UINT64_MAX, 2, 0, 0 }, .error = -EFAULT }, // wraps
