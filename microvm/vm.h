@@ -12,7 +12,6 @@
 // with vm_request_exit(); the loop carries it out.
 // Trust: guest memory, exits and registers are hostile; the configuration was checked.
 #pragma once
-#include <linux/kvm.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
