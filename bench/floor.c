@@ -48,8 +48,8 @@
  * What a halted guest of ours needs: TSC, SYSENTER (3), PAT, MISC_ENABLE, SYSCALL
  * (4), KERNEL_GS_BASE. The TSC deadline comes last.
  */
-static const uint32_t saved_msrs[] = { 0x10,       0x174,      0x175,      0x176,
-				       0x277,      0x1a0,      0xc0000081, 0xc0000082,
+static const uint32_t saved_msrs[] = { 0x10, 0x174, 0x175, 0x176,
+				       0x277, 0x1a0, 0xc0000081, 0xc0000082,
 				       0xc0000083, 0xc0000084, 0xc0000102, 0x6e0 };
 #define NR_MSRS (sizeof saved_msrs / sizeof *saved_msrs)
 
@@ -221,7 +221,8 @@ static int state_load(const struct bench_floor *f, const struct vm *vm)
 static int read_at(int fd, void *to, size_t bytes, uint64_t offset)
 {
 	ssize_t n = pread(fd, to, bytes, (off_t)offset);
-	return n < 0 ? -errno : (size_t)n == bytes ? 0 : -ENOEXEC;
+	return n < 0 ? -errno : (size_t)n == bytes ? 0
+						   : -ENOEXEC;
 }
 
 /* Loads the segments and finds the PVH entry (ELF note 18 of "Xen"). */

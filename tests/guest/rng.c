@@ -7,7 +7,10 @@
 
 static inline void barrier(void)
 {
-	__asm__ volatile("mfence" : : : "memory");
+	__asm__ volatile("mfence"
+			 :
+			 :
+			 : "memory");
 }
 
 #define VIRTIO_FIRST 0xd0000000ULL

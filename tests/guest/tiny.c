@@ -6,8 +6,8 @@
  * into guest_main(), which runs in user mode for good, with the I/O ports open
  * and 4 GiB of identity-mapped memory at hand, MMIO included; other vCPUs stay
  * parked. It says READY on COM1 (the first byte is the guest's very first I/O),
- * then answers one line with one line: "OK ..." or "ERR reason". `help` below
- * is the table `commands`.
+ * then answers each line with one line, "OK ..." or "ERR reason"; empty ones not.
+ * The commands are in the table `commands`.
  *
  * Waiting costs no CPU. wait_interrupt() faults into kernel mode, which does
  * nothing but `sti; hlt`, and comes back when an interrupt was taken. User mode
@@ -50,27 +50,39 @@ static char nonce[NONCE_MAX + 1];
 // --- the machine -------------------------------------------------------------
 static inline void out8(u16 port, u8 v)
 {
-	__asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port) : "memory");
+	__asm__ volatile("outb %0, %1"
+			 :
+			 : "a"(v), "Nd"(port)
+			 : "memory");
 }
 
 static inline u8 in8(u16 port)
 {
 	u8 v;
-	__asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port) : "memory");
+	__asm__ volatile("inb %1, %0"
+			 : "=a"(v)
+			 : "Nd"(port)
+			 : "memory");
 	return v;
 }
 
 void *memcpy(void *to, const void *from, size_t n)
 {
 	void *d = to;
-	__asm__ volatile("rep movsb" : "+D"(d), "+S"(from), "+c"(n) : : "memory");
+	__asm__ volatile("rep movsb"
+			 : "+D"(d), "+S"(from), "+c"(n)
+			 :
+			 : "memory");
 	return to;
 }
 
 void *memset(void *to, int c, size_t n)
 {
 	void *d = to;
-	__asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(c) : "memory");
+	__asm__ volatile("rep stosb"
+			 : "+D"(d), "+c"(n)
+			 : "a"(c)
+			 : "memory");
 	return to;
 }
 
@@ -128,7 +140,10 @@ static void interrupts_init(void)
 
 static void wait_interrupt(void)
 {
-	__asm__ volatile("hlt" : : : "rax", "memory", "cc"); // a fault: see start.S
+	__asm__ volatile("hlt"
+			 :
+			 :
+			 : "rax", "memory", "cc"); // a fault: see start.S
 }
 
 #define SLEEP_CONTROL 0x600 // ACPI sleep control register
@@ -530,12 +545,24 @@ static const struct {
 	const char *name;
 	void (*run)(char *args);
 } commands[] = {
-	{ "echo", do_echo },       { "touch", do_touch }, { "fill", do_fill },
-	{ "sum", do_sum },         { "rand", do_rand },   { "count", do_count },
-	{ "store", do_store },     { "load", do_load },   { "genid", do_genid },
-	{ "cmdline", do_cmdline }, { "mem", do_mem },     { "heap", do_heap },
-	{ "cpus", do_cpus },       { "spin", do_spin },   { "loop", do_loop },
-	{ "exit", do_exit },       { "reset", do_reset }, { "triple", do_triple },
+	{ "echo", do_echo },
+	{ "touch", do_touch },
+	{ "fill", do_fill },
+	{ "sum", do_sum },
+	{ "rand", do_rand },
+	{ "count", do_count },
+	{ "store", do_store },
+	{ "load", do_load },
+	{ "genid", do_genid },
+	{ "cmdline", do_cmdline },
+	{ "mem", do_mem },
+	{ "heap", do_heap },
+	{ "cpus", do_cpus },
+	{ "spin", do_spin },
+	{ "loop", do_loop },
+	{ "exit", do_exit },
+	{ "reset", do_reset },
+	{ "triple", do_triple },
 };
 
 static void run_line(char *line)
@@ -594,9 +621,9 @@ void guest_main(u64 info, u32 kind)
 	out8(UART_MCR, 0x0b); // DTR, RTS, OUT2: lets the interrupt out
 	out8(UART_IER, 0x01); // received data
 	for (;;) {
-		if (read_line(line))
-			run_line(line);
-		else
+		if (!read_line(line))
 			error("line too long");
+		else if (*line)
+			run_line(line);
 	}
 }

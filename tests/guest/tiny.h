@@ -8,7 +8,7 @@
 #define SEL_USER_CODE 0x23
 #define SEL_TSS 0x28
 #define USER_RFLAGS 0x3002 // IOPL 3
-#define IO_PORTS 0x800 /* those below are open to user mode */
+#define IO_PORTS 0x800     /* those below are open to user mode */
 
 #define VECTOR_PROTECTION 0x0d
 #define VECTOR_SERIAL 0x30 /* one priority class: one in service at a time */
@@ -35,13 +35,19 @@ typedef uint64_t u64;
 // Exactly one plain mov each: an MMIO exit has to be decoded by the host.
 static inline void mmio_write(u64 addr, u32 v)
 {
-	__asm__ volatile("movl %0, (%1)" : : "r"(v), "r"(addr) : "memory");
+	__asm__ volatile("movl %0, (%1)"
+			 :
+			 : "r"(v), "r"(addr)
+			 : "memory");
 }
 
 static inline u32 mmio_read(u64 addr)
 {
 	u32 v;
-	__asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(addr) : "memory");
+	__asm__ volatile("movl (%1), %0"
+			 : "=r"(v)
+			 : "r"(addr)
+			 : "memory");
 	return v;
 }
 
