@@ -83,7 +83,8 @@ bool cli_name_ok(const char *name)
 	if (vmcfg_name_ok(name))
 		return true;
 	cli_fail(0, "\"%s\" is not a name: use 1 to 64 letters, digits, '_', '.' or '-', starting with "
-		    "a letter or digit", name);
+		    "a letter or digit",
+		 name);
 	return false;
 }
 

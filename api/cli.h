@@ -8,7 +8,13 @@
 #include "api/client.h"
 #include "api/json.h"
 
-enum { EXIT_OK, EXIT_DAEMON_ERROR, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMED_OUT };
+enum {
+	EXIT_OK,
+	EXIT_DAEMON_ERROR,
+	EXIT_USAGE,
+	EXIT_UNREACHABLE,
+	EXIT_TIMED_OUT,
+};
 
 #define CLI_MAX_MULTI 8
 
@@ -29,11 +35,11 @@ struct cli {
 
 typedef int cli_fn(struct cli *c);
 cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
-	cli_wait;						      // cli_vm.c
-cli_fn cli_console;						      // cli_console.c
+	cli_wait;   // cli_vm.c
+cli_fn cli_console; // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_delete,
-	cli_clone;						      // cli_snapshot.c
-cli_fn cli_doctor;						      // doctor.c
+	cli_clone; // cli_snapshot.c
+cli_fn cli_doctor; // doctor.c
 
 // Prints "thaw: ..." on standard error and returns status.
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

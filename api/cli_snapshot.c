@@ -11,10 +11,10 @@ static void print_snapshot(js *v)
 	printf("name:     %s\nid:       %s\nvm:       %s\ncreated:  %s\nversion:  %s, %s\n",
 	       js_str(v, "name", ""), js_str(v, "id", ""), js_str(v, "vm", ""),
 	       js_str(v, "created", ""), js_str(v, "thaw_version", ""), js_str(v, "arch", ""));
-	printf("vcpus:    %" PRId64 "\nmemory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\nstate:    %"
-	       PRId64 " bytes\n",
-	       js_int(v, "config.vcpus", 0), js_int(v, "config.memory_mib", 0),
-	       js_int(v, "files.memory.data_bytes", 0) / 1024, js_int(v, "files.state.size_bytes", 0));
+	printf("vcpus:    %" PRId64 "\nstate:    %" PRId64 " bytes\n", js_int(v, "config.vcpus", 0),
+	       js_int(v, "files.state.size_bytes", 0));
+	printf("memory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\n", js_int(v, "config.memory_mib", 0),
+	       js_int(v, "files.memory.data_bytes", 0) / 1024);
 	if (js_get(v, "pause_us"))
 		printf("pause:    %" PRId64 " us\n", js_int(v, "pause_us", 0));
 	if (js_get(v, "verified"))

@@ -17,7 +17,11 @@
 #include "microvm/base/util.h"
 #include "microvm/kvm_probe.h"
 
-enum verdict { OK, WARN, FAIL };
+enum verdict {
+	OK,
+	WARN,
+	FAIL,
+};
 
 struct doctor {
 	bool json, failed;
@@ -25,7 +29,7 @@ struct doctor {
 };
 
 __attribute__((format(printf, 4, 5))) static void say(struct doctor *d, enum verdict v,
-						       const char *name, const char *fmt, ...)
+						      const char *name, const char *fmt, ...)
 {
 	static const char *const words[] = { "ok", "warn", "fail" };
 	char text[400];
@@ -75,13 +79,16 @@ static bool cpu_has(const char *flag)
 
 static void check_cpu(struct doctor *d)
 {
-	const char *ext = cpu_has("svm") ? "AMD-V" : cpu_has("vmx") ? "Intel VT-x" : NULL;
+	const char *ext = cpu_has("svm") ? "AMD-V" : NULL;
+	if (!ext && cpu_has("vmx"))
+		ext = "Intel VT-x";
 	const char *nested = cpu_has("hypervisor") ? "; this host is itself a virtual machine" : "";
 	if (ext)
 		say(d, OK, "cpu", "%s%s", ext, nested);
 	else
 		say(d, WARN, "cpu", "shows neither svm nor vmx%s; enable virtualisation in the firmware, or "
-				    "nested virtualisation in the host below", nested);
+				    "nested virtualisation in the host below",
+		    nested);
 }
 
 // Returns whether a stock kernel can be expected to run; the reason goes to why.
@@ -94,7 +101,8 @@ static bool check_kvm(struct doctor *d, char *why, size_t size)
 	snprintf(why, size, "there is no usable /dev/kvm");
 	if (r == -EACCES) {
 		say(d, FAIL, "kvm", "no rights to %s; add yourself to the group kvm (usermod -aG kvm USER) "
-				    "and log in again", device);
+				    "and log in again",
+		    device);
 		return false;
 	}
 	if (r) {
@@ -121,7 +129,8 @@ static bool check_kvm(struct doctor *d, char *why, size_t size)
 		say(d, OK, "kvm-guest", "%s: hardware speed", why);
 	else
 		say(d, WARN, "kvm-guest", "%s, not run by hardware; guests made for it run, stock kernels "
-					  "do not; use a host with (nested) virtualisation", why);
+					  "do not; use a host with (nested) virtualisation",
+		    why);
 	return p.hardware_speed && !p.missing[0];
 }
 

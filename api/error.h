@@ -6,6 +6,7 @@
 #pragma once
 #include "microvm/base/err.h"
 
+// clang-format off
 // X(symbol, HTTP status, code, cause, remedy)
 #define API_CODES(X)                                                                               \
 	X(INVALID_JSON, 400, "invalid_json", "the body is not one JSON object, or has a key twice", \
@@ -83,6 +84,7 @@ enum api_code {
 #undef X
 	API_N_CODES
 };
+// clang-format on
 
 struct api_code_info {
 	const char *name;

@@ -223,7 +223,7 @@ void http_free(struct http *h)
 	mv_timer_fini(&h->timer);
 	for (int i = 0; h->mhd && i < PUMP_ROUNDS; i++)
 		MHD_run(h->mhd); // the last answers leave, nothing stays suspended
-	if (h->pending) { // libmicrohttpd would abort
+	if (h->pending) {        // libmicrohttpd would abort
 		mv_log(MV_ERROR, "http: %u requests were never answered", h->pending);
 		return;
 	}

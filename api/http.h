@@ -25,7 +25,7 @@ struct http_header {
 	char name[32], value[96];
 };
 
-struct http_req { // valid until http_reply()
+struct http_req {                  // valid until http_reply()
 	const char *method, *path; // path: without the query, percent-decoded
 	const char *body;          // not NUL-terminated
 	size_t body_len;

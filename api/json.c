@@ -68,7 +68,8 @@ static int decode_string(const struct js_field *f, json_t *v, char *dst, const c
 	if (f->type == JS_NAME && !vmcfg_name_ok(s))
 		return api_fail(err, API_INVALID_VALUE,
 				"%s: \"%s\" is not a name; use 1 to 64 letters, digits, '_', '.' or "
-				"'-', starting with a letter or digit", where, s);
+				"'-', starting with a letter or digit",
+				where, s);
 	memcpy(dst, s, len + 1);
 	return 0;
 }
@@ -185,7 +186,7 @@ static int decode_object(const struct js_table *t, json_t *o, uint8_t *obj, cons
 
 	if (!json_is_object(o))
 		return wrong_type(where[0] ? where : "body", "an object", o, err);
-	json_object_foreach(o, key, v) {
+	json_object_foreach (o, key, v) {
 		const struct js_field *f = find_field(t, key);
 		if (!f) {
 			char known[200];
@@ -253,6 +254,17 @@ static json_t *text_value(const char *s)
 	return v;
 }
 
+static json_int_t read_uint(const struct js_field *f, const uint8_t *p)
+{
+	uint32_t u32;
+	uint64_t u64;
+	memcpy(&u32, p, sizeof u32);
+	if (f->size == sizeof u32)
+		return u32;
+	memcpy(&u64, p, sizeof u64);
+	return (json_int_t)u64;
+}
+
 static json_t *encode_field(const struct js_field *f, const uint8_t *obj)
 {
 	const uint8_t *p = obj + f->offset;
@@ -261,9 +273,7 @@ static json_t *encode_field(const struct js_field *f, const uint8_t *obj)
 	case JS_STR:
 	case JS_PATH:
 	case JS_NAME: return text_value((const char *)p);
-	case JS_UINT:
-		return json_integer((json_int_t)(f->size == 4 ? *(const uint32_t *)(const void *)p :
-								*(const uint64_t *)(const void *)p));
+	case JS_UINT: return json_integer(read_uint(f, p));
 	case JS_BOOL: return json_boolean(*(const bool *)p);
 	case JS_WORD: {
 		uint32_t k = *(const uint32_t *)(const void *)p, n = 0;

@@ -28,7 +28,10 @@ enum js_type {
 	JS_LISTP, // the same behind a pointer: allocated by decoding, freed by the owner
 };
 
-enum { JS_REQUIRED = 1, JS_OMIT_EMPTY = 2 }; // the latter: encoding leaves "" and zero out
+enum {
+	JS_REQUIRED = 1,
+	JS_OMIT_EMPTY = 2, // encoding leaves "" and zero out
+};
 
 struct js_table;
 

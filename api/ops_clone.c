@@ -148,7 +148,7 @@ static void on_restored(void *arg, struct vm *vm, const struct api_err *err,
 static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *err)
 {
 	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->m.name;
-	struct template *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->m);
+	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->m);
 	for (unsigned n = t ? t->next_clone : 1;; n++) {
 		char name[VMCFG_NAME_LEN + 12];
 		snprintf(name, sizeof name, "%s-%u", prefix, n);
@@ -242,7 +242,7 @@ static void verify_done(struct worker_job *w)
 {
 	struct clone_job *j = (struct clone_job *)w;
 	struct api_err err;
-	struct template *t = template_get(j->s, &j->m);
+	struct known_snapshot *t = template_get(j->s, &j->m);
 	if (j->result) {
 		snap_error(&err, &j->verify_err, API_SNAPSHOT_CORRUPT);
 		template_drop(j->s, j->m.name);
@@ -260,8 +260,7 @@ static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *er
 	if (result)
 		return result;
 	j->items = calloc(j->body.count, sizeof *j->items);
-	return j->items ? 0 : api_fail(err, API_OUT_OF_MEMORY, "no memory for %u clones",
-				       j->body.count);
+	return j->items ? 0 : api_fail(err, API_OUT_OF_MEMORY, "no memory for %u clones", j->body.count);
 }
 
 static int job_open(struct clone_job *j, const char *name, struct api_err *err)
@@ -292,7 +291,7 @@ void op_clone(struct server *s, struct http_req *r, const char *name)
 		fail_job(j, &err);
 		return;
 	}
-	const struct template *t = template_get(s, &j->m);
+	const struct known_snapshot *t = template_get(s, &j->m);
 	if (t && template_is_verified(t, j->memory_fd)) {
 		advance(j);
 		return;

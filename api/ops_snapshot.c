@@ -7,8 +7,8 @@
 #include <sys/utsname.h>
 #include <time.h>
 
-#include "api/ops_snapshot.h"
 #include "api/ops.h"
+#include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/templates.h"
 #include "api/vmjson.h"

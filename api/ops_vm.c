@@ -266,11 +266,11 @@ static int need_state(const struct vm *vm, unsigned state, const char *what, str
 {
 	if (vm->state == state)
 		return 0;
-	const char *hint = vm->state == VM_PAUSED && state == VM_CREATED  ? "; use resume" :
-			   vm->state == VM_CREATED && state == VM_PAUSED  ? "; use start" :
-			   vm->state == VM_CREATED && state == VM_RUNNING ? "; start it first" :
-			   vm->state == VM_PAUSED && state == VM_RUNNING  ? "; resume it first" :
-									    "";
+	const char *hint = "";
+	if (vm->state == VM_PAUSED)
+		hint = state == VM_CREATED ? "; use resume" : "; resume it first";
+	else if (vm->state == VM_CREATED)
+		hint = state == VM_PAUSED ? "; use start" : "; start it first";
 	return api_fail(err, API_WRONG_STATE, "VM %s is %s; %s needs one that is %s%s", vm->cfg.name,
 			vm_state_name(vm->state), what, vm_state_name(state), hint);
 }
@@ -290,9 +290,10 @@ static void simple_op(struct server *s, struct http_req *r, const char *name, co
 		result = ops_begin(vm, what, &err);
 	if (!result) {
 		o = op_new(s, r, vm, &err);
-		result = !o ? -ENOMEM :
-			      vm_call(vm, type, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, what,
-				      on_simple_done, o, &err);
+		result = -ENOMEM;
+		if (o)
+			result = vm_call(vm, type, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, what,
+					 on_simple_done, o, &err);
 		if (result)
 			vm->op = NULL;
 	}
@@ -356,8 +357,9 @@ static int stop_begin(struct op *o, const struct stop_body *b, struct api_err *e
 		result = ops_begin(vm, "stop", err);
 	if (result)
 		return result;
-	struct msg_stop m = { b->mode == STOP_CTRL_ALT_DEL ? VM_STOP_CTRL_ALT_DEL :
-							     VM_STOP_POWER_BUTTON };
+	struct msg_stop m = { .mode = VM_STOP_POWER_BUTTON };
+	if (b->mode == STOP_CTRL_ALT_DEL)
+		m.mode = VM_STOP_CTRL_ALT_DEL;
 	result = vm_call(vm, MSG_STOP, &msg_stop_table, &m, NULL, 0, RUN_TIMEOUT_MS, "stop",
 			 on_stop_asked, o, err);
 	if (result)

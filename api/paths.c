@@ -25,7 +25,8 @@ int paths_default_socket(char path[PATH_MAX], struct mv_err *err)
 	if (path[0])
 		return 0;
 	if (env && env[0])
-		return join(path, env, strlen(env), "") ? mv_fail(err, ENAMETOOLONG, "THAW_SOCKET: too long") : 0;
+		return mv_strcpy(path, PATH_MAX, env) ? mv_fail(err, ENAMETOOLONG, "THAW_SOCKET is too long")
+						      : 0;
 	if (geteuid() == 0)
 		return join(path, "/run/thaw", 9, "/thaw.sock");
 	if (!run || join(path, run, strlen(run), "/thaw.sock"))

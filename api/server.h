@@ -21,7 +21,7 @@ struct server {
 	struct worker worker;
 	struct store store;
 	// VMs (vms.c)
-	void *by_name, *by_id; // tsearch(3) trees
+	void *by_name, *by_id;  // tsearch(3) trees
 	unsigned n_vms, n_live; // listed; with a process
 	bool stopping;          // no new work; the loop ends with the last VM
 	// messages that wait for an answer (vm.c)
@@ -29,5 +29,5 @@ struct server {
 	struct mv_timer call_timer;
 	uint64_t call_timer_due_ns; // 0: not armed
 	// verified snapshots (templates.c)
-	struct template *templates;
+	struct known_snapshot *templates;
 };

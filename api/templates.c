@@ -5,9 +5,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-struct template *template_get(struct server *s, const struct manifest *m)
+struct known_snapshot *template_get(struct server *s, const struct manifest *m)
 {
-	struct template *t;
+	struct known_snapshot *t;
 	for (t = s->templates; t; t = t->next)
 		if (!strcmp(t->name, m->name))
 			break;
@@ -27,7 +27,7 @@ struct template *template_get(struct server *s, const struct manifest *m)
 	return t;
 }
 
-static bool identify(struct template *t, int fd)
+static bool identify(struct known_snapshot *t, int fd)
 {
 	struct stat st;
 	if (fstat(fd, &st))
@@ -40,25 +40,25 @@ static bool identify(struct template *t, int fd)
 	return true;
 }
 
-bool template_is_verified(const struct template *t, int memory_fd)
+bool template_is_verified(const struct known_snapshot *t, int memory_fd)
 {
-	struct template now = { 0 };
+	struct known_snapshot now = { 0 };
 	return t->verified && identify(&now, memory_fd) && now.device == t->device &&
 	       now.inode == t->inode && now.size_bytes == t->size_bytes &&
 	       now.modified_ns == t->modified_ns && now.changed_ns == t->changed_ns;
 }
 
-void template_set_verified(struct template *t, int memory_fd)
+void template_set_verified(struct known_snapshot *t, int memory_fd)
 {
 	t->verified = identify(t, memory_fd);
 }
 
 void template_drop(struct server *s, const char *name)
 {
-	for (struct template **p = &s->templates; *p; p = &(*p)->next) {
+	for (struct known_snapshot **p = &s->templates; *p; p = &(*p)->next) {
 		if (strcmp((*p)->name, name))
 			continue;
-		struct template *t = *p;
+		struct known_snapshot *t = *p;
 		*p = t->next;
 		free(t);
 		return;

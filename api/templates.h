@@ -9,17 +9,17 @@
 #include "api/server.h"
 #include "snapshot/manifest.h"
 
-struct template {
-	struct template *next;
+struct known_snapshot {
+	struct known_snapshot *next;
 	char name[VMCFG_NAME_LEN], id[MV_UUID_LEN];
 	bool verified;
 	uint64_t device, inode, size_bytes, modified_ns, changed_ns; // of the verified memory file
-	unsigned next_clone;                              // for default names
+	unsigned next_clone;                                         // for default names
 };
 
 // The record of this snapshot, made when it is not there. NULL: no memory.
-struct template *template_get(struct server *s, const struct manifest *m);
-bool template_is_verified(const struct template *t, int memory_fd);
-void template_set_verified(struct template *t, int memory_fd);
+struct known_snapshot *template_get(struct server *s, const struct manifest *m);
+bool template_is_verified(const struct known_snapshot *t, int memory_fd);
+void template_set_verified(struct known_snapshot *t, int memory_fd);
 void template_drop(struct server *s, const char *name); // deleted or found damaged
 void templates_free(struct server *s);

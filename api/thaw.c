@@ -9,6 +9,7 @@
 #include "api/paths.h"
 #include "microvm/base/util.h"
 
+// clang-format off
 enum opt {
 	O_JSON, O_SOCKET, O_HELP, O_VERSION, // for all
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
@@ -32,6 +33,8 @@ static const struct option long_options[] = {
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), { 0 },
 };
+
+// clang-format on
 
 static const struct command {
 	const char *name;
@@ -84,7 +87,8 @@ static void print_help(FILE *f)
 		fprintf(f, "  %-16s %s\n", commands[i].name, commands[i].what);
 	fputs("\nthaw COMMAND --help shows its arguments. --json prints the daemon's answer as it is.\n"
 	      "The socket is --socket, THAW_SOCKET, or thawd's default.\n"
-	      "Exit status: 0 done, 1 the daemon says no, 2 wrong usage, 3 no daemon, 4 time-out.\n", f);
+	      "Exit status: 0 done, 1 the daemon says no, 2 wrong usage, 3 no daemon, 4 time-out.\n",
+	      f);
 }
 
 static bool number(const char *s, unsigned long *v, bool *has)

@@ -44,7 +44,15 @@ static const char help[] =
 	"SIGTERM or SIGINT ends it and all its VMs. Exit status: 0 ended as asked, 1 an error,\n"
 	"2 wrong usage.\n";
 
-enum { OPT_SOCKET = 256, OPT_STATE, OPT_VMM, OPT_KVM, OPT_LEVEL, OPT_VERSION, OPT_HELP };
+enum {
+	OPT_SOCKET = 256,
+	OPT_STATE,
+	OPT_VMM,
+	OPT_KVM,
+	OPT_LEVEL,
+	OPT_VERSION,
+	OPT_HELP,
+};
 
 static const struct option long_options[] = {
 	{ "socket", required_argument, NULL, OPT_SOCKET },

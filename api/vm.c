@@ -15,8 +15,8 @@
 #include "microvm/base/util.h"
 
 #define LOAD_TIMEOUT_MS 30000
-#define MAX_CALLS 64          // waiting for one VM
-#define MESSAGES_PER_TURN 16  // of one VM, so that none keeps the loop to itself
+#define MAX_CALLS 64         // waiting for one VM
+#define MESSAGES_PER_TURN 16 // of one VM, so that none keeps the loop to itself
 #define MESSAGES_AT_END 1024
 #define MAX_EVENTS 50000 // in 10 s; more is an attempt to keep the daemon busy
 
@@ -127,7 +127,7 @@ static void on_deadline(void *arg)
 	uint64_t now = mv_now_ns(), next = 0;
 	struct vm_call *c;
 	s->call_timer_due_ns = 0;
-	LIST_FOREACH(c, &s->calls, of_server) {
+	LIST_FOREACH (c, &s->calls, of_server) {
 		if (c->timed_out)
 			continue;
 		if (c->deadline_ns <= now) {
@@ -171,9 +171,14 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 	struct vm_call *c = calloc(1, sizeof *c);
 	if (!c)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
-	*c = (struct vm_call){ .vm = vm, .id = ++vm->next_id, .timeout_ms = timeout_ms, .type = type,
-			       .deadline_ns = mv_now_ns() + timeout_ms * 1000000u, .what = what,
-			       .done = done, .arg = arg };
+	c->vm = vm;
+	c->id = ++vm->next_id;
+	c->timeout_ms = timeout_ms;
+	c->deadline_ns = mv_now_ns() + timeout_ms * 1000000u;
+	c->type = type;
+	c->what = what;
+	c->done = done;
+	c->arg = arg;
 	int r = msg_send(vm->socket, (uint16_t)type, c->id, table, obj, fds, n_fds);
 	if (r) {
 		free(c);
@@ -220,7 +225,7 @@ static int on_reply(struct vm *vm, const struct msg *m)
 	struct vm_call *c;
 	struct mv_err e = { 0 };
 	struct api_err err = { 0 };
-	LIST_FOREACH(c, &vm->calls, of_vm)
+	LIST_FOREACH (c, &vm->calls, of_vm)
 		if (c->id == m->id)
 			break;
 	if (!c || mv_state_load(&msg_reply_table, m->body, m->body_len, &reply, &e))
@@ -408,8 +413,7 @@ void vm_wait_cancel(struct vm_waiter *w)
 static int watch_process(struct vm *vm)
 {
 	int r = mv_watch_add(&vm->srv->loop, &vm->pid_watch, vm->pidfd, EPOLLIN, on_pidfd, vm);
-	return r ? r : mv_watch_add(&vm->srv->loop, &vm->socket_watch, vm->socket, EPOLLIN, on_socket,
-				    vm);
+	return r ? r : mv_watch_add(&vm->srv->loop, &vm->socket_watch, vm->socket, EPOLLIN, on_socket, vm);
 }
 
 // Undoes a start that failed half-way; its call is dropped, not ended.

@@ -24,7 +24,8 @@ static int open_error(const char *what, const char *path, int code, bool writing
 	case ENOTDIR:
 		return api_fail(err, API_FILE_NOT_FOUND,
 				"%s: %s does not exist; give the absolute path of a file on the "
-				"daemon's host", what, path);
+				"daemon's host",
+				what, path);
 	case EACCES:
 	case EPERM:
 	case EROFS:
@@ -73,13 +74,15 @@ static int open_kvm(const char *path, int *ret_fd, struct api_err *err)
 	if (fd < 0 && (errno == EACCES || errno == EPERM))
 		return api_fail(err, API_KVM_DENIED,
 				"the daemon may not use %s; add its user to the group kvm (thaw doctor "
-				"tells more)", path);
+				"tells more)",
+				path);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
 		return open_error("kvm", path, errno, true, err);
 	if (fd < 0 || fstat(fd, &st) || !S_ISCHR(st.st_mode))
 		return api_fail(err, API_NO_KVM,
 				"%s is not there; load kvm_intel or kvm_amd, or enable virtualisation "
-				"in the firmware (thaw doctor tells more)", path);
+				"in the firmware (thaw doctor tells more)",
+				path);
 	*ret_fd = MV_TAKE_FD(fd);
 	return 0;
 }
@@ -96,29 +99,34 @@ static int open_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
 	if (!index)
 		return api_fail(err, API_TAP_NOT_FOUND,
 				"net %s: there is no interface %s; create it: ip tuntap add %s mode tap "
-				"vnet_hdr", n->id, n->tap, n->tap);
+				"vnet_hdr",
+				n->id, n->tap, n->tap);
 	snprintf(flags_path, sizeof flags_path, "/sys/class/net/%.15s/tun_flags", n->tap);
 	if (access(flags_path, F_OK))
 		return api_fail(err, API_TAP_INVALID, "net %s: %s is not a tap interface", n->id, n->tap);
 	MV_FD fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return api_fail(err, API_TAP_DENIED, "net %s: /dev/net/tun: %s; load the module tun or "
-				"change the device's rights", n->id, strerror(errno));
+						     "change the device's rights",
+				n->id, strerror(errno));
 	memcpy(ifr.ifr_name, n->tap, sizeof ifr.ifr_name);
 	if (ioctl(fd, TUNSETIFF, &ifr)) {
 		switch (errno) {
 		case EBUSY:
 			return api_fail(err, API_IN_USE,
 					"net %s: tap %s is used by another VM or program; give this VM "
-					"its own tap", n->id, n->tap);
+					"its own tap",
+					n->id, n->tap);
 		case EPERM:
 			return api_fail(err, API_TAP_DENIED,
 					"net %s: the daemon may not use tap %s; create it with: ip tuntap "
-					"add %s mode tap vnet_hdr user USER", n->id, n->tap, n->tap);
+					"add %s mode tap vnet_hdr user USER",
+					n->id, n->tap, n->tap);
 		default:
 			return api_fail(err, API_TAP_INVALID,
 					"net %s: %s: %s; create it with: ip tuntap add %s mode tap "
-					"vnet_hdr", n->id, n->tap, strerror(errno), n->tap);
+					"vnet_hdr",
+					n->id, n->tap, strerror(errno), n->tap);
 		}
 	}
 	if (if_nametoindex(n->tap) != index)

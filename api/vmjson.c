@@ -6,6 +6,7 @@
 
 #include "microvm/base/util.h"
 
+// clang-format off
 // One line per field: struct, member, flags, and what is special about its type.
 #define F_TEXT(s, member, name_, type_, flags_, doc_)                                              \
 	{ .name = (name_), .type = (type_), .flags = (flags_), .offset = MV_OFF(s, member),         \
@@ -152,6 +153,8 @@ static const struct js_field snapshot_fields[] = {
 DEFINE_JS(snapshot_table, snapshot_fields);
 
 const struct js_table empty_table = { .fields = NULL, .n_fields = 0 };
+
+// clang-format on
 
 static void random_mac(uint8_t mac[6])
 {

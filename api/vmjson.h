@@ -28,7 +28,7 @@ struct clone_vsock {
 	uint32_t cid;
 	bool has_path, has_cid;
 };
-struct clone_spec { // all zero: a plain clone
+struct clone_spec {                // all zero: a plain clone
 	char name[VMCFG_NAME_LEN]; // empty: chosen by the daemon
 	struct clone_net net[VMCFG_MAX_NETS];
 	struct clone_drive drive[VMCFG_MAX_DRIVES];
@@ -37,7 +37,7 @@ struct clone_spec { // all zero: a plain clone
 	bool has_vsock;
 };
 struct clone_body {
-	uint32_t count;           // at least 1
+	uint32_t count;            // at least 1
 	struct clone_spec *clones; // NULL, or count of them
 	uint32_t n_clones;
 	char name_prefix[VMCFG_NAME_LEN];
@@ -48,7 +48,11 @@ struct stop_body {
 	uint32_t mode; // enum stop_mode
 	uint32_t wait_ms;
 };
-enum stop_mode { STOP_POWER_BUTTON, STOP_CTRL_ALT_DEL, STOP_KILL };
+enum stop_mode {
+	STOP_POWER_BUTTON,
+	STOP_CTRL_ALT_DEL,
+	STOP_KILL,
+};
 
 struct snapshot_body {
 	char name[VMCFG_NAME_LEN], vm[VMCFG_NAME_LEN];

@@ -8,10 +8,10 @@
 #include "microvm/base/err.h"
 
 struct kvm_probe {
-	int api_version;      // 12 is the only one there is
+	int api_version; // 12 is the only one there is
 	int max_vcpus;
-	char missing[256];    // capabilities that thaw needs and KVM lacks, space-separated
-	bool guest_ran;       // the probe guest ran to its end
+	char missing[256];         // capabilities that thaw needs and KVM lacks, space-separated
+	bool guest_ran;            // the probe guest ran to its end
 	double ns_per_instruction; // of guest kernel mode; on hardware about 1
 	bool hardware_speed;
 	char guest_error[128]; // why it did not run

@@ -20,6 +20,7 @@ struct outer {
 	struct inner one, list[2], *heap;
 };
 
+// clang-format off
 #define OFF(s, m) .offset = (uint32_t)offsetof(s, m), .size = (uint32_t)sizeof(((s *)0)->m)
 static const struct js_field inner_fields[] = {
 	{ .name = "name", .type = JS_NAME, .flags = JS_REQUIRED, OFF(struct inner, name), .doc = "a name" },
@@ -42,6 +43,8 @@ static const struct js_field outer_fields[] = {
 	  .count_offset = offsetof(struct outer, n_heap) },
 };
 static const struct js_table outer_table = { outer_fields, MV_ARRAY_LEN(outer_fields) };
+
+// clang-format on
 
 static void expect_code(const char *text, enum api_code code, const char *in_message)
 {
@@ -106,7 +109,8 @@ static void test_decode_errors(void **state)
 		{ "{\"one\":{\"name\":\"a\",\"big\":9223372036854775807}}", API_OK, "" },
 		{ "{\"list\":{}}", API_WRONG_TYPE, "an array" },
 		{ "{\"list\":[{\"name\":\"a\"},{\"name\":\"b\",\"y\":1}]}", API_UNKNOWN_FIELD, "list[1].y" },
-		{ "{\"list\":[{\"name\":\"a\"},{\"name\":\"b\"},{\"name\":\"c\"}]}", API_INVALID_VALUE, "at most 2" },
+		{ "{\"list\":[{\"name\":\"a\"},{\"name\":\"b\"},{\"name\":\"c\"}]}", API_INVALID_VALUE,
+		  "at most 2" },
 		{ "{\"heap\":[{\"name\":\"a\"},{\"name\":1}]}", API_WRONG_TYPE, "heap[1].name" },
 	};
 	for (size_t i = 0; i < MV_ARRAY_LEN(cases); i++)

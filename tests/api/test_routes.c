@@ -2,10 +2,10 @@
 // api/routes.c and api/error.h: matching, the table, and the documentation of both.
 #include "tests/t.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <errno.h>
 
 #include "api/routes.h"
 #include "api/vm.h"
@@ -95,7 +95,7 @@ static void test_documented(void **state)
 			fail_msg("docs/api.md has no row:%s", row);
 	}
 	unsigned routes = 0, codes = 0;
-	for (const char *p = text; (p = strstr(p, "\n### ")) && (p[5] == 'G' || p[5] == 'P' || p[5] == 'D'); p++)
+	for (const char *p = text; (p = strstr(p, "\n### ")); p++)
 		routes++;
 	for (const char *p = strstr(text, "\n## Errors"); p && (p = strstr(p, "\n| `")); p++)
 		codes++;

@@ -12,12 +12,26 @@
 static struct create_body body;
 static struct api_err err;
 
-static int create(const char *text) { return create_parse(text, strlen(text), &body, &err); }
+// JSON with ' for ", which reads better in C.
+static const char *quoted(const char *text)
+{
+	static char json[1000];
+	size_t n = strlen(text);
+	assert_true(n < sizeof json);
+	for (size_t i = 0; i <= n; i++)
+		json[i] = text[i] == '\'' ? '"' : text[i];
+	return json;
+}
+
+static int create(const char *text)
+{
+	return create_parse(quoted(text), strlen(text), &body, &err);
+}
 
 static void test_defaults(void **state)
 {
 	(void)state;
-	assert_int_equal(create("{\"name\":\"a\",\"kernel\":\"/k\",\"nets\":[{\"id\":\"n\",\"tap\":\"t0\"}]}"), 0);
+	assert_int_equal(create("{'name':'a','kernel':'/k','nets':[{'id':'n','tap':'t0'}]}"), 0);
 	const struct vmcfg *c = &body.cfg;
 	assert_int_equal(c->vcpus, 1);
 	assert_int_equal(c->mem_mib, 128);
@@ -33,11 +47,11 @@ static void test_everything_given(void **state)
 {
 	(void)state;
 	assert_int_equal(
-		create("{\"name\":\"a.b-c_1\",\"vcpus\":32,\"memory_mib\":4,\"kernel\":\"/k\",\"initrd\":\"/i\","
-		       "\"cmdline\":\"x=1\",\"discovery\":\"cmdline\",\"boot\":\"linux64\",\"drives\":[{\"id\":\"d\","
-		       "\"path\":\"/d\",\"read_only\":true,\"serial\":\"01234567890123456789\"}],"
-		       "\"nets\":[{\"id\":\"n\",\"tap\":\"t\",\"mac\":\"02:00:00:00:00:01\"}],"
-		       "\"vsock\":{\"cid\":3,\"path\":\"/v\"},\"rng\":false,\"start\":true}"),
+		create("{'name':'a.b-c_1','vcpus':32,'memory_mib':4,'kernel':'/k','initrd':'/i',"
+		       "'cmdline':'x=1','discovery':'cmdline','boot':'linux64','drives':[{'id':'d',"
+		       "'path':'/d','read_only':true,'serial':'01234567890123456789'}],"
+		       "'nets':[{'id':'n','tap':'t','mac':'02:00:00:00:00:01'}],"
+		       "'vsock':{'cid':3,'path':'/v'},'rng':false,'start':true}"),
 		0);
 	const struct vmcfg *c = &body.cfg;
 	assert_true(c->drive[0].read_only && c->vsock.present && body.start && !c->rng);
@@ -56,27 +70,27 @@ static void test_create_errors(void **state)
 		enum api_code code;
 		const char *in_message;
 	} cases[] = {
-		{ "\"vcpus\":0", API_INVALID_VALUE, "vcpus: 0 is not within 1..32" },
-		{ "\"vcpus\":33", API_INVALID_VALUE, "vcpus" },
-		{ "\"memory_mib\":0", API_INVALID_VALUE, "memory_mib" },
-		{ "\"memory_mib\":3", API_INVALID_VALUE, "memory_mib" },
-		{ "\"memory_mib\":1048577", API_INVALID_VALUE, "memory_mib" },
-		{ "\"initrd\":\"i\"", API_INVALID_VALUE, "absolute" },
-		{ "\"drives\":[{\"id\":\"d\"}]", API_MISSING_FIELD, "drives[0].path" },
-		{ "\"drives\":[{\"id\":\"d\",\"path\":\"/a\"},{\"id\":\"d\",\"path\":\"/b\"}]", API_INVALID_VALUE, "twice" },
-		{ "\"nets\":[{\"id\":\"n\",\"tap\":\"\"}]", API_INVALID_VALUE, "tap" },
-		{ "\"nets\":[{\"id\":\"n\",\"tap\":\"a/b\"}]", API_INVALID_VALUE, "tap" },
-		{ "\"nets\":[{\"id\":\"n\",\"tap\":\"t%d\"}]", API_INVALID_VALUE, "tap" },
-		{ "\"nets\":[{\"id\":\"n\",\"tap\":\"0123456789abcdef\"}]", API_INVALID_VALUE, "tap" },
-		{ "\"nets\":[{\"id\":\"n\",\"tap\":\"t\"},{\"id\":\"m\",\"tap\":\"t\"}]", API_INVALID_VALUE, "twice" },
-		{ "\"vsock\":{\"path\":\"/v\"}", API_MISSING_FIELD, "vsock.cid" },
-		{ "\"vsock\":{\"cid\":0}", API_INVALID_VALUE, "vsock.cid" },
-		{ "\"vsock\":{\"cid\":4294967295}", API_INVALID_VALUE, "vsock.cid" },
-		{ "\"kernal\":\"/k\"", API_UNKNOWN_FIELD, "kernal" },
+		{ "'vcpus':0", API_INVALID_VALUE, "vcpus: 0 is not within 1..32" },
+		{ "'vcpus':33", API_INVALID_VALUE, "vcpus" },
+		{ "'memory_mib':0", API_INVALID_VALUE, "memory_mib" },
+		{ "'memory_mib':3", API_INVALID_VALUE, "memory_mib" },
+		{ "'memory_mib':1048577", API_INVALID_VALUE, "memory_mib" },
+		{ "'initrd':'i'", API_INVALID_VALUE, "absolute" },
+		{ "'drives':[{'id':'d'}]", API_MISSING_FIELD, "drives[0].path" },
+		{ "'drives':[{'id':'d','path':'/a'},{'id':'d','path':'/b'}]", API_INVALID_VALUE, "twice" },
+		{ "'nets':[{'id':'n','tap':''}]", API_INVALID_VALUE, "tap" },
+		{ "'nets':[{'id':'n','tap':'a/b'}]", API_INVALID_VALUE, "tap" },
+		{ "'nets':[{'id':'n','tap':'t%d'}]", API_INVALID_VALUE, "tap" },
+		{ "'nets':[{'id':'n','tap':'0123456789abcdef'}]", API_INVALID_VALUE, "tap" },
+		{ "'nets':[{'id':'n','tap':'t'},{'id':'m','tap':'t'}]", API_INVALID_VALUE, "twice" },
+		{ "'vsock':{'path':'/v'}", API_MISSING_FIELD, "vsock.cid" },
+		{ "'vsock':{'cid':0}", API_INVALID_VALUE, "vsock.cid" },
+		{ "'vsock':{'cid':4294967295}", API_INVALID_VALUE, "vsock.cid" },
+		{ "'kernal':'/k'", API_UNKNOWN_FIELD, "kernal" },
 	};
 	for (size_t i = 0; i < MV_ARRAY_LEN(cases); i++) {
 		char text[400];
-		snprintf(text, sizeof text, "{\"name\":\"a\",\"kernel\":\"/k\",%s}", cases[i].more);
+		snprintf(text, sizeof text, "{'name':'a','kernel':'/k',%s}", cases[i].more);
 		if (!create(text))
 			fail_msg("accepted: %s", text);
 		assert_string_equal(api_code_info(err.code)->name, api_code_info(cases[i].code)->name);
@@ -87,10 +101,10 @@ static void test_create_errors(void **state)
 
 static void base_config(struct vmcfg *c)
 {
-	assert_int_equal(create("{\"name\":\"base\",\"kernel\":\"/k\",\"drives\":[{\"id\":\"d\",\"path\":\"/d\"},"
-				"{\"id\":\"e\",\"path\":\"/e\",\"read_only\":true}],"
-				"\"nets\":[{\"id\":\"n\",\"tap\":\"t\",\"mac\":\"02:00:00:00:00:01\"}],"
-				"\"vsock\":{\"cid\":3,\"path\":\"/v\"}}"),
+	assert_int_equal(create("{'name':'base','kernel':'/k','drives':[{'id':'d','path':'/d'},"
+				"{'id':'e','path':'/e','read_only':true}],"
+				"'nets':[{'id':'n','tap':'t','mac':'02:00:00:00:00:01'}],"
+				"'vsock':{'cid':3,'path':'/v'}}"),
 			 0);
 	*c = body.cfg;
 }
@@ -98,7 +112,7 @@ static void base_config(struct vmcfg *c)
 static int clone(const char *text, const struct vmcfg *base, struct vmcfg *ret_c)
 {
 	struct clone_body b;
-	int r = clone_parse(text, strlen(text), &b, &err);
+	int r = clone_parse(quoted(text), strlen(text), &b, &err);
 	if (!r) {
 		static const struct clone_spec plain;
 		r = clone_config(base, b.clones ? &b.clones[0] : &plain, ret_c, &err);
@@ -126,8 +140,8 @@ static void test_overrides(void **state)
 	(void)state;
 	struct vmcfg base, c;
 	base_config(&base);
-	assert_int_equal(clone("{\"clones\":[{\"name\":\"x\",\"drives\":[{\"id\":\"e\",\"path\":\"/f\"}],"
-			       "\"nets\":[{\"id\":\"n\",\"mac\":\"02:00:00:00:00:02\"}],\"vsock\":{\"cid\":9}}]}",
+	assert_int_equal(clone("{'clones':[{'name':'x','drives':[{'id':'e','path':'/f'}],"
+			       "'nets':[{'id':'n','mac':'02:00:00:00:00:02'}],'vsock':{'cid':9}}]}",
 			       &base, &c),
 			 0);
 	assert_string_equal(c.name, "x");
@@ -138,7 +152,7 @@ static void test_overrides(void **state)
 	assert_int_equal(c.net[0].mac[5], 2);
 	assert_int_equal(c.vsock.cid, 9);
 	assert_string_equal(c.vsock.path, "");
-	assert_int_equal(clone("{\"clones\":[{\"vsock\":{\"path\":\"/w\"},\"drives\":[{\"id\":\"e\",\"read_only\":false}]}]}",
+	assert_int_equal(clone("{'clones':[{'vsock':{'path':'/w'},'drives':[{'id':'e','read_only':false}]}]}",
 			       &base, &c),
 			 0);
 	assert_string_equal(c.vsock.path, "/w");
@@ -153,16 +167,16 @@ static void test_clone_errors(void **state)
 		const char *text;
 		enum api_code code;
 	} cases[] = {
-		{ "{\"count\":0}", API_INVALID_VALUE },
-		{ "{\"count\":4097}", API_INVALID_VALUE },
-		{ "{\"count\":1,\"clones\":[{}]}", API_INVALID_VALUE },
-		{ "{\"clones\":[]}", API_INVALID_VALUE },
-		{ "{\"clones\":[{\"drives\":[{\"id\":\"z\"}]}]}", API_INVALID_VALUE },
-		{ "{\"clones\":[{\"nets\":[{\"id\":\"z\"}]}]}", API_INVALID_VALUE },
-		{ "{\"clones\":[{\"nets\":[{\"id\":\"n\",\"tap\":\"\"}]}]}", API_INVALID_VALUE },
-		{ "{\"clones\":[{\"drives\":[{\"id\":\"d\",\"serial\":\"s\"}]}]}", API_UNKNOWN_FIELD },
-		{ "{\"name\":\"x\"}", API_UNKNOWN_FIELD },
-		{ "{\"run\":1}", API_WRONG_TYPE },
+		{ "{'count':0}", API_INVALID_VALUE },
+		{ "{'count':4097}", API_INVALID_VALUE },
+		{ "{'count':1,'clones':[{}]}", API_INVALID_VALUE },
+		{ "{'clones':[]}", API_INVALID_VALUE },
+		{ "{'clones':[{'drives':[{'id':'z'}]}]}", API_INVALID_VALUE },
+		{ "{'clones':[{'nets':[{'id':'z'}]}]}", API_INVALID_VALUE },
+		{ "{'clones':[{'nets':[{'id':'n','tap':''}]}]}", API_INVALID_VALUE },
+		{ "{'clones':[{'drives':[{'id':'d','serial':'s'}]}]}", API_UNKNOWN_FIELD },
+		{ "{'name':'x'}", API_UNKNOWN_FIELD },
+		{ "{'run':1}", API_WRONG_TYPE },
 	};
 	struct vmcfg base, c;
 	base_config(&base);
@@ -172,15 +186,18 @@ static void test_clone_errors(void **state)
 		assert_string_equal(api_code_info(err.code)->name, api_code_info(cases[i].code)->name);
 	}
 	base.vsock.present = false;
-	assert_int_not_equal(clone("{\"clones\":[{\"vsock\":{\"cid\":9}}]}", &base, &c), 0);
+	assert_int_not_equal(clone("{'clones':[{'vsock':{'cid':9}}]}", &base, &c), 0);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_defaults),      cmocka_unit_test(test_everything_given),
-		cmocka_unit_test(test_create_errors), cmocka_unit_test(test_plain_clone),
-		cmocka_unit_test(test_overrides),     cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_defaults),
+		cmocka_unit_test(test_everything_given),
+		cmocka_unit_test(test_create_errors),
+		cmocka_unit_test(test_plain_clone),
+		cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_clone_errors),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

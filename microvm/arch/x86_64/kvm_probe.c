@@ -18,7 +18,7 @@
 #define GUEST_BYTES 0x4000u
 #define CODE_GPA 0x1000u
 #define TSS_ADDR 0xfffbd000u
-#define LOOPS 20000u                 // of two instructions
+#define LOOPS 20000u                  // of two instructions
 #define SLOW_NS_PER_INSTRUCTION 100.0 // hardware: about 1, emulation: about 600
 #define RUNS_MAX 16
 
@@ -65,8 +65,8 @@ static int set_registers(int vcpu_fd, struct kvm_probe *p)
 	struct kvm_regs r = { .rip = CODE_GPA, .rflags = 2 };
 	if (step(p, "KVM_GET_SREGS", ioctl(vcpu_fd, KVM_GET_SREGS, &s)))
 		return -1;
-	const struct kvm_segment flat = { .limit = 0xffffffff, .selector = 16, .type = 3, .present = 1,
-					  .db = 1, .s = 1, .g = 1 };
+	struct kvm_segment flat = { .limit = 0xffffffff, .selector = 16, .type = 3, .present = 1 };
+	flat.db = flat.s = flat.g = 1; // 32-bit, not a system segment, limit in pages
 	s.ds = s.es = s.fs = s.gs = s.ss = flat;
 	s.cs = flat;
 	s.cs.selector = 8;
