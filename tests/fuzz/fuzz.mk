@@ -6,7 +6,7 @@ FUZZ_CC ?= clang
 FUZZ_RT := $(wildcard $(shell $(FUZZ_CC) -print-runtime-dir 2>/dev/null)/libclang_rt.fuzzer*.a)
 FUZZ_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -O1 -g
 FUZZ_OBJ := $(B)/tests/fuzz/obj
-FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c))
+FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c) api/json.c api/error.c api/vmjson.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_PROGRAMS := $(if $(FUZZ_RT),$(patsubst %.c,$(B)/%,$(FUZZ_SRC)))
 OBJECTS += $(FUZZ_O) $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(FUZZ_SRC))
@@ -15,7 +15,7 @@ $(FUZZ_OBJ)/%.o: %.c
 	$(Q)mkdir -p $(@D)
 	$(call say,FUZZCC,$<)$(FUZZ_CC) $(filter-out -D_FORTIFY_SOURCE=2,$(BASE_CFLAGS)) $(FUZZ_FLAGS) -c $< -o $@
 $(FUZZ_PROGRAMS): $(B)/%: $(FUZZ_OBJ)/%.o $(FUZZ_O)
-	$(call say,LD,$@)$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined $^ -luring -lxxhash -o $@
+	$(call say,LD,$@)$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined $^ -luring -lxxhash -ljansson -o $@
 
 .PHONY: fuzz fuzz-smoke
 fuzz: $(FUZZ_PROGRAMS)

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bodies of API requests: what decodes must encode, and decode to the same. The first byte
+// chooses the route.
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/vmjson.h"
+#include "microvm/base/util.h"
+
+static void check_error(const struct api_err *err)
+{
+	if (err->code == API_OK || err->code >= API_N_CODES || !err->msg[0])
+		abort();
+}
+
+static void create(const char *text, size_t len)
+{
+	static struct create_body a, b;
+	struct api_err err = { 0 };
+	if (create_parse(text, len, &a, &err)) {
+		check_error(&err);
+		return;
+	}
+	char *again = js_text(js_encode(&config_table, &a.cfg), false);
+	if (!again || create_parse(again, strlen(again), &b, &err))
+		abort();
+	memcpy(b.cfg.id, a.cfg.id, sizeof a.cfg.id); // random
+	char *third = js_text(js_encode(&config_table, &b.cfg), false);
+	if (!third || strcmp(again, third))
+		abort();
+	free(again);
+	free(third);
+}
+
+static void clone(const char *text, size_t len)
+{
+	static struct vmcfg base = { .name = "base", .vcpus = 1, .mem_mib = 128, .kernel = "/k", .n_drives = 1, .n_nets = 1 };
+	static struct vmcfg c;
+	struct clone_body b;
+	struct api_err err = { 0 };
+	memcpy(base.drive[0].id, "d", 2);
+	memcpy(base.drive[0].path, "/d", 3);
+	memcpy(base.net[0].id, "n", 2);
+	memcpy(base.net[0].tap, "t", 2);
+	base.net[0].mac[0] = 2;
+	base.vsock = (struct vmcfg_vsock){ .present = true, .cid = 3 };
+	int r = clone_parse(text, len, &b, &err);
+	for (uint32_t i = 0; !r && b.clones && i < b.n_clones; i++)
+		if (clone_config(&base, &b.clones[i], &c, &err))
+			check_error(&err);
+	if (r)
+		check_error(&err);
+	free(b.clones);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct stop_body stop = { 0 };
+	struct snapshot_body snapshot = { 0 };
+	struct api_err err = { 0 };
+	if (!size)
+		return 0;
+	const char *text = (const char *)data + 1;
+	switch (data[0] % 4) {
+	case 0: create(text, size - 1); break;
+	case 1: clone(text, size - 1); break;
+	case 2:
+		if (js_decode(&stop_table, text, size - 1, &stop, &err))
+			check_error(&err);
+		break;
+	default:
+		if (js_decode(&snapshot_table, text, size - 1, &snapshot, &err))
+			check_error(&err);
+	}
+	return 0;
+}
