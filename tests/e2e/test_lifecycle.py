@@ -4,6 +4,8 @@
 ends of every kind, and what survives the end of others."""
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import socket
@@ -425,6 +427,31 @@ def test_client_commands():
         ok("snapshot-delete", "s")
         assert json.loads(ok("info", "--json"))["snapshots"] == 0
         ok("info")
+
+
+def test_client_terminal():
+    need_kvm()
+    with Daemon() as d:
+        d.create("a")
+        d.expect("a", "READY")
+        pid, fd = pty.fork()
+        if not pid:
+            os.execve(os.path.join(BIN, "thaw"), ["thaw", "--socket", d.socket, "console", "a"], dict(os.environ))
+        out = b""
+
+        def read_until(text):
+            nonlocal out
+            while text not in out:
+                assert select.select([fd], [], [], 10)[0], out
+                out += os.read(fd, 1000)
+
+        read_until(b"READY")
+        os.write(fd, b"echo typed\n")
+        read_until(b"OK typed")
+        os.write(fd, b"\x1d")  # Ctrl-]
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.close(fd)
+        assert d.vm("a")["state"] == "running"
 
 
 def test_doctor():
