@@ -21,9 +21,12 @@ static int usage(FILE *to, int status)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "bin", required_argument, NULL, 'b' }, { "guest", required_argument, NULL, 'g' },
-		{ "out", required_argument, NULL, 'o' }, { "quick", no_argument, NULL, 'q' },
-		{ "verbose", no_argument, NULL, 'v' },	 { "help", no_argument, NULL, 'h' },
+		{ "bin", required_argument, NULL, 'b' },
+		{ "guest", required_argument, NULL, 'g' },
+		{ "out", required_argument, NULL, 'o' },
+		{ "quick", no_argument, NULL, 'q' },
+		{ "verbose", no_argument, NULL, 'v' },
+		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	static const struct {

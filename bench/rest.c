@@ -138,7 +138,8 @@ static int make_snapshot(const struct bench_env *env, struct daemon *d)
 		return -errno;
 	snprintf(body, sizeof body,
 		 "{\"name\":\"source\",\"kernel\":\"%s\",\"discovery\":\"cmdline\","
-		 "\"cmdline\":\"thaw.genid=0xfe000\",\"start\":true}", guest);
+		 "\"cmdline\":\"thaw.genid=0xfe000\",\"start\":true}",
+		 guest);
 	free(guest);
 	int r = act(d, "POST", "/v1/vms", body);
 	r = r ? r : first_io(d, "source", &zero, &us);

@@ -22,7 +22,7 @@ struct bench_results {
 struct bench_series *bench_series(struct bench_results *r, const char *name, const char *unit,
 				  const char *what);
 void bench_add(struct bench_series *s, double value);
-double bench_percentile(struct bench_series *s, double p); // sorts; NaN when empty
-void bench_print(struct bench_results *r, FILE *to);       // a table for people
+double bench_percentile(struct bench_series *s, double p);       // sorts; NaN when empty
+void bench_print(struct bench_results *r, FILE *to);             // a table for people
 int bench_write_json(struct bench_results *r, const char *path); // 0 or -errno
 void bench_results_fini(struct bench_results *r);

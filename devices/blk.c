@@ -14,15 +14,24 @@
 #include "devices/devices.h"
 #include "microvm/base/util.h"
 
-enum { N_REQUESTS = 128, QUEUE_SIZE = 256, POPS_PER_KICK = 256, SECTOR = 512, ID_BYTES = 20 };
+enum { N_REQUESTS = 128,
+       QUEUE_SIZE = 256,
+       POPS_PER_KICK = 256,
+       SECTOR = 512,
+       ID_BYTES = 20 };
 
 #define F_SEG_MAX (1ULL << 2) // section 5.2.3
 #define F_RO (1ULL << 5)
 #define F_BLK_SIZE (1ULL << 6)
 #define F_FLUSH (1ULL << 9)
 
-enum { T_IN = 0, T_OUT = 1, T_FLUSH = 4, T_GET_ID = 8 };   // section 5.2.6
-enum { S_OK = 0, S_IOERR = 1, S_UNSUPP = 2 };
+enum { T_IN = 0,
+       T_OUT = 1,
+       T_FLUSH = 4,
+       T_GET_ID = 8 }; // section 5.2.6
+enum { S_OK = 0,
+       S_IOERR = 1,
+       S_UNSUPP = 2 };
 
 struct blk_header {
 	le32_t type, reserved;
@@ -61,8 +70,8 @@ struct vio_blk {
 	struct blk_state saved;
 	struct mv_ring *ring;
 	int fd;
-	char serial[ID_BYTES]; // padded with NULs, no NUL when full
-	bool starved;          // buffers left in the queue for want of a request
+	char serial[ID_BYTES];       // padded with NULs, no NUL when full
+	bool starved;                // buffers left in the queue for want of a request
 	unsigned n_inflight, n_used; // n_used: requests ever handed out, the rest is untouched memory
 	struct blk_req *free_list;
 	struct blk_req req[N_REQUESTS];

@@ -19,8 +19,13 @@
 #include "devices/devices.h"
 #include "microvm/base/util.h"
 
-enum { RX, TX, N_QUEUES };
-enum { QUEUE_SIZE = 256, FRAMES_PER_KICK = 128, HEADER_BYTES = 12, NUM_BUFFERS_AT = 10 };
+enum { RX,
+       TX,
+       N_QUEUES };
+enum { QUEUE_SIZE = 256,
+       FRAMES_PER_KICK = 128,
+       HEADER_BYTES = 12,
+       NUM_BUFFERS_AT = 10 };
 enum { ETH_HEADER_BYTES = 14 };
 
 #define F_CSUM (1ULL << 0) // section 5.1.3

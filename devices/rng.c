@@ -9,7 +9,9 @@
 
 // A turn of the loop makes at most 32 x 4 KiB: what is left of a buffer stays unfilled,
 // which the driver expects, and further buffers wait for the next turn.
-enum { QUEUE_SIZE = 64, POPS_PER_KICK = 32, BYTES_PER_BUFFER = 4096 };
+enum { QUEUE_SIZE = 64,
+       POPS_PER_KICK = 32,
+       BYTES_PER_BUFFER = 4096 };
 
 struct vio_rng {
 	struct vio_dev dev;

@@ -34,15 +34,16 @@ enum { // device status, section 2.1
 	VIO_NEEDS_RESET = 64,
 	VIO_FAILED = 128,
 };
-enum { VIO_ISR_QUEUE = 1, VIO_ISR_CONFIG = 2 }; // section 4.2.2
+enum { VIO_ISR_QUEUE = 1,
+       VIO_ISR_CONFIG = 2 }; // section 4.2.2
 
 struct vio_dev;
 
 struct vio_ops {
-	uint32_t device_id;      // virtio 1.2 section 5
-	uint32_t config_bytes;   // of vio_dev.config
+	uint32_t device_id;    // virtio 1.2 section 5
+	uint32_t config_bytes; // of vio_dev.config
 	unsigned n_queues;
-	uint16_t queue_size_max; // a power of two
+	uint16_t queue_size_max;      // a power of two
 	const struct mv_table *state; // device-specific saved state, NULL: none
 	uint32_t state_offset;        // of the struct it describes, within the device
 
@@ -67,7 +68,7 @@ struct vio_state {
 	uint32_t status, isr, config_generation;
 	uint32_t features_sel, driver_features_sel, queue_sel;
 	struct vq queue[VIO_MAX_QUEUES];
-	uint32_t n_queue; // = ops->n_queues
+	uint32_t n_queue;    // = ops->n_queues
 	uint8_t device[256]; // encoded ops->state; only used while saving and loading
 	uint32_t n_device;
 };
@@ -125,7 +126,7 @@ void vio_needs_reset(struct vio_dev *d, const char *why);
 
 // What the VMM calls around pause, snapshot and restore.
 void vio_quiesce(struct vio_dev *d);
-void vio_unquiesce(struct vio_dev *d); // looks at every ready queue once: a kick may have been missed
+void vio_unquiesce(struct vio_dev *d);                      // looks at every ready queue once: a kick may have been missed
 void vio_save(const struct vio_dev *d, struct mv_buf *out); // quiesced
 // Into a fresh device, guest memory mapped; leaves it quiesced. Refuses features not
 // offered and rings outside memory.

@@ -186,7 +186,9 @@ bool vq_enable_notify(struct vq *q)
 	return load16(&q->avail->idx, __ATOMIC_RELAXED) != q->next_avail;
 }
 
-enum span_op { SPAN_READ, SPAN_WRITE, SPAN_SKIP };
+enum span_op { SPAN_READ,
+	       SPAN_WRITE,
+	       SPAN_SKIP };
 
 static size_t consume(struct vq_span *s, enum span_op op, uint8_t *host, size_t len)
 {

@@ -55,8 +55,8 @@ struct vq {
 	uint16_t size; // a power of two once ready
 	bool ready;
 	uint64_t desc_gpa, driver_gpa, device_gpa;
-	uint16_t next_avail;    // the next entry of the available ring to take
-	uint16_t next_used;     // the next entry of the used ring to fill
+	uint16_t next_avail;     // the next entry of the available ring to take
+	uint16_t next_used;      // the next entry of the used ring to fill
 	uint16_t signalled_used; // next_used when the driver was last considered for an interrupt
 	// runtime, made by vq_map()
 	const struct gmem *mem;

@@ -16,7 +16,8 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { QUEUE_SIZE = 256, PACKETS_PER_KICK = 128 };
+enum { QUEUE_SIZE = 256,
+       PACKETS_PER_KICK = 128 };
 enum { EVENT_TRANSPORT_RESET = 0 };
 
 #define F_STREAM (1ULL << 0) // section 5.10.3

@@ -14,7 +14,8 @@
 #include "devices/vsock.h"
 #include "microvm/base/util.h"
 
-enum { ACCEPTS_PER_TURN = 64, HELLO_MAX = 32 };
+enum { ACCEPTS_PER_TURN = 64,
+       HELLO_MAX = 32 };
 #define FIRST_HOST_PORT (1u << 30) // away from the ports that servers use
 #define LAST_HOST_PORT (UINT32_MAX >> 1)
 
@@ -31,7 +32,7 @@ static unsigned hash_of(uint32_t host_port, uint32_t guest_port)
 struct vsock_conn *vsock_conn_find(struct vio_vsock *v, uint32_t host_port, uint32_t guest_port)
 {
 	struct vsock_conn *c;
-	LIST_FOREACH(c, &v->hash[hash_of(host_port, guest_port)], hashed)
+	LIST_FOREACH (c, &v->hash[hash_of(host_port, guest_port)], hashed)
 		if (c->host_port == host_port && c->guest_port == guest_port)
 			return c;
 	return NULL;
@@ -118,10 +119,10 @@ static bool make_room(struct vio_vsock *v)
 	if (v->n_conns < VSOCK_MAX_CONNS)
 		return true;
 	TAILQ_FOREACH(c, &v->all, all)
-		if (c->state == CONN_CLOSING || c->state == CONN_LINGER) {
-			vsock_conn_kill(c);
-			return true;
-		}
+	if (c->state == CONN_CLOSING || c->state == CONN_LINGER) {
+		vsock_conn_kill(c);
+		return true;
+	}
 	return false;
 }
 

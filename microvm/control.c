@@ -100,9 +100,7 @@ static int do_console_read(struct control *c, const struct msg *m, struct mv_err
 		struct console_reader *rd = &c->reader[i];
 		if (rd->waiting)
 			continue;
-		*rd = (struct console_reader){ .waiting = true, .id = m->id, .offset = q.offset,
-					       .max_bytes = q.max_bytes,
-					       .deadline_ns = mv_now_ns() + q.wait_ms * 1000000ull };
+		*rd = (struct console_reader){ .waiting = true, .id = m->id, .offset = q.offset, .max_bytes = q.max_bytes, .deadline_ns = mv_now_ns() + q.wait_ms * 1000000ull };
 		answer_readers(c);
 		return 0;
 	}
@@ -151,8 +149,7 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
 	m->n_fds = 0; // they are in fds now
 	c->vm->times.request = mv_now_ns();
-	r = m->type == MSG_BOOT ? vm_boot(c->vm, &s->cfg, &fds, err) :
-				  vm_restore(c->vm, &s->cfg, &fds, err);
+	r = m->type == MSG_BOOT ? vm_boot(c->vm, &s->cfg, &fds, err) : vm_restore(c->vm, &s->cfg, &fds, err);
 	if (r)
 		return r;
 	c->vm->serial.on_output = on_output;

@@ -58,7 +58,8 @@ static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct
 		return mv_fail(err, ENOTSUP, "the snapshot is of another CPU architecture");
 	if (file->vcpus != want.vcpus || file->mem_mib != want.mem_mib)
 		return mv_fail(err, EINVAL,
-			       "the state is of a VM with %u vCPUs and %u MiB, the configuration says %u and %u",
+			       "the state is of a VM with %u vCPUs and %u MiB, the configuration "
+			       "says %u and %u",
 			       file->vcpus, file->mem_mib, want.vcpus, want.mem_mib);
 	if (file->n_drives != want.n_drives || file->n_nets != want.n_nets ||
 	    file->vsock != want.vsock || file->rng != want.rng || file->n_devs != want.n_devs ||

@@ -35,8 +35,7 @@ int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
 	int bytes = kvm_run_bytes(vm->kvm_fd);
 	if (bytes < 0)
 		return mv_fail(err, -bytes, "KVM_GET_VCPU_MMAP_SIZE: %s", strerror(-bytes));
-	*c = (struct vcpu){ .vm = vm, .index = index, .parked = true,
-			    .fd = kvm_create_vcpu(vm->vm_fd, index, err) };
+	*c = (struct vcpu){ .vm = vm, .index = index, .parked = true, .fd = kvm_create_vcpu(vm->vm_fd, index, err) };
 	vm->n_vcpus = index + 1;
 	if (c->fd < 0)
 		return -err->code;

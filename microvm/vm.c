@@ -177,8 +177,7 @@ static int start_threads(struct vm *vm, struct mv_err *err)
 
 int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
-	int r = f->kernel < 0 ? mv_fail(err, EBADF, "no kernel was passed") :
-				make_machine(vm, cfg, f, -1, err);
+	int r = f->kernel < 0 ? mv_fail(err, EBADF, "no kernel was passed") : make_machine(vm, cfg, f, -1, err);
 	if (!r)
 		r = arch_boot(vm, f->kernel, f->initrd, err);
 	if (!r)
@@ -194,9 +193,7 @@ int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_
 int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
 	struct saved_vm saved = { 0 };
-	int r = f->state < 0 || f->memory < 0 ?
-			mv_fail(err, EBADF, "no snapshot files were passed") :
-			saved_vm_read(f->state, cfg, &saved, err);
+	int r = f->state < 0 || f->memory < 0 ? mv_fail(err, EBADF, "no snapshot files were passed") : saved_vm_read(f->state, cfg, &saved, err);
 	if (!r)
 		r = make_machine(vm, cfg, f, f->memory, err);
 	if (!r)
@@ -252,8 +249,7 @@ int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *re
 	if (r)
 		return r;
 	// A guest that was about to end (power off) is not worth a snapshot.
-	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending") :
-					      saved_vm_write(vm, state_fd, memory_fd, ret_sizes, err);
+	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending") : saved_vm_write(vm, state_fd, memory_fd, ret_sizes, err);
 	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
 		int back = vm_run(vm, r ? &ignored : err);
 		r = r ? r : back;

@@ -179,7 +179,8 @@ int snap_section_next(const uint8_t *payload, size_t len, size_t *pos,
 
 // --- file hash ---
 
-enum { CHUNK = SNAP_HASH_CHUNK_BYTES, READ_BYTES = 4 * CHUNK }; // the buffer stays in the L2 cache
+enum { CHUNK = SNAP_HASH_CHUNK_BYTES,
+       READ_BYTES = 4 * CHUNK }; // the buffer stays in the L2 cache
 
 struct file_hash {
 	XXH3_state_t *list; // over the chunk hashes

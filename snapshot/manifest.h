@@ -11,12 +11,13 @@
 #include "microvm/base/state.h"
 #include "microvm/base/vmcfg.h"
 
-enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
+enum manifest_arch { MANIFEST_X86_64 = 1,
+		     MANIFEST_AARCH64 = 2 };
 
 struct manifest_file {
-	char name[32]; // "state", "memory"
+	char name[32];                   // "state", "memory"
 	uint64_t size_bytes, data_bytes; // data: without holes, as it was when published
-	uint64_t xxh3; // of the content; holes count as zeros
+	uint64_t xxh3;                   // of the content; holes count as zeros
 };
 
 struct manifest {
@@ -25,7 +26,7 @@ struct manifest {
 	char parent[VMCFG_NAME_LEN]; // the VM it was taken from
 	char thaw_version[32];
 	uint64_t created_unix_ns;
-	uint32_t arch; // enum manifest_arch
+	uint32_t arch;    // enum manifest_arch
 	struct vmcfg cfg; // of the VM, as it ran
 	struct manifest_file file[4];
 	uint32_t n_files;

@@ -206,7 +206,7 @@ static int choose_finder(struct writer *w)
 	case SNAP_MEMORY_SCAN: return has_scan ? 0 : -ENOTSUP;
 	case SNAP_MEMORY_PAGEMAP: return has_pagemap ? 0 : -ENOTSUP;
 	default:
-		w->finder = has_scan	  ? SNAP_MEMORY_SCAN
+		w->finder = has_scan      ? SNAP_MEMORY_SCAN
 			    : has_pagemap ? SNAP_MEMORY_PAGEMAP
 					  : SNAP_MEMORY_ALL;
 		return 0;

@@ -110,14 +110,14 @@ static int open_root(struct store *s, const char *root, struct mv_err *err)
 		return mv_fail(err, errno, "cannot open the folder: %s", strerror(errno));
 	if (st.st_uid != geteuid() || (st.st_mode & 022))
 		return mv_fail(err, EPERM, "the folder must belong to the user who runs this and be "
-			       "writable by nobody else (chmod 700)");
+					   "writable by nobody else (chmod 700)");
 	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
 	if (s->lock_fd < 0)
 		return mv_fail(err, errno, "cannot open the file lock: %s", strerror(errno));
 	if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
 		if (errno == EWOULDBLOCK)
 			return mv_fail(err, EBUSY, "another daemon uses it; stop that one or choose "
-				       "another folder");
+						   "another folder");
 		return mv_fail(err, errno, "cannot lock it: %s", strerror(errno));
 	}
 	int r = open_subdir(s, "snapshots", &s->snapshots_fd, err);
@@ -153,7 +153,8 @@ static int check_name(const char *name, struct mv_err *err)
 		return 0;
 	return mv_fail(err, EINVAL,
 		       "snapshot \"%.80s\": a name is 1 to 64 letters, digits, '_', '.' or '-', and "
-		       "starts with a letter or digit", name);
+		       "starts with a letter or digit",
+		       name);
 }
 
 static int open_snapshot(struct store *s, const char *name, int *ret_dir_fd, struct mv_err *err)
@@ -230,7 +231,8 @@ int store_begin(struct store *s, const char *name, struct store_draft *ret_draft
 		return r;
 	if (!fstatat(s->snapshots_fd, name, &st, AT_SYMLINK_NOFOLLOW))
 		return mv_fail(err, EEXIST, "snapshot %s: there is one of that name already; delete it or "
-			       "choose another name", name);
+					    "choose another name",
+			       name);
 	mv_uuid(uuid);
 	snprintf(d.name, sizeof d.name, "%s", name);
 	snprintf(d.dir, sizeof d.dir, "draft-%s", uuid);
@@ -348,7 +350,7 @@ static int publish(struct store *s, struct store_draft *d, struct mv_err *err)
 	if (renameat2(s->incoming_fd, d->dir, s->snapshots_fd, d->name, RENAME_NOREPLACE)) {
 		if (errno == EEXIST)
 			return mv_fail(err, EEXIST, "there is one of that name already; delete it or choose "
-				       "another name");
+						    "another name");
 		return mv_fail(err, errno, "cannot publish: %s", strerror(errno));
 	}
 	if (fsync(s->snapshots_fd) || fsync(s->incoming_fd)) {

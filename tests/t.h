@@ -77,8 +77,8 @@ static inline int t_count_fds(void)
 	return n;
 }
 
-#define assert_message(err, text)                                                       \
-	do {                                                                            \
-		if (!strstr((err).msg, (text)))                                         \
+#define assert_message(err, text)                                                         \
+	do {                                                                              \
+		if (!strstr((err).msg, (text)))                                           \
 			fail_msg("message is \"%s\", without \"%s\"", (err).msg, (text)); \
 	} while (0)

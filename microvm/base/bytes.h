@@ -5,10 +5,12 @@
 #include <endian.h>
 #include <stdint.h>
 
+// clang-format off
 typedef struct { uint16_t raw; } le16_t;
 typedef struct { uint32_t raw; } le32_t;
 typedef struct { uint64_t raw; } le64_t;
 typedef struct { uint64_t v; } gpa_t; // a guest-physical address, unchecked
+// clang-format on
 
 static inline uint16_t le16_get(le16_t x) { return le16toh(x.raw); }
 static inline uint32_t le32_get(le32_t x) { return le32toh(x.raw); }

@@ -18,7 +18,7 @@
 enum msg_type {
 	// daemon -> VM; each is answered by one MSG_REPLY with the same id
 	MSG_BOOT = 1,      // struct msg_setup + kvm, kernel, initrd, drive, tap, vsock: load, do not run
-	MSG_RESTORE,       // struct msg_setup + kvm, state, memory, drive, tap, vsock: load; runs if run is set
+	MSG_RESTORE,       // struct msg_setup + kvm, state, memory, drive, tap, vsock; runs if run is set
 	MSG_RUN,           // empty: first start, or resume
 	MSG_PAUSE,         // empty
 	MSG_SNAPSHOT,      // empty body; fds state, memory (both empty files open for writing)
@@ -30,7 +30,7 @@ enum msg_type {
 	MSG_EVENT,       // struct msg_event, id 0
 };
 
-enum vm_state { // as the VM process tells it; the API's words are in vm_state_name()
+enum vm_state {         // as the VM process tells it; the API's words are in vm_state_name()
 	VM_CREATED = 1, // loaded, never run
 	VM_RUNNING,
 	VM_PAUSED,
@@ -47,10 +47,12 @@ enum vm_exit { // why a VM ended
 	VM_EXIT_CRASHED,      // the VM process died by itself (only the daemon says this)
 };
 
-enum vm_stop { VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL };
+enum vm_stop { VM_STOP_POWER_BUTTON,
+	       VM_STOP_CTRL_ALT_DEL };
 
 const char *vm_state_name(unsigned state); // "created", "running", "paused", "exited"
-const char *vm_exit_name(unsigned exit);   // "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed"
+// "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed"
+const char *vm_exit_name(unsigned exit);
 
 struct msg_setup {
 	struct vmcfg cfg;
@@ -91,7 +93,7 @@ struct msg_reply {
 	struct msg_times times;
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
-	uint64_t pause_ns; // how long the vCPUs stood still
+	uint64_t pause_ns;                                     // how long the vCPUs stood still
 	// MSG_CONSOLE_READ
 	uint64_t console_offset; // of data[0]; larger than asked when older output was overwritten
 	uint64_t console_end;    // total bytes the guest ever wrote

@@ -25,8 +25,18 @@ static uint64_t int_get(const void *p, uint32_t size)
 	uint64_t v = 0;
 	switch (size) {
 	case 1: v = *(const uint8_t *)p; break;
-	case 2: { uint16_t x; memcpy(&x, p, 2); v = x; break; }
-	case 4: { uint32_t x; memcpy(&x, p, 4); v = x; break; }
+	case 2: {
+		uint16_t x;
+		memcpy(&x, p, 2);
+		v = x;
+		break;
+	}
+	case 4: {
+		uint32_t x;
+		memcpy(&x, p, 4);
+		v = x;
+		break;
+	}
 	case 8: memcpy(&v, p, 8); break;
 	}
 	return v;
@@ -36,8 +46,16 @@ static void int_put(void *p, uint32_t size, uint64_t v)
 {
 	switch (size) {
 	case 1: *(uint8_t *)p = (uint8_t)v; break;
-	case 2: { uint16_t x = (uint16_t)v; memcpy(p, &x, 2); break; }
-	case 4: { uint32_t x = (uint32_t)v; memcpy(p, &x, 4); break; }
+	case 2: {
+		uint16_t x = (uint16_t)v;
+		memcpy(p, &x, 2);
+		break;
+	}
+	case 4: {
+		uint32_t x = (uint32_t)v;
+		memcpy(p, &x, 4);
+		break;
+	}
 	case 8: memcpy(p, &v, 8); break;
 	}
 }

@@ -59,6 +59,7 @@ struct mv_table {
 #define MV_SIZEOF(type, member) ((uint32_t)sizeof(((type *)0)->member))
 #define MV_OFF(type, member) ((uint32_t)offsetof(type, member))
 
+// clang-format off
 // One line per field. `s` is the struct type.
 #define MV_INT(s, member, tag_, ftype, min_, max_)                                                \
 	{ .name = #member, .tag = (tag_), .type = (ftype), .offset = MV_OFF(s, member),            \
@@ -91,6 +92,8 @@ struct mv_table {
 #define MV_DEFINE_TABLE(var, s, field_array)                                                      \
 	const struct mv_table var = { .name = #s, .size = sizeof(s),                               \
 				      .n_fields = MV_ARRAY_LEN(field_array), .fields = field_array }
+
+// clang-format on
 
 // Appends the encoding of obj. Strings and counts out of their bounds are a
 // programming error and make out->failed.

@@ -11,7 +11,7 @@
 #include "microvm/base/err.h"
 #include "microvm/base/state.h"
 
-#define VMCFG_NAME_LEN 65   // names and ids: 1-64 of [A-Za-z0-9_.-], first one alphanumeric
+#define VMCFG_NAME_LEN 65 // names and ids: 1-64 of [A-Za-z0-9_.-], first one alphanumeric
 #define VMCFG_PATH_LEN 1024
 #define VMCFG_CMDLINE_LEN 2048 // Linux x86 COMMAND_LINE_SIZE
 #define VMCFG_MAX_DRIVES 8
@@ -19,14 +19,17 @@
 #define VMCFG_MAX_VCPUS 32
 #define VMCFG_MIN_MEM_MIB 4
 #define VMCFG_MAX_MEM_MIB (1024u * 1024)
-#define VMCFG_SERIAL_LEN 21 // virtio 1.2 section 5.2.6: 20 bytes
+#define VMCFG_SERIAL_LEN 21  // virtio 1.2 section 5.2.6: 20 bytes
 #define VMCFG_SOCKET_LEN 108 // sun_path
 
-enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
+enum vmcfg_discovery { VMCFG_ACPI,
+		       VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
 
 // How the kernel is entered: auto = PVH when an ELF image has the note, else the Linux
 // 64-bit protocol.
-enum vmcfg_boot { VMCFG_BOOT_AUTO, VMCFG_BOOT_PVH, VMCFG_BOOT_LINUX64 };
+enum vmcfg_boot { VMCFG_BOOT_AUTO,
+		  VMCFG_BOOT_PVH,
+		  VMCFG_BOOT_LINUX64 };
 
 struct vmcfg_drive {
 	char id[VMCFG_NAME_LEN];
@@ -86,7 +89,7 @@ struct vm_fds {
 };
 #define VM_FDS_MAX (6 + VMCFG_MAX_DRIVES + VMCFG_MAX_NETS)
 
-void vm_fds_init(struct vm_fds *f); // all -1
+void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1
 
 // To and from the order used in messages: a bit mask says which are there.

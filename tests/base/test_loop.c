@@ -234,10 +234,14 @@ static void stop_from_another_thread(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(dispatches_many), T(removed_watch_is_not_called),
-		T(removed_and_added_again), T(removes_itself),
-		T(silenced), T(bad_fd),
-		T(timers), T(before_wait_runs_after_each_batch),
+		T(dispatches_many),
+		T(removed_watch_is_not_called),
+		T(removed_and_added_again),
+		T(removes_itself),
+		T(silenced),
+		T(bad_fd),
+		T(timers),
+		T(before_wait_runs_after_each_batch),
 		T(stop_from_another_thread),
 	};
 	return cmocka_run_group_tests_name("base/loop", tests, NULL, NULL);

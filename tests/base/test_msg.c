@@ -226,10 +226,14 @@ static void names(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(round_trip), T(largest_reply_and_most_fds),
-		T(peer_gone),  T(peer_does_not_read),
-		T(malformed),  T(empty_datagram_with_fds),
-		T(hostile_bytes), cmocka_unit_test(names),
+		T(round_trip),
+		T(largest_reply_and_most_fds),
+		T(peer_gone),
+		T(peer_does_not_read),
+		T(malformed),
+		T(empty_datagram_with_fds),
+		T(hostile_bytes),
+		cmocka_unit_test(names),
 	};
 	return cmocka_run_group_tests_name("base/msg", tests, NULL, NULL);
 }

@@ -71,7 +71,10 @@ static int load(const struct mv_buf *b, struct all *a, struct mv_err *err)
 // One field as in the encoding.
 static void put(struct mv_buf *b, uint16_t tag, const void *bytes, uint32_t len)
 {
-	struct { le16_t tag, zero; le32_t len; } h = { le16_make(tag), { 0 }, le32_make(len) };
+	struct {
+		le16_t tag, zero;
+		le32_t len;
+	} h = { le16_make(tag), { 0 }, le32_make(len) };
 	mv_buf_append(b, &h, sizeof h);
 	mv_buf_append(b, bytes, len);
 }
@@ -136,7 +139,7 @@ static void every_truncation_is_refused(void **state)
 
 static void each_problem_has_its_message(void **state)
 {
-	static const char *const missing[] = { "u8: missing",  "u16: missing", "u32: missing",
+	static const char *const missing[] = { "u8: missing", "u16: missing", "u32: missing",
 					       "u64: missing", "flag: missing", "str: missing",
 					       "raw: missing", "blob: missing", "sub: missing" };
 	static const uint8_t nul[] = "a\0b";

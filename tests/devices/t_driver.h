@@ -7,8 +7,8 @@
 #include "devices/devices.h"
 #include "devices/virtio.h"
 
-#define T_LOW_BYTES (16u << 20)   // region at 0
-#define T_HIGH_GPA (4ULL << 30)   // and a second one
+#define T_LOW_BYTES (16u << 20) // region at 0
+#define T_HIGH_GPA (4ULL << 30) // and a second one
 #define T_HIGH_BYTES (1u << 20)
 
 struct t_vm {
@@ -42,7 +42,7 @@ struct t_queue {
 };
 void t_queue_init(struct t_queue *q, struct t_vm *vm, uint16_t size);
 void t_desc(struct vq_desc *d, uint64_t gpa, uint32_t len, unsigned flags, uint16_t next);
-void t_publish(struct t_queue *q, uint16_t head); // one more available entry
+void t_publish(struct t_queue *q, uint16_t head);                        // one more available entry
 uint16_t t_add(struct t_queue *q, const struct t_buf *bufs, unsigned n); // a chain; its head
 uint16_t t_add_indirect(struct t_queue *q, const struct t_buf *bufs, unsigned n);
 bool t_used(struct t_queue *q, uint16_t *ret_head, uint32_t *ret_len); // takes one if there is one

@@ -55,9 +55,18 @@ struct toy_saved {
 static const struct mv_field toy_fields[] = { MV_INT(struct toy_saved, value, 1, MV_U32, 0, 100) };
 static MV_DEFINE_TABLE(toy_table, struct toy_saved, toy_fields);
 static const struct vio_ops toy_ops = {
-	.device_id = 42, .config_bytes = 6, .n_queues = 2, .queue_size_max = 16, .state = &toy_table,
-	.state_offset = offsetof(struct toy, saved), .activate = toy_activate, .reset = toy_reset,
-	.kick = toy_kick, .check_state = toy_check, .restored = toy_restored, .free = toy_free,
+	.device_id = 42,
+	.config_bytes = 6,
+	.n_queues = 2,
+	.queue_size_max = 16,
+	.state = &toy_table,
+	.state_offset = offsetof(struct toy, saved),
+	.activate = toy_activate,
+	.reset = toy_reset,
+	.kick = toy_kick,
+	.check_state = toy_check,
+	.restored = toy_restored,
+	.free = toy_free,
 };
 
 struct fixture {

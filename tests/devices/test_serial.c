@@ -6,7 +6,15 @@
 #include <errno.h>
 #include <sys/eventfd.h>
 
-enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = 2 };
+enum { DATA,
+       IER,
+       IIR,
+       LCR,
+       MCR,
+       LSR,
+       MSR,
+       SCR,
+       FCR = 2 };
 
 static struct serial s;
 static unsigned outputs;

@@ -17,8 +17,7 @@ static int set_up(void **state)
 	struct fixture *f = calloc(1, sizeof *f);
 	t_vm_init(&f->vm);
 	t_queue_init(&f->drv, &f->vm, 8);
-	f->q = (struct vq){ .size = 8, .desc_gpa = f->drv.desc_gpa, .driver_gpa = f->drv.driver_gpa,
-			    .device_gpa = f->drv.device_gpa };
+	f->q = (struct vq){ .size = 8, .desc_gpa = f->drv.desc_gpa, .driver_gpa = f->drv.driver_gpa, .device_gpa = f->drv.device_gpa };
 	assert_int_equal(vq_map(&f->q, &f->vm.mem, VIO_FEATURES), 0);
 	*state = f;
 	return 0;
@@ -86,8 +85,7 @@ static void test_chain_and_spans(void **state)
 	char *p = t_ptr(&f->vm, a, 100), text[16] = { 0 };
 	memcpy(p, "Hello, world", 12);
 	t_add(&f->drv,
-	      (struct t_buf[]){ { a, 5, false }, { a, 0, false }, { a + 5, 7, false },
-				{ 1, 0, true }, { a + 50, 3, true }, { a + 60, 4, true } },
+	      (struct t_buf[]){ { a, 5, false }, { a, 0, false }, { a + 5, 7, false }, { 1, 0, true }, { a + 50, 3, true }, { a + 60, 4, true } },
 	      6);
 	assert_int_equal(vq_pop(&f->q, &f->c), 1);
 	assert_int_equal(f->c.readable.n, 2); // empty ones are left out
@@ -137,7 +135,9 @@ static void test_malformed(void **state)
 	struct fixture *f = *state;
 	uint64_t a = t_alloc(&f->vm, 4096, 16);
 	struct vq_desc *table = t_ptr(&f->vm, a, 64);
-	enum { N = VQ_DESC_NEXT, W = VQ_DESC_WRITE, I = VQ_DESC_INDIRECT };
+	enum { N = VQ_DESC_NEXT,
+	       W = VQ_DESC_WRITE,
+	       I = VQ_DESC_INDIRECT };
 	const uint64_t end = T_LOW_BYTES;
 	struct {
 		struct {
@@ -149,12 +149,12 @@ static void test_malformed(void **state)
 		uint16_t head;
 		int error;
 	} cases[] = {
-		{ .head = 8, .error = -EPROTO },                                     // head out of range
-		{ .d[0] = { a, 1, N, 8 }, .error = -EPROTO },                          // next out of range
-		{ .d[0] = { a, 1, N, 1 }, .d[1] = { a, 1, N, 0 }, .error = -ELOOP },     // a circle
+		{ .head = 8, .error = -EPROTO },                                          // head out of range
+		{ .d[0] = { a, 1, N, 8 }, .error = -EPROTO },                             // next out of range
+		{ .d[0] = { a, 1, N, 1 }, .d[1] = { a, 1, N, 0 }, .error = -ELOOP },      // a circle
 		{ .d[0] = { a, 1, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // order
 		{ .d[0] = { a, 0, W | N, 1 }, .d[1] = { a, 1, 0, 0 }, .error = -EINVAL }, // though empty
-		{ .d[0] = { end - 4, 8, 0, 0 }, .error = -EFAULT },                    // over the end
+		{ .d[0] = { end - 4, 8, 0, 0 }, .error = -EFAULT },                       // over the end
 		{ .d[0] = { end, 1, 0, 0 }, .error = -EFAULT },
 		{ .d[0] = { UINT64_MAX, 2, 0, 0 }, .error = -EFAULT }, // wraps
 		{ .d[0] = { T_HIGH_GPA - 4, 8, 0, 0 }, .error = -EFAULT },
@@ -164,9 +164,9 @@ static void test_malformed(void **state)
 		{ .d[0] = { a, 16, I | N, 1 }, .error = -EINVAL }, // something behind it
 		{ .d[0] = { a, 16 * 1025, I, 0 }, .error = -EINVAL },
 		{ .d[0] = { end - 16, 32, I, 0 }, .error = -EFAULT },
-		{ .d[0] = { a, 16, I, 0 }, .d[2] = { a, 16, I, 0 }, .error = -EINVAL },  // nested
-		{ .d[0] = { a, 32, I, 0 }, .d[2] = { a, 1, N, 2 }, .error = -EPROTO },   // next outside it
-		{ .d[0] = { a, 32, I, 0 }, .d[2] = { a, 1, N, 0 }, .error = -ELOOP },    // a circle in it
+		{ .d[0] = { a, 16, I, 0 }, .d[2] = { a, 16, I, 0 }, .error = -EINVAL }, // nested
+		{ .d[0] = { a, 32, I, 0 }, .d[2] = { a, 1, N, 2 }, .error = -EPROTO },  // next outside it
+		{ .d[0] = { a, 32, I, 0 }, .d[2] = { a, 1, N, 0 }, .error = -ELOOP },   // a circle in it
 	};
 	for (unsigned i = 0; i < MV_ARRAY_LEN(cases); i++) {
 		struct vq_desc *const to[] = { &f->drv.desc[0], &f->drv.desc[1], table };

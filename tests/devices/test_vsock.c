@@ -10,7 +10,10 @@
 #include "devices/vsock.h"
 #include "microvm/base/util.h"
 
-enum { CID = 3, N_RX = 64, RX_BYTES = 4096, GUEST_BUF = 65536 };
+enum { CID = 3,
+       N_RX = 64,
+       RX_BYTES = 4096,
+       GUEST_BUF = 65536 };
 #define F_STREAM 1
 
 struct packet {
@@ -479,7 +482,8 @@ static void test_bad_packets(void **state)
 static void test_100_streams(void **state)
 {
 	struct fixture *f = *state;
-	enum { N = 100, BYTES = 20000 };
+	enum { N = 100,
+	       BYTES = 20000 };
 	static uint8_t data[BYTES], got[BYTES];
 	int fd[N];
 	uint32_t port[N], n[N] = { 0 }, left = N;

@@ -15,7 +15,10 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { MEMORY_BYTES = 64 << 10, DISK_BYTES = 32 << 10, QUEUE_SIZE = 8, MAX_STEPS = 64 };
+enum { MEMORY_BYTES = 64 << 10,
+       DISK_BYTES = 32 << 10,
+       QUEUE_SIZE = 8,
+       MAX_STEPS = 64 };
 
 static struct gmem mem;
 static struct mv_loop loop;
@@ -98,7 +101,7 @@ static uint32_t take(const uint8_t **data, size_t *size, unsigned bytes)
 {
 	uint32_t v = 0;
 	for (unsigned i = 0; i < bytes && *size; i++, ++*data, --*size)
-		v |= (uint32_t)**data << 8 * i;
+		v |= (uint32_t) * *data << 8 * i;
 	return v;
 }
 

@@ -13,7 +13,7 @@ struct t_vmm {
 	uint64_t next_id, spawned_ns;
 	struct msg_event event; // the last one that came
 	bool got_event;
-	uint64_t console_at; // how far t_vmm_expect() has read
+	uint64_t console_at;    // how far t_vmm_expect() has read
 	struct msg_reply reply; // of the last call
 	uint8_t buf[MSG_MAX_BYTES];
 };

@@ -5,7 +5,8 @@
 
 #include "snapshot/format.h"
 
-enum { HEADER = 32, LIMIT = 4096 };
+enum { HEADER = 32,
+       LIMIT = 4096 };
 static const char payload[] = "the payload of a state file";
 
 static int state_file(void)

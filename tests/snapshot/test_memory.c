@@ -10,7 +10,10 @@
 #include "microvm/base/util.h"
 #include "snapshot/memory.h"
 
-enum { PAGE = 4096, LOW = 8 << 20, HIGH = 4 << 20, TOTAL = LOW + HIGH };
+enum { PAGE = 4096,
+       LOW = 8 << 20,
+       HIGH = 4 << 20,
+       TOTAL = LOW + HIGH };
 static const enum snap_memory_finder finders[] = { SNAP_MEMORY_AUTO, SNAP_MEMORY_SCAN,
 						   SNAP_MEMORY_PAGEMAP, SNAP_MEMORY_ALL };
 
@@ -84,7 +87,7 @@ static void anonymous_memory(void **state)
 		for (size_t i = 0; i < MV_ARRAY_LEN(used); i++)
 			memset(page(&m, used[i]) + i * 600, 0x5a, 8); // few bytes, at varying places
 		page(&m, 200)[0] = 1;
-		page(&m, 200)[0] = 0;			      // written, but zero again
+		page(&m, 200)[0] = 0;                                    // written, but zero again
 		assert_int_equal(*(volatile uint8_t *)page(&m, 300), 0); // only read
 		int64_t data = write_and_check(finders[f], &m, &fd);
 		if (data >= 0) {
@@ -130,10 +133,10 @@ static void private_mapping_of_a_file(void **state)
 		for (unsigned i = 0; i < TOTAL / PAGE; i += 3)
 			assert_int_equal(mv_pwrite_full(template, "template", 8, (uint64_t)i * PAGE + 40), 0);
 		make(&m, template);
-		memset(page(&m, 3), 0, PAGE);		  // the clone zeroed a page of the template
-		memset(page(&m, 4), 7, PAGE);		  // wrote where the template has a hole
-		memset(page(&m, 6), 8, PAGE);		  // overwrote
-		assert_int_equal(page(&m, 9)[40], 't');	  // only read
+		memset(page(&m, 3), 0, PAGE);           // the clone zeroed a page of the template
+		memset(page(&m, 4), 7, PAGE);           // wrote where the template has a hole
+		memset(page(&m, 6), 8, PAGE);           // overwrote
+		assert_int_equal(page(&m, 9)[40], 't'); // only read
 		int64_t data = write_and_check(finders[f], &m, &fd);
 		if (data >= 0) {
 			assert_int_equal(data, ((TOTAL / PAGE + 2) / 3) * PAGE);

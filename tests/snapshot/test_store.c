@@ -15,7 +15,8 @@
 #include "snapshot/format.h"
 #include "snapshot/store.h"
 
-enum { MEM_MIB = 4, HEADER = 32 };
+enum { MEM_MIB = 4,
+       HEADER = 32 };
 
 // --- fault injection ---
 
@@ -239,8 +240,8 @@ static void publish_show_use_delete(void **state)
 
 static void names(void **state)
 {
-	static const char *const bad[] = { "",	     ".",  "..",  "../x", "a/b",      "/etc",
-					   ".hidden", "-x", "a b", "a\n",  "\xc3\xa4", A64 "a" };
+	static const char *const bad[] = { "", ".", "..", "../x", "a/b", "/etc",
+					   ".hidden", "-x", "a b", "a\n", "\xc3\xa4", A64 "a" };
 	struct fixture *f = *state;
 	struct store_draft d;
 	for (size_t i = 0; i < MV_ARRAY_LEN(bad); i++) {
@@ -397,7 +398,12 @@ static void forge_manifest(struct fixture *f, unsigned major, unsigned minor, co
 			   size_t tail_len)
 {
 	MV_BUF b = { 0 };
-	struct { char magic[8]; le16_t major, minor; le32_t zero; le64_t len; } h = {
+	struct {
+		char magic[8];
+		le16_t major, minor;
+		le32_t zero;
+		le64_t len;
+	} h = {
 		.major = le16_make((uint16_t)major), .minor = le16_make((uint16_t)minor)
 	};
 	memcpy(h.magic, SNAP_MAGIC_MANIFEST, 8);

@@ -40,18 +40,18 @@ struct xsdt {
 
 struct fadt { // 5.2.9; members not named are zero: hardware-reduced
 	struct sdt_head head;
-	uint8_t unused1[73]; // 36..108
-	le16_t iapc_boot_arch; // 109
-	uint8_t unused2; // 111
-	le32_t flags; // 112
-	struct gas reset_reg; // 116
-	uint8_t reset_value; // 128
-	le16_t arm_boot_arch; // 129
-	uint8_t minor_version; // 131
-	le64_t x_facs, x_dsdt; // 132, 140
-	uint8_t unused3[96]; // 148..243
+	uint8_t unused1[73];                    // 36..108
+	le16_t iapc_boot_arch;                  // 109
+	uint8_t unused2;                        // 111
+	le32_t flags;                           // 112
+	struct gas reset_reg;                   // 116
+	uint8_t reset_value;                    // 128
+	le16_t arm_boot_arch;                   // 129
+	uint8_t minor_version;                  // 131
+	le64_t x_facs, x_dsdt;                  // 132, 140
+	uint8_t unused3[96];                    // 148..243
 	struct gas sleep_control, sleep_status; // 244, 256
-	le64_t hypervisor_id; // 268
+	le64_t hypervisor_id;                   // 268
 } __attribute__((packed));
 _Static_assert(sizeof(struct fadt) == 276, "FADT revision 6");
 

@@ -10,7 +10,7 @@
 #define ARCH_ID 1 // enum manifest_arch
 
 struct arch_vm {
-	struct i8042 i8042; // saved
+	struct i8042 i8042;          // saved
 	struct kvm_clock_data clock; // saved; set again when a loaded VM first runs
 	bool clock_pending;
 };

@@ -65,9 +65,7 @@ static MV_DEFINE_TABLE(vcpu_table, struct vcpu_state, fields);
 // Flat 4 GiB (or long-mode) segments as the boot protocols want them.
 static struct kvm_segment segment(uint16_t selector, uint8_t type, bool long_mode, bool system)
 {
-	return (struct kvm_segment){ .limit = 0xffffffff, .selector = selector, .type = type,
-				     .present = 1, .db = !long_mode && !system, .s = !system,
-				     .l = long_mode, .g = 1 };
+	return (struct kvm_segment){ .limit = 0xffffffff, .selector = selector, .type = type, .present = 1, .db = !long_mode && !system, .s = !system, .l = long_mode, .g = 1 };
 }
 
 static uint64_t gdt_entry(const struct kvm_segment *s)
@@ -80,7 +78,9 @@ static uint64_t gdt_entry(const struct kvm_segment *s)
 // Identity mapping of the first 4 GiB with 2 MiB pages (Linux boot protocol, "64-bit").
 static int write_page_tables(struct vm *vm)
 {
-	enum { PRESENT_WRITE = 3, LARGE = 0x80, PAGE = 0x1000 };
+	enum { PRESENT_WRITE = 3,
+	       LARGE = 0x80,
+	       PAGE = 0x1000 };
 	uint64_t table[512] = { (X86_PAGE_TABLES + PAGE) | PRESENT_WRITE };
 	int r = gmem_write(&vm->mem, gpa(X86_PAGE_TABLES), table, sizeof table);
 	for (unsigned i = 0; i < 4; i++)
@@ -108,8 +108,9 @@ static int set_msrs(struct vcpu *c, const struct kvm_msr_entry *msr, uint32_t n,
 		at += (uint32_t)r;
 		if (at < n && msr[at].data)
 			return mv_fail(err, ENOTSUP,
-				       "vCPU %u: this host's KVM refuses MSR 0x%x = 0x%llx; restore on a host "
-				       "with the CPU and kernel of the snapshot", c->index, msr[at].index,
+				       "vCPU %u: this host's KVM refuses MSR 0x%x = 0x%llx; restore on "
+				       "a host with the CPU and kernel of the snapshot",
+				       c->index, msr[at].index,
 				       (unsigned long long)msr[at].data);
 	}
 	return 0;
@@ -149,7 +150,7 @@ int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct
 		if (write_page_tables(c->vm))
 			return mv_fail(err, ENOMEM, "no room for page tables");
 		s.cr0 |= 0x80000000u; // PG
-		s.cr4 = 0x20;	      // PAE
+		s.cr4 = 0x20;         // PAE
 		s.cr3 = X86_PAGE_TABLES;
 		s.efer |= 0x500; // LME, LMA
 		regs.rsi = X86_ZERO_PAGE;
@@ -243,12 +244,13 @@ static int check_tsc(struct vcpu *c, uint32_t saved_khz, struct mv_err *err)
 	int khz = ioctl(c->fd, KVM_GET_TSC_KHZ, 0);
 	if (khz <= 0 || !saved_khz)
 		return 0;
-	uint64_t difference = saved_khz > (uint32_t)khz ? saved_khz - (uint32_t)khz : (uint32_t)khz - saved_khz;
+	uint64_t difference = (uint64_t)llabs((long long)saved_khz - khz);
 	if (difference * 1000000 <= (uint64_t)saved_khz * 250)
 		return 0;
 	if (ioctl(c->fd, KVM_SET_TSC_KHZ, (long)saved_khz) < 0)
 		return mv_fail(err, ENOTSUP,
-			       "the snapshot's TSC runs at %u kHz, this host's at %d kHz, and it cannot scale",
+			       "the snapshot's TSC runs at %u kHz, this host's at %d kHz, and "
+			       "it cannot scale",
 			       saved_khz, khz);
 	return 0;
 }

@@ -9,9 +9,9 @@
 
 #define I8042_QUEUE 32
 
-struct i8042 { // saved (i8042_table)
-	uint8_t command_byte;   // what 0x20/0x60 read and write
-	uint8_t pending_command; // controller command that waits for its data byte, 0 none
+struct i8042 {                    // saved (i8042_table)
+	uint8_t command_byte;     // what 0x20/0x60 read and write
+	uint8_t pending_command;  // controller command that waits for its data byte, 0 none
 	uint8_t keyboard_command; // keyboard command that waits for its argument, 0 none
 	bool scanning;
 	uint8_t out[I8042_QUEUE]; // bytes for the guest, oldest first

@@ -54,7 +54,8 @@ static int load(struct vm *vm, const struct image *im, uint64_t offset, uint64_t
 	void *p = gmem_ptr(&vm->mem, gpa(to), len);
 	if (to < X86_HIGH_RAM || !p)
 		return mv_fail(err, ENOEXEC,
-			       "%s: does not fit: needs guest memory 0x%llx-0x%llx; give the VM more memory_mib",
+			       "%s: does not fit: needs guest memory 0x%llx-0x%llx; give the VM more "
+			       "memory_mib",
 			       what, (unsigned long long)to, (unsigned long long)(to + len));
 	int r = mv_pread_full(im->fd, p, len, offset);
 	return r ? mv_fail(err, -r, "%s: cannot read: %s", what, strerror(-r)) : 0;
@@ -110,14 +111,15 @@ static int load_elf(struct vm *vm, struct image *im, struct x86_entry *entry, st
 		if (!gmem_ptr(&vm->mem, gpa(ph[i].p_paddr), ph[i].p_memsz))
 			return mv_fail(err, ENOEXEC,
 				       "kernel: does not fit: needs guest memory up to %llu MiB; give the VM "
-				       "more memory_mib", (unsigned long long)((end >> 20) + 1));
+				       "more memory_mib",
+				       (unsigned long long)((end >> 20) + 1));
 		if ((r = load(vm, im, ph[i].p_offset, ph[i].p_paddr, ph[i].p_filesz, "kernel", err)))
 			return r;
 		if (end > im->end_gpa)
 			im->end_gpa = end;
 	}
 	if (vm->cfg.boot == VMCFG_BOOT_PVH && !has_pvh)
-		return mv_fail(err, ENOEXEC, "kernel: has no PVH entry note; use boot \"auto\" or \"linux64\"");
+		return mv_fail(err, ENOEXEC, "kernel: has no PVH entry note; use boot auto or linux64");
 	entry->pvh = has_pvh && vm->cfg.boot != VMCFG_BOOT_LINUX64;
 	if (!entry->pvh)
 		entry->rip = eh.e_entry;
@@ -143,7 +145,8 @@ static int load_bzimage(struct vm *vm, struct image *im, struct boot_params *zer
 		memset((uint8_t *)&h + used, 0, sizeof h - used);
 	if (h.version < 0x020c || !(h.xloadflags & XLF_KERNEL_64))
 		return mv_fail(err, ENOEXEC,
-			       "kernel: a bzImage without 64-bit entry (boot protocol %u.%02u; 2.12 is needed)",
+			       "kernel: a bzImage without 64-bit entry (boot protocol %u.%02u; 2.12 is "
+			       "needed)",
 			       h.version >> 8, h.version & 0xff);
 	uint64_t payload = ((h.setup_sects ? h.setup_sects : 4) + 1u) * 512u;
 	uint64_t to = h.relocatable_kernel ? h.pref_address : h.code32_start;
@@ -155,7 +158,8 @@ static int load_bzimage(struct vm *vm, struct image *im, struct boot_params *zer
 	if (!h.init_size || !gmem_ptr(&vm->mem, gpa(to), h.init_size))
 		return mv_fail(err, ENOEXEC,
 			       "kernel: does not fit: needs guest memory up to %llu MiB; give the VM more "
-			       "memory_mib", (unsigned long long)((to + h.init_size) >> 20) + 1);
+			       "memory_mib",
+			       (unsigned long long)((to + h.init_size) >> 20) + 1);
 	int r = load(vm, im, payload, to, im->size - payload, "kernel", err);
 	if (r)
 		return r;
@@ -302,8 +306,7 @@ int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp,
 		r = write_cmdline(vm, err);
 	if (r)
 		return r;
-	r = entry.pvh ? write_pvh_info(vm, rsdp, initrd, initrd_size) :
-			write_zero_page(vm, &zero_page, rsdp, initrd, initrd_size);
+	r = entry.pvh ? write_pvh_info(vm, rsdp, initrd, initrd_size) : write_zero_page(vm, &zero_page, rsdp, initrd, initrd_size);
 	if (r)
 		return mv_fail(err, -r, "boot parameters do not fit guest memory");
 	*ret_entry = entry;

@@ -18,7 +18,7 @@
 #define X86_LOW_RAM_END 0x9fc00
 #define X86_BIOS_START 0xe0000
 #define X86_ACPI_TABLES 0xe0000
-#define X86_DEVICE_MAP 0xfd000 // 32-bit mask: which virtio-mmio slots exist
+#define X86_DEVICE_MAP 0xfd000    // 32-bit mask: which virtio-mmio slots exist
 #define X86_GENERATION_ID 0xfe000 // 16 bytes
 #define X86_HIGH_RAM 0x100000
 #define X86_RAM_GAP 0xc0000000
