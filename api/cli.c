@@ -82,8 +82,9 @@ bool cli_name_ok(const char *name)
 {
 	if (vmcfg_name_ok(name))
 		return true;
-	cli_fail(0, "\"%s\" is not a name: use 1 to 64 letters, digits, '_', '.' or '-', starting with "
-		    "a letter or digit",
+	cli_fail(0,
+		 "\"%s\" is not a name: use 1 to 64 letters, digits, '_', '.' or '-', starting with "
+		 "a letter or digit",
 		 name);
 	return false;
 }
@@ -93,8 +94,7 @@ const char *cli_absolute(const char *path, char buf[PATH_MAX])
 	char cwd[PATH_MAX];
 	if (path[0] == '/')
 		return mv_strcpy(buf, PATH_MAX, path) ? NULL : buf;
-	if (!getcwd(cwd, sizeof cwd) ||
-	    (size_t)snprintf(buf, PATH_MAX, "%s/%s", cwd, path) >= PATH_MAX)
+	if (!getcwd(cwd, sizeof cwd) || (size_t)snprintf(buf, PATH_MAX, "%s/%s", cwd, path) >= PATH_MAX)
 		return NULL;
 	return buf;
 }
@@ -126,8 +126,8 @@ static bool expand(const char *s, unsigned n, char *out, size_t size)
 	return true;
 }
 
-static int put_pair(js *o, const char *option, const char *key, const char *value,
-		    const char *keys, const char *numbers)
+static int put_pair(js *o, const char *option, const char *key, const char *value, const char *keys,
+		    const char *numbers)
 {
 	char path[PATH_MAX], *end;
 	if (!value && !strcmp(key, "ro") && in_list(keys, "ro")) {
@@ -151,8 +151,7 @@ static int put_pair(js *o, const char *option, const char *key, const char *valu
 	return 0;
 }
 
-js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers,
-		    unsigned n)
+js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers, unsigned n)
 {
 	char work[PATH_MAX + 512], *save = NULL;
 	if (!expand(text, n, work, sizeof work)) {

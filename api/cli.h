@@ -60,7 +60,6 @@ bool cli_name_ok(const char *name); // complains itself
 // --drive, --net, --vsock: "key=value,flag,..." into a JSON object. Keys of `numbers` become
 // integers, "ro" becomes read_only, a path is made absolute, {n} becomes n (when n > 0).
 // Both lists are space-separated. NULL: a complaint was printed.
-js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers,
-		    unsigned n);
+js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers, unsigned n);
 // An absolute path in buf (made from the working directory), or NULL when too long.
 const char *cli_absolute(const char *path, char buf[PATH_MAX]);

@@ -21,8 +21,8 @@ static int show_piece(struct cli *c, uint64_t *offset, unsigned wait_ms, size_t 
 {
 	struct client_reply r = { 0 };
 	char path[200];
-	snprintf(path, sizeof path, "/v1/vms/%s/console?offset=%" PRIu64 "&wait_ms=%u", c->pos[0],
-		 *offset, wait_ms);
+	snprintf(path, sizeof path, "/v1/vms/%s/console?offset=%" PRIu64 "&wait_ms=%u", c->pos[0], *offset,
+		 wait_ms);
 	int status = cli_raw(c, "GET", path, NULL, 0, &r);
 	if (!status)
 		status = cli_check(c, &r);

@@ -9,8 +9,8 @@
 static void print_snapshot(js *v)
 {
 	printf("name:     %s\nid:       %s\nvm:       %s\ncreated:  %s\nversion:  %s, %s\n",
-	       js_str(v, "name", ""), js_str(v, "id", ""), js_str(v, "vm", ""),
-	       js_str(v, "created", ""), js_str(v, "thaw_version", ""), js_str(v, "arch", ""));
+	       js_str(v, "name", ""), js_str(v, "id", ""), js_str(v, "vm", ""), js_str(v, "created", ""),
+	       js_str(v, "thaw_version", ""), js_str(v, "arch", ""));
 	printf("vcpus:    %" PRId64 "\nstate:    %" PRId64 " bytes\n", js_int(v, "config.vcpus", 0),
 	       js_int(v, "files.state.size_bytes", 0));
 	printf("memory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\n", js_int(v, "config.memory_mib", 0),
@@ -58,9 +58,8 @@ int cli_snapshots(struct cli *c)
 			continue;
 		}
 		printf("%-24s %-16s %5" PRId64 " %8" PRId64 " %12" PRId64 "  %s\n", js_str(s, "name", ""),
-		       js_str(s, "vm", ""), js_int(s, "config.vcpus", 0),
-		       js_int(s, "config.memory_mib", 0), js_int(s, "files.memory.data_bytes", 0) / 1024,
-		       js_str(s, "created", ""));
+		       js_str(s, "vm", ""), js_int(s, "config.vcpus", 0), js_int(s, "config.memory_mib", 0),
+		       js_int(s, "files.memory.data_bytes", 0) / 1024, js_str(s, "created", ""));
 	}
 	js_free(v);
 	return EXIT_OK;
@@ -100,8 +99,8 @@ int cli_snapshot_delete(struct cli *c)
 #define MAX_CLONE_LINES 16 // of `thaw clone`; more are summed up
 
 // --- clone --------------------------------------------------------------------------------
-static int add_pairs(js *o, const char *key, const char *option, const char *const *texts,
-		     unsigned n_texts, const char *keys, unsigned n)
+static int add_pairs(js *o, const char *key, const char *option, const char *const *texts, unsigned n_texts,
+		     const char *keys, unsigned n)
 {
 	js *list = js_list();
 	js_put(o, key, list);
@@ -155,8 +154,8 @@ static void print_stages(js *list)
 			printf("%-16s %10s %10s %10s %10s\n", "us from request", "p50", "p90", "p99", "max");
 		qsort(us, n, sizeof *us, by_value);
 		printf("%-16s %10" PRId64 " %10" PRId64 " %10" PRId64 " %10" PRId64 "\n", stages[k],
-		       us[(n * 50 + 99) / 100 - 1], us[(n * 90 + 99) / 100 - 1],
-		       us[(n * 99 + 99) / 100 - 1], us[n - 1]);
+		       us[(n * 50 + 99) / 100 - 1], us[(n * 90 + 99) / 100 - 1], us[(n * 99 + 99) / 100 - 1],
+		       us[n - 1]);
 	}
 	free(us);
 }
@@ -178,8 +177,8 @@ static void print_clones(js *list)
 		else if (each)
 			printf("%-24s %-8s %12" PRId64 " %12" PRId64 " %12" PRId64 " %12" PRId64 "  %s\n",
 			       js_str(v, "name", ""), js_str(v, "state", ""), js_int(t, stages[0], -1),
-			       js_int(t, stages[1], -1), js_int(t, stages[2], -1),
-			       js_int(t, stages[3], -1), js_str(v, "vsock_path", "-"));
+			       js_int(t, stages[1], -1), js_int(t, stages[2], -1), js_int(t, stages[3], -1),
+			       js_str(v, "vsock_path", "-"));
 	}
 	if (!each)
 		print_stages(list);

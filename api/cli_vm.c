@@ -13,9 +13,9 @@
 static void print_vm(js *v)
 {
 	static const char *const times[] = { "process_ready", "kvm_ready", "loaded", "running",
-					     "first_exit", "first_io", NULL };
-	printf("name:      %s\nid:        %s\nstate:     %s\n", js_str(v, "name", ""),
-	       js_str(v, "id", ""), js_str(v, "state", ""));
+					     "first_exit",    "first_io",  NULL };
+	printf("name:      %s\nid:        %s\nstate:     %s\n", js_str(v, "name", ""), js_str(v, "id", ""),
+	       js_str(v, "state", ""));
 	if (js_get(v, "exit"))
 		printf("exit:      %s %s\n", js_str(v, "exit.reason", ""), js_str(v, "exit.detail", ""));
 	if (js_get(v, "pid"))
@@ -23,8 +23,8 @@ static void print_vm(js *v)
 	if (js_get(v, "from_snapshot"))
 		printf("snapshot:  %s\n", js_str(v, "from_snapshot", ""));
 	printf("created:   %s\nvcpus:     %" PRId64 "\nmemory:    %" PRId64 " MiB\nkernel:    %s\n",
-	       js_str(v, "created", ""), js_int(v, "config.vcpus", 0),
-	       js_int(v, "config.memory_mib", 0), js_str(v, "config.kernel", ""));
+	       js_str(v, "created", ""), js_int(v, "config.vcpus", 0), js_int(v, "config.memory_mib", 0),
+	       js_str(v, "config.kernel", ""));
 	for (size_t i = 0; i < js_len(js_get(v, "config.drives")); i++) {
 		js *d = js_at(js_get(v, "config.drives"), i);
 		printf("drive:     %s %s%s\n", js_str(d, "id", ""), js_str(d, "path", ""),
@@ -169,9 +169,8 @@ int cli_ls(struct cli *c)
 	       "EXIT");
 	for (size_t i = 0; i < js_len(list); i++) {
 		js *m = js_at(list, i);
-		printf("%-24s %-8s %5" PRId64 " %8" PRId64 " ", js_str(m, "name", ""),
-		       js_str(m, "state", ""), js_int(m, "config.vcpus", 0),
-		       js_int(m, "config.memory_mib", 0));
+		printf("%-24s %-8s %5" PRId64 " %8" PRId64 " ", js_str(m, "name", ""), js_str(m, "state", ""),
+		       js_int(m, "config.vcpus", 0), js_int(m, "config.memory_mib", 0));
 		if (js_get(m, "pid"))
 			printf("%8" PRId64, js_int(m, "pid", 0));
 		else
@@ -205,8 +204,8 @@ int cli_info(struct cli *c)
 		return status;
 	if (c->json)
 		return cli_print_json(v);
-	printf("thawd %s (API %s), pid %" PRId64 "\nvms: %" PRId64 " (created %" PRId64
-	       ", running %" PRId64 ", paused %" PRId64 ", exited %" PRId64 ")\nsnapshots: %" PRId64 "\n",
+	printf("thawd %s (API %s), pid %" PRId64 "\nvms: %" PRId64 " (created %" PRId64 ", running %" PRId64
+	       ", paused %" PRId64 ", exited %" PRId64 ")\nsnapshots: %" PRId64 "\n",
 	       js_str(v, "version", "?"), js_str(v, "api", "?"), js_int(v, "pid", 0),
 	       js_int(v, "vms.total", 0), js_int(v, "vms.created", 0), js_int(v, "vms.running", 0),
 	       js_int(v, "vms.paused", 0), js_int(v, "vms.exited", 0), js_int(v, "snapshots", 0));

@@ -89,12 +89,11 @@ static int explain(const struct client *c, CURLcode code, struct mv_err *err)
 		return mv_fail(err, ECONNREFUSED,
 			       "no daemon answers on %s; start thawd, or give --socket or THAW_SOCKET",
 			       c->socket_path);
-	return mv_fail(err, EIO, "talking to the daemon on %s: %s", c->socket_path,
-		       curl_easy_strerror(code));
+	return mv_fail(err, EIO, "talking to the daemon on %s: %s", c->socket_path, curl_easy_strerror(code));
 }
 
-int client_call(struct client *c, const char *method, const char *path, const void *body,
-		size_t len, struct client_reply *ret_r, struct mv_err *err)
+int client_call(struct client *c, const char *method, const char *path, const void *body, size_t len,
+		struct client_reply *ret_r, struct mv_err *err)
 {
 	char url[512];
 	struct client_reply r = { 0 };

@@ -21,6 +21,6 @@ void client_free(struct client *c); // NULL allowed
 
 // One request; body may be NULL. 0 whatever the status; -ECONNREFUSED: the daemon can't be
 // reached; other errors: the connection broke. Free the reply with client_reply_fini().
-int client_call(struct client *c, const char *method, const char *path, const void *body,
-		size_t len, struct client_reply *ret_r, struct mv_err *err);
+int client_call(struct client *c, const char *method, const char *path, const void *body, size_t len,
+		struct client_reply *ret_r, struct mv_err *err);
 void client_reply_fini(struct client_reply *r); // idempotent

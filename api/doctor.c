@@ -28,8 +28,8 @@ struct doctor {
 	js *checks;
 };
 
-__attribute__((format(printf, 4, 5))) static void say(struct doctor *d, enum verdict v,
-						      const char *name, const char *fmt, ...)
+__attribute__((format(printf, 4, 5))) static void say(struct doctor *d, enum verdict v, const char *name,
+						      const char *fmt, ...)
 {
 	static const char *const words[] = { "ok", "warn", "fail" };
 	char text[400];
@@ -86,8 +86,9 @@ static void check_cpu(struct doctor *d)
 	if (ext)
 		say(d, OK, "cpu", "%s%s", ext, nested);
 	else
-		say(d, WARN, "cpu", "shows neither svm nor vmx%s; enable virtualisation in the firmware, or "
-				    "nested virtualisation in the host below",
+		say(d, WARN, "cpu",
+		    "shows neither svm nor vmx%s; enable virtualisation in the firmware, or "
+		    "nested virtualisation in the host below",
 		    nested);
 }
 
@@ -100,8 +101,9 @@ static bool check_kvm(struct doctor *d, char *why, size_t size)
 	int r = kvm_probe(device, &p, &err);
 	snprintf(why, size, "there is no usable /dev/kvm");
 	if (r == -EACCES) {
-		say(d, FAIL, "kvm", "no rights to %s; add yourself to the group kvm (usermod -aG kvm USER) "
-				    "and log in again",
+		say(d, FAIL, "kvm",
+		    "no rights to %s; add yourself to the group kvm (usermod -aG kvm USER) "
+		    "and log in again",
 		    device);
 		return false;
 	}
@@ -128,8 +130,9 @@ static bool check_kvm(struct doctor *d, char *why, size_t size)
 	if (p.hardware_speed)
 		say(d, OK, "kvm-guest", "%s: hardware speed", why);
 	else
-		say(d, WARN, "kvm-guest", "%s, not run by hardware; guests made for it run, stock kernels "
-					  "do not; use a host with (nested) virtualisation",
+		say(d, WARN, "kvm-guest",
+		    "%s, not run by hardware; guests made for it run, stock kernels "
+		    "do not; use a host with (nested) virtualisation",
 		    why);
 	return p.hardware_speed && !p.missing[0];
 }
@@ -156,8 +159,9 @@ static void check_uffd(struct doctor *d)
 		say(d, OK, "userfaultfd", "there");
 		close(fd);
 	} else {
-		say(d, WARN, "userfaultfd", "%s; compressed snapshots can't be loaded lazily (sysctl "
-					    "vm.unprivileged_userfaultfd=1, or rights to /dev/userfaultfd)",
+		say(d, WARN, "userfaultfd",
+		    "%s; compressed snapshots can't be loaded lazily (sysctl "
+		    "vm.unprivileged_userfaultfd=1, or rights to /dev/userfaultfd)",
 		    strerror(errno));
 	}
 }

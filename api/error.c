@@ -5,10 +5,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-static const struct api_code_info codes[API_N_CODES] = {
-	[API_OK] = { "ok", 200, "", "" },
+static const struct api_code_info codes[API_N_CODES] = { [API_OK] = { "ok", 200, "", "" },
 #define X(sym, status, name, cause, remedy) [API_##sym] = { name, status, cause, remedy },
-	API_CODES(X)
+							 API_CODES(X)
 #undef X
 };
 

@@ -140,14 +140,12 @@ static void hand_over(struct request *r)
 // answer; one beyond all measure is answered at once and the connection closed.
 static bool announced_too_large(struct MHD_Connection *con)
 {
-	const char *s = MHD_lookup_connection_value(con, MHD_HEADER_KIND,
-						    MHD_HTTP_HEADER_CONTENT_LENGTH);
+	const char *s = MHD_lookup_connection_value(con, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
 	return s && strtoull(s, NULL, 10) > DISCARD_MAX;
 }
 
-static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const char *url,
-				 const char *method, const char *version, const char *data,
-				 size_t *data_size, void **con_cls)
+static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const char *url, const char *method,
+				 const char *version, const char *data, size_t *data_size, void **con_cls)
 {
 	struct request *r = *con_cls;
 	(void)arg, (void)version;
@@ -190,12 +188,11 @@ int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, stru
 	if (!h)
 		return mv_fail(err, ENOMEM, "http: no memory");
 	*h = (struct http){ .loop = l, .fn = fn, .arg = arg, .listen_fd = listen_fd };
-	h->mhd = MHD_start_daemon(
-		MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_access, h,
-		MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-		(unsigned)HTTP_MAX_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
-		(unsigned)HTTP_IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
-		MHD_OPTION_URI_LOG_CALLBACK, on_uri, h, MHD_OPTION_END);
+	h->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_access, h,
+				  MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
+				  (unsigned)HTTP_MAX_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
+				  (unsigned)HTTP_IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
+				  MHD_OPTION_URI_LOG_CALLBACK, on_uri, h, MHD_OPTION_END);
 	int r = h->mhd ? 0 : mv_fail(err, EIO, "http: libmicrohttpd refused to start");
 	if (!r && mv_timer_init(l, &h->timer, on_timer, h))
 		r = mv_fail(err, EMFILE, "http: no timer");
@@ -246,8 +243,7 @@ unsigned http_pending(const struct http *h) { return h->pending; }
 
 unsigned http_connections(const struct http *h)
 {
-	const union MHD_DaemonInfo *i =
-		MHD_get_daemon_info(h->mhd, MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
+	const union MHD_DaemonInfo *i = MHD_get_daemon_info(h->mhd, MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
 	return i ? i->num_connections : 0;
 }
 
@@ -262,8 +258,7 @@ struct unknown {
 	const char *found;
 };
 
-static enum MHD_Result check_query(void *arg, enum MHD_ValueKind kind, const char *key,
-				   const char *value)
+static enum MHD_Result check_query(void *arg, enum MHD_ValueKind kind, const char *key, const char *value)
 {
 	struct unknown *u = arg;
 	(void)kind, (void)value;
@@ -291,8 +286,8 @@ bool http_client_gone(struct http_req *pub)
 	return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
-void http_reply(struct http_req *pub, unsigned status, const char *content_type, void *body,
-		size_t body_len, const struct http_header *headers, unsigned n_headers)
+void http_reply(struct http_req *pub, unsigned status, const char *content_type, void *body, size_t body_len,
+		const struct http_header *headers, unsigned n_headers)
 {
 	struct request *r = (struct request *)pub;
 	r->status = status;

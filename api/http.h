@@ -53,5 +53,5 @@ const char *http_unknown_query(struct http_req *r, const char *const *known);
 bool http_client_gone(struct http_req *r);
 
 // Takes over body (malloc'd; NULL: empty). Ends the request.
-void http_reply(struct http_req *r, unsigned status, const char *content_type, void *body,
-		size_t body_len, const struct http_header *headers, unsigned n_headers);
+void http_reply(struct http_req *r, unsigned status, const char *content_type, void *body, size_t body_len,
+		const struct http_header *headers, unsigned n_headers);

@@ -30,8 +30,7 @@ static void list_fields(const struct js_table *t, char *text, size_t size)
 	size_t used = 0;
 	text[0] = 0;
 	for (uint32_t i = 0; i < t->n_fields && used < size; i++)
-		used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "",
-					 t->fields[i].name);
+		used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "", t->fields[i].name);
 }
 
 static const struct js_field *find_field(const struct js_table *t, const char *name)
@@ -44,10 +43,9 @@ static const struct js_field *find_field(const struct js_table *t, const char *n
 
 static int wrong_type(const char *where, const char *must, json_t *v, struct api_err *err)
 {
-	static const char *const names[] = { "an object", "an array", "a string", "an integer",
-					     "a real number", "true", "false", "null" };
-	return api_fail(err, API_WRONG_TYPE, "%s: must be %s, not %s", where, must,
-			names[json_typeof(v)]);
+	static const char *const names[] = { "an object",     "an array", "a string", "an integer",
+					     "a real number", "true",     "false",    "null" };
+	return api_fail(err, API_WRONG_TYPE, "%s: must be %s, not %s", where, must, names[json_typeof(v)]);
 }
 
 static int decode_string(const struct js_field *f, json_t *v, char *dst, const char *where,
@@ -82,8 +80,8 @@ static int decode_uint(const struct js_field *f, json_t *v, uint8_t *dst, const 
 	json_int_t n = json_integer_value(v);
 	if (n < 0 || (uint64_t)n < f->min || (uint64_t)n > f->max)
 		return api_fail(err, API_INVALID_VALUE,
-				"%s: %" JSON_INTEGER_FORMAT " is not within %" PRIu64 "..%" PRIu64,
-				where, n, f->min, f->max);
+				"%s: %" JSON_INTEGER_FORMAT " is not within %" PRIu64 "..%" PRIu64, where, n,
+				f->min, f->max);
 	if (f->size == 4)
 		*(uint32_t *)(void *)dst = (uint32_t)n;
 	else
@@ -136,8 +134,8 @@ static int decode_list(const struct js_field *f, json_t *v, uint8_t *obj, const 
 		return wrong_type(where, "an array", v, err);
 	size_t n = json_array_size(v);
 	if (n > f->max_count)
-		return api_fail(err, API_INVALID_VALUE, "%s: %zu elements; at most %u are allowed", where,
-				n, f->max_count);
+		return api_fail(err, API_INVALID_VALUE, "%s: %zu elements; at most %u are allowed", where, n,
+				f->max_count);
 	uint8_t *elements = obj + f->offset;
 	if (f->type == JS_LISTP) {
 		elements = calloc(n ? n : 1, f->size);
@@ -221,8 +219,7 @@ js *js_parse(const char *bytes, size_t len, struct api_err *err)
 	return v;
 }
 
-int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj,
-	      struct api_err *err)
+int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj, struct api_err *err)
 {
 	json_t *v = len ? js_parse(bytes, len, err) : json_object();
 	if (!v)

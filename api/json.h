@@ -54,8 +54,7 @@ struct js_table {
 
 // Decodes into *obj, which holds the defaults. On failure *obj is unspecified, but a
 // JS_LISTP pointer in it is still to be freed. No bytes at all count as {}.
-int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj,
-	      struct api_err *err);
+int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj, struct api_err *err);
 js *js_encode(const struct js_table *t, const void *obj);
 
 // Builders. js_put* and js_add take over `v`; bytes that are not UTF-8 become '?'.

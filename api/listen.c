@@ -19,15 +19,17 @@ static int check_taken(const struct sockaddr_un *a, struct mv_err *err)
 	if (lstat(a->sun_path, &st))
 		return errno == ENOENT ? 0 : mv_fail(err, errno, "%s: %s", a->sun_path, strerror(errno));
 	if (!S_ISSOCK(st.st_mode))
-		return mv_fail(err, EADDRINUSE, "%s exists and is not a socket; remove it or give "
-						"another --socket",
+		return mv_fail(err, EADDRINUSE,
+			       "%s exists and is not a socket; remove it or give "
+			       "another --socket",
 			       a->sun_path);
 	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return mv_fail(err, errno, "socket: %s", strerror(errno));
 	if (!connect(fd, (const struct sockaddr *)a, sizeof *a) || errno != ECONNREFUSED)
-		return mv_fail(err, EADDRINUSE, "%s: another daemon listens there; stop it or give "
-						"another --socket",
+		return mv_fail(err, EADDRINUSE,
+			       "%s: another daemon listens there; stop it or give "
+			       "another --socket",
 			       a->sun_path);
 	if (unlink(a->sun_path))
 		return mv_fail(err, errno, "can't remove the stale socket %s: %s", a->sun_path,

@@ -123,8 +123,7 @@ static void on_undone(void *arg, struct vm *vm)
 	advance(it->job);
 }
 
-static void on_restored(void *arg, struct vm *vm, const struct api_err *err,
-			const struct msg_reply *reply)
+static void on_restored(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct clone_item *it = arg;
 	(void)reply;
@@ -234,8 +233,7 @@ static void verify_run(struct worker_job *w)
 	struct clone_job *j = (struct clone_job *)w;
 	mv_close(&j->state_fd);
 	mv_close(&j->memory_fd);
-	j->result = store_files(&j->s->store, &j->m, true, &j->state_fd, &j->memory_fd,
-				&j->verify_err);
+	j->result = store_files(&j->s->store, &j->m, true, &j->state_fd, &j->memory_fd, &j->verify_err);
 }
 
 static void verify_done(struct worker_job *w)

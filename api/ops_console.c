@@ -49,8 +49,7 @@ static void reply_tail(const struct vm *vm, struct http_req *r, uint64_t offset)
 
 static int read_turn(struct console_op *o, struct vm *vm, struct api_err *err);
 
-static void on_read(void *arg, struct vm *vm, const struct api_err *err,
-		    const struct msg_reply *reply)
+static void on_read(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct console_op *o = arg;
 	struct api_err e;
@@ -78,8 +77,7 @@ static int read_turn(struct console_op *o, struct vm *vm, struct api_err *err)
 		       "console read", on_read, o, err);
 }
 
-static void on_written(void *arg, struct vm *vm, const struct api_err *err,
-		       const struct msg_reply *reply)
+static void on_written(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct console_op *o = arg;
 	(void)vm, (void)reply;
@@ -90,8 +88,7 @@ static void on_written(void *arg, struct vm *vm, const struct api_err *err,
 	free(o);
 }
 
-static struct console_op *op_new(struct http_req *r, uint64_t offset, uint64_t wait_ms,
-				 struct api_err *err)
+static struct console_op *op_new(struct http_req *r, uint64_t offset, uint64_t wait_ms, struct api_err *err)
 {
 	struct console_op *o = calloc(1, sizeof *o);
 	if (!o) {

@@ -150,8 +150,8 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 		return result;
 	if (!vm->op && vm->state != VM_RUNNING && vm->state != VM_PAUSED)
 		return api_fail(err, API_WRONG_STATE,
-				"VM %s is %s; a snapshot needs one that is running or paused",
-				vm->cfg.name, vm_state_name(vm->state));
+				"VM %s is %s; a snapshot needs one that is running or paused", vm->cfg.name,
+				vm_state_name(vm->state));
 	struct snap_op *o = snap_op_new(s, r, err);
 	if (!o)
 		return -ENOMEM;
@@ -179,8 +179,7 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 }
 
 // --- read -------------------------------------------------------------------------------
-static int add_snapshot(void *arg, const char *name, const struct manifest *m,
-			const struct mv_err *err)
+static int add_snapshot(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
 {
 	js *o;
 	if (m) {

@@ -96,8 +96,7 @@ static void create_failed(struct op *o, const struct api_err *err)
 	vm_kill(o->vm);
 }
 
-static void on_create_done(void *arg, struct vm *vm, const struct api_err *err,
-			   const struct msg_reply *reply)
+static void on_create_done(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct op *o = arg;
 	struct api_err e;
@@ -106,8 +105,7 @@ static void on_create_done(void *arg, struct vm *vm, const struct api_err *err,
 		create_failed(o, err);
 	} else if (o->start) {
 		o->start = false;
-		if (vm_call(vm, MSG_RUN, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, "start", on_create_done, o,
-			    &e))
+		if (vm_call(vm, MSG_RUN, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, "start", on_create_done, o, &e))
 			create_failed(o, &e);
 	} else {
 		vm->shown = true;
@@ -129,8 +127,7 @@ static int check_host(const struct vmcfg *cfg, struct api_err *err)
 	return 0;
 }
 
-static int create_begin(struct server *s, struct http_req *r, struct vm *vm, bool start,
-			struct api_err *err)
+static int create_begin(struct server *s, struct http_req *r, struct vm *vm, bool start, struct api_err *err)
 {
 	struct vm_fds fds;
 	int result;
@@ -189,8 +186,7 @@ static void count(void *arg, struct vm *vm)
 	c->by_state[vm->state <= VM_EXITED ? vm->state : 0]++;
 }
 
-static int count_snapshot(void *arg, const char *name, const struct manifest *m,
-			  const struct mv_err *err)
+static int count_snapshot(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
 {
 	(void)name, (void)m, (void)err;
 	++*(unsigned *)arg;
@@ -244,8 +240,7 @@ void op_vm_show(struct server *s, struct http_req *r, const char *name)
 }
 
 // --- start, pause, resume -----------------------------------------------------------------
-static void on_simple_done(void *arg, struct vm *vm, const struct api_err *err,
-			   const struct msg_reply *reply)
+static void on_simple_done(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct op *o = arg;
 	(void)reply;
@@ -292,8 +287,8 @@ static void simple_op(struct server *s, struct http_req *r, const char *name, co
 		o = op_new(s, r, vm, &err);
 		result = -ENOMEM;
 		if (o)
-			result = vm_call(vm, type, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, what,
-					 on_simple_done, o, &err);
+			result = vm_call(vm, type, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, what, on_simple_done,
+					 o, &err);
 		if (result)
 			vm->op = NULL;
 	}
@@ -326,8 +321,7 @@ static void on_stopped(void *arg, struct vm *vm)
 
 static void on_stop_late(void *arg) { op_reply_vm(arg, 202); }
 
-static void on_stop_asked(void *arg, struct vm *vm, const struct api_err *err,
-			  const struct msg_reply *reply)
+static void on_stop_asked(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct op *o = arg;
 	(void)reply;
@@ -360,8 +354,8 @@ static int stop_begin(struct op *o, const struct stop_body *b, struct api_err *e
 	struct msg_stop m = { .mode = VM_STOP_POWER_BUTTON };
 	if (b->mode == STOP_CTRL_ALT_DEL)
 		m.mode = VM_STOP_CTRL_ALT_DEL;
-	result = vm_call(vm, MSG_STOP, &msg_stop_table, &m, NULL, 0, RUN_TIMEOUT_MS, "stop",
-			 on_stop_asked, o, err);
+	result = vm_call(vm, MSG_STOP, &msg_stop_table, &m, NULL, 0, RUN_TIMEOUT_MS, "stop", on_stop_asked, o,
+			 err);
 	if (result)
 		vm->op = NULL;
 	return result;

@@ -68,10 +68,7 @@ static void reply_text(struct http_req *r, unsigned status, js *body, const char
 		   allow ? 1 : 0);
 }
 
-void reply_json(struct http_req *r, unsigned status, js *body)
-{
-	reply_text(r, status, body, NULL);
-}
+void reply_json(struct http_req *r, unsigned status, js *body) { reply_text(r, status, body, NULL); }
 
 static void reply_error(struct http_req *r, const struct api_err *err, const char *allow)
 {
@@ -88,8 +85,8 @@ void reply_err(struct http_req *r, const struct api_err *err) { reply_error(r, e
 
 void reply_empty(struct http_req *r) { http_reply(r, 204, NULL, NULL, 0, NULL, 0); }
 
-int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise,
-	       uint64_t *ret_v, struct api_err *err)
+int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise, uint64_t *ret_v,
+	       struct api_err *err)
 {
 	const char *s = http_query(r, name);
 	char *end;
@@ -100,8 +97,8 @@ int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t othe
 	errno = 0;
 	uint64_t v = strtoull(s, &end, 10);
 	if (*s < '0' || *s > '9' || *end || errno || v > max)
-		return api_fail(err, API_INVALID_VALUE,
-				"%s: \"%.32s\" is not a number within 0..%" PRIu64, name, s, max);
+		return api_fail(err, API_INVALID_VALUE, "%s: \"%.32s\" is not a number within 0..%" PRIu64,
+				name, s, max);
 	*ret_v = v;
 	return 0;
 }
@@ -113,13 +110,12 @@ static void no_route(struct http_req *r, const char *allow)
 	if (!allow[0])
 		api_fail(&err, API_NOT_FOUND, "%s: no such route; the API begins with /v1", r->path);
 	else
-		api_fail(&err, API_METHOD_NOT_ALLOWED, "%s does not know %s; it knows %s", r->path,
-			 r->method, allow);
+		api_fail(&err, API_METHOD_NOT_ALLOWED, "%s does not know %s; it knows %s", r->path, r->method,
+			 allow);
 	reply_error(r, &err, allow[0] ? allow : NULL);
 }
 
-static void run_route(struct server *s, const struct route *t, struct http_req *r,
-		      const char *name)
+static void run_route(struct server *s, const struct route *t, struct http_req *r, const char *name)
 {
 	struct api_err err;
 	const char *unknown = http_unknown_query(r, t->query);

@@ -32,12 +32,12 @@ void reply_empty(struct http_req *r);
 js *err_json(const struct api_err *err); // {"code":..., "message":...}
 
 // An unsigned query parameter; `otherwise` when it is not there.
-int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise,
-	       uint64_t *ret_v, struct api_err *err);
+int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise, uint64_t *ret_v,
+	       struct api_err *err);
 
 // Handlers, by file.
-route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume,
-	op_vm_stop, op_vm_delete;                                                    // ops_vm.c
+route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
+	op_vm_delete;                                                                // ops_vm.c
 route_fn op_console_read, op_console_write;                                          // ops_console.c
 route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete; // ops_snapshot.c
 route_fn op_clone;                                                                   // ops_clone.c

@@ -43,15 +43,12 @@ static bool identify(struct known_snapshot *t, int fd)
 bool template_is_verified(const struct known_snapshot *t, int memory_fd)
 {
 	struct known_snapshot now = { 0 };
-	return t->verified && identify(&now, memory_fd) && now.device == t->device &&
-	       now.inode == t->inode && now.size_bytes == t->size_bytes &&
-	       now.modified_ns == t->modified_ns && now.changed_ns == t->changed_ns;
+	return t->verified && identify(&now, memory_fd) && now.device == t->device && now.inode == t->inode &&
+	       now.size_bytes == t->size_bytes && now.modified_ns == t->modified_ns &&
+	       now.changed_ns == t->changed_ns;
 }
 
-void template_set_verified(struct known_snapshot *t, int memory_fd)
-{
-	t->verified = identify(t, memory_fd);
-}
+void template_set_verified(struct known_snapshot *t, int memory_fd) { t->verified = identify(t, memory_fd); }
 
 void template_drop(struct server *s, const char *name)
 {

@@ -44,8 +44,8 @@ static const struct command {
 	const char *usage, *what;
 } commands[] = {
 	{ "create", 1,
-	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) |
-		  BIT(O_DISCOVERY) | BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_START),
+	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
+		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_START),
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"

@@ -135,8 +135,7 @@ static int open_vsock_dir(struct server *s, const char *state_dir, struct mv_err
 	return 0;
 }
 
-static int start(struct server *s, const struct options *o, int *ret_listen_fd,
-		 struct mv_err *err)
+static int start(struct server *s, const struct options *o, int *ret_listen_fd, struct mv_err *err)
 {
 	int r = paths_make_dirs(o->state_dir, 0700, err);
 	if (!r)

@@ -158,9 +158,9 @@ static void end_call(struct vm_call *c, const struct api_err *err, const struct 
 	free(c);
 }
 
-int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj,
-	    const int *fds, unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done,
-	    void *arg, struct api_err *err)
+int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj, const int *fds,
+	    unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done, void *arg,
+	    struct api_err *err)
 {
 	if (vm->socket < 0 || vm->kill_sent)
 		return api_fail(err, API_VM_GONE, "VM %s has ended", vm->cfg.name);
@@ -261,8 +261,7 @@ static int on_event(struct vm *vm, const struct msg *m)
 	vm->exit_reason = event.reason;
 	memcpy(vm->exit_detail, event.detail, sizeof vm->exit_detail);
 	vm->console_end = event.console_end;
-	if (event.n_data && event.n_data <= event.console_end &&
-	    (vm->console_tail = malloc(event.n_data))) {
+	if (event.n_data && event.n_data <= event.console_end && (vm->console_tail = malloc(event.n_data))) {
 		memcpy(vm->console_tail, event.data, event.n_data);
 		vm->n_console_tail = event.n_data;
 	}
@@ -313,8 +312,7 @@ static void note_reason(struct vm *vm, const siginfo_t *si)
 	if (vm->kill_sent) {
 		vm->exit_reason = VM_EXIT_KILLED;
 		if (vm->timed_out)
-			snprintf(vm->exit_detail, sizeof vm->exit_detail,
-				 "the VM process did not answer");
+			snprintf(vm->exit_detail, sizeof vm->exit_detail, "the VM process did not answer");
 		return;
 	}
 	vm->exit_reason = VM_EXIT_CRASHED;
@@ -450,8 +448,8 @@ static int spawn_and_watch(struct vm *vm, int theirs, struct api_err *err)
 
 // The message is sent before the process is started: it finds it at once, however long
 // this one is off the CPU.
-static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds,
-			 vm_done_fn *done, void *arg, struct api_err *err)
+static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
+			 void *arg, struct api_err *err)
 {
 	static struct msg_setup setup; // the loop's thread only
 	int list[VM_FDS_MAX];
@@ -474,8 +472,8 @@ static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_
 	return 0;
 }
 
-int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
-	      void *arg, struct api_err *err)
+int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
+	      struct api_err *err)
 {
 	vm->owns_vsock = fds->vsock >= 0;
 	int r = start_process(vm, type, run, fds, done, arg, err);

@@ -23,8 +23,7 @@ struct vm;
 
 // The end of a call: err is NULL and reply the answer, or err says what went wrong
 // (the VM's refusal, its death, a time-out) and reply is NULL.
-typedef void vm_done_fn(void *arg, struct vm *vm, const struct api_err *err,
-			const struct msg_reply *reply);
+typedef void vm_done_fn(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply);
 typedef void vm_end_fn(void *arg, struct vm *vm); // the process is gone
 
 struct vm_waiter { // embedded in its owner
@@ -75,14 +74,14 @@ void vm_unref(struct vm *vm);
 
 // Starts the process and sends MSG_BOOT or MSG_RESTORE with the descriptors (closed here in
 // every case). 0: `done` will be called once. Otherwise nothing is left behind.
-int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
-	      void *arg, struct api_err *err);
+int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
+	      struct api_err *err);
 
 // Sends one message; 0: `done` will be called once, always later, never from in here.
 // `what` (static) names the operation in errors.
-int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj,
-	    const int *fds, unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done,
-	    void *arg, struct api_err *err);
+int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj, const int *fds,
+	    unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done, void *arg,
+	    struct api_err *err);
 
 // Ends the process by SIGKILL; the end arrives by the waiters. No process: nothing happens.
 void vm_kill(struct vm *vm);

@@ -16,8 +16,7 @@
 
 #define TAP_HEADER_BYTES 12 // struct virtio_net_hdr_v1, virtio 1.2 section 5.1.6
 
-static int open_error(const char *what, const char *path, int code, bool writing,
-		      struct api_err *err)
+static int open_error(const char *what, const char *path, int code, bool writing, struct api_err *err)
 {
 	switch (code) {
 	case ENOENT:
@@ -106,8 +105,9 @@ static int open_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
 		return api_fail(err, API_TAP_INVALID, "net %s: %s is not a tap interface", n->id, n->tap);
 	MV_FD fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		return api_fail(err, API_TAP_DENIED, "net %s: /dev/net/tun: %s; load the module tun or "
-						     "change the device's rights",
+		return api_fail(err, API_TAP_DENIED,
+				"net %s: /dev/net/tun: %s; load the module tun or "
+				"change the device's rights",
 				n->id, strerror(errno));
 	memcpy(ifr.ifr_name, n->tap, sizeof ifr.ifr_name);
 	if (ioctl(fd, TUNSETIFF, &ifr)) {
@@ -130,11 +130,10 @@ static int open_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
 		}
 	}
 	if (if_nametoindex(n->tap) != index)
-		return api_fail(err, API_TAP_NOT_FOUND, "net %s: tap %s vanished; try again", n->id,
-				n->tap);
+		return api_fail(err, API_TAP_NOT_FOUND, "net %s: tap %s vanished; try again", n->id, n->tap);
 	if (ioctl(fd, TUNSETVNETHDRSZ, &header))
-		return api_fail(err, API_TAP_INVALID, "net %s: tap %s: no virtio headers: %s", n->id,
-				n->tap, strerror(errno));
+		return api_fail(err, API_TAP_INVALID, "net %s: tap %s: no virtio headers: %s", n->id, n->tap,
+				strerror(errno));
 	*ret_fd = MV_TAKE_FD(fd);
 	return 0;
 }
@@ -163,8 +162,8 @@ static int open_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *
 	if (r && errno == EADDRINUSE && remove_stale(&a))
 		r = bind(fd, (struct sockaddr *)&a, sizeof a);
 	if (r && errno == EADDRINUSE)
-		return api_fail(err, API_IN_USE,
-				"vsock: %s exists and is in use; give another path", v->path);
+		return api_fail(err, API_IN_USE, "vsock: %s exists and is in use; give another path",
+				v->path);
 	if (r)
 		return open_error("vsock", v->path, errno, true, err);
 	// Nobody can connect before listen(2), so the mode is right from the start.

@@ -25,10 +25,7 @@ static int key_name(const void *key, const void *vm)
 	return strcmp(key, ((const struct vm *)vm)->cfg.name);
 }
 
-static int key_id(const void *key, const void *vm)
-{
-	return strcmp(key, ((const struct vm *)vm)->cfg.id);
-}
+static int key_id(const void *key, const void *vm) { return strcmp(key, ((const struct vm *)vm)->cfg.id); }
 
 static struct vm *find(void *const *root, const char *key, int (*cmp)(const void *, const void *))
 {
@@ -36,10 +33,7 @@ static struct vm *find(void *const *root, const char *key, int (*cmp)(const void
 	return node ? *node : NULL;
 }
 
-bool vms_name_taken(struct server *s, const char *name)
-{
-	return find(&s->by_name, name, key_name) != NULL;
-}
+bool vms_name_taken(struct server *s, const char *name) { return find(&s->by_name, name, key_name) != NULL; }
 
 int vms_add(struct server *s, struct vm *vm, struct api_err *err)
 {

@@ -48,9 +48,8 @@
  * What a halted guest of ours needs: TSC, SYSENTER (3), PAT, MISC_ENABLE, SYSCALL
  * (4), KERNEL_GS_BASE. The TSC deadline comes last.
  */
-static const uint32_t saved_msrs[] = { 0x10, 0x174, 0x175, 0x176,
-				       0x277, 0x1a0, 0xc0000081, 0xc0000082,
-				       0xc0000083, 0xc0000084, 0xc0000102, 0x6e0 };
+static const uint32_t saved_msrs[] = { 0x10,       0x174,      0x175,      0x176,      0x277,      0x1a0,
+				       0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000102, 0x6e0 };
 #define NR_MSRS (sizeof saved_msrs / sizeof *saved_msrs)
 
 struct vm {
@@ -106,8 +105,7 @@ static int vm_create(struct vm *vm)
 /* The file, or with fd -1 zeroed memory; over the old mapping if there is one. */
 static int vm_map(struct vm *vm, int fd)
 {
-	int flags = MAP_PRIVATE | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0) |
-		    (vm->mem ? MAP_FIXED : 0);
+	int flags = MAP_PRIVATE | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0) | (vm->mem ? MAP_FIXED : 0);
 	void *m = mmap(vm->mem, MEMORY_BYTES, PROT_READ | PROT_WRITE, flags, fd, 0);
 	if (m == MAP_FAILED)
 		return -errno;
@@ -173,10 +171,8 @@ static int state_save(struct bench_floor *f, const struct vm *vm)
 	}
 	/* MP state first: it makes KVM settle pending events. */
 	if ((rc = ctl(vm->cpu, KVM_GET_MP_STATE, &f->mp_state)) ||
-	    (rc = ctl(vm->cpu, KVM_GET_REGS, &f->regs)) ||
-	    (rc = ctl(vm->cpu, KVM_GET_SREGS, &f->sregs)) ||
-	    (rc = ctl(vm->cpu, KVM_GET_XSAVE, f->xsave)) ||
-	    (rc = ctl(vm->cpu, KVM_GET_XCRS, &f->xcrs)) ||
+	    (rc = ctl(vm->cpu, KVM_GET_REGS, &f->regs)) || (rc = ctl(vm->cpu, KVM_GET_SREGS, &f->sregs)) ||
+	    (rc = ctl(vm->cpu, KVM_GET_XSAVE, f->xsave)) || (rc = ctl(vm->cpu, KVM_GET_XCRS, &f->xcrs)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_LAPIC, &f->lapic)) ||
 	    (rc = ctl(vm->cpu, KVM_GET_VCPU_EVENTS, &f->events)) ||
 	    (rc = ctl(vm->fd, KVM_GET_CLOCK, &f->clock)))
@@ -191,10 +187,8 @@ static int state_save(struct bench_floor *f, const struct vm *vm)
 static int state_load(const struct bench_floor *f, const struct vm *vm)
 {
 	int rc;
-	if ((rc = ctl(vm->cpu, KVM_SET_SREGS, &f->sregs)) ||
-	    (rc = ctl(vm->cpu, KVM_SET_REGS, &f->regs)) ||
-	    (rc = ctl(vm->cpu, KVM_SET_XCRS, &f->xcrs)) ||
-	    (rc = ctl(vm->cpu, KVM_SET_XSAVE, f->xsave)) ||
+	if ((rc = ctl(vm->cpu, KVM_SET_SREGS, &f->sregs)) || (rc = ctl(vm->cpu, KVM_SET_REGS, &f->regs)) ||
+	    (rc = ctl(vm->cpu, KVM_SET_XCRS, &f->xcrs)) || (rc = ctl(vm->cpu, KVM_SET_XSAVE, f->xsave)) ||
 	    (rc = ctl(vm->cpu, KVM_SET_LAPIC, &f->lapic)))
 		return rc;
 	int n = ioctl(vm->cpu, KVM_SET_MSRS, f->msrs);
@@ -221,8 +215,7 @@ static int state_load(const struct bench_floor *f, const struct vm *vm)
 static int read_at(int fd, void *to, size_t bytes, uint64_t offset)
 {
 	ssize_t n = pread(fd, to, bytes, (off_t)offset);
-	return n < 0 ? -errno : (size_t)n == bytes ? 0
-						   : -ENOEXEC;
+	return n < 0 ? -errno : (size_t)n == bytes ? 0 : -ENOEXEC;
 }
 
 /* Loads the segments and finds the PVH entry (ELF note 18 of "Xen"). */
@@ -281,20 +274,12 @@ static int set_pvh_entry(const struct vm *vm, uint32_t entry)
 	int rc = ctl(vm->cpu, KVM_GET_SREGS, &s);
 	if (rc)
 		return rc;
-	s.cs = (struct kvm_segment){ .limit = 0xffffffff,
-				     .selector = 8,
-				     .type = 11,
-				     .present = 1,
-				     .db = 1,
-				     .s = 1,
-				     .g = 1 };
-	s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){ .limit = 0xffffffff,
-								 .selector = 16,
-								 .type = 3,
-								 .present = 1,
-								 .db = 1,
-								 .s = 1,
-								 .g = 1 };
+	s.cs = (struct kvm_segment){
+		.limit = 0xffffffff, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1
+	};
+	s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){
+		.limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1
+	};
 	s.cr0 = 0x11; /* PE, ET */
 	rc = ctl(vm->cpu, KVM_SET_SREGS, &s);
 	return rc ? rc : ctl(vm->cpu, KVM_SET_REGS, &r);
@@ -348,8 +333,7 @@ static int run_until_idle(const struct vm *vm)
 		} else {
 			sigtimedwait(&alarm_only, NULL, &(struct timespec){ 0 });
 			if (len == sizeof out && !memcmp(out, ready, len) &&
-			    !ctl(vm->cpu, KVM_GET_MP_STATE, &mp) &&
-			    mp.mp_state == KVM_MP_STATE_HALTED)
+			    !ctl(vm->cpu, KVM_GET_MP_STATE, &mp) && mp.mp_state == KVM_MP_STATE_HALTED)
 				break;
 			if (now_ns() > end)
 				rc = -ETIMEDOUT;
@@ -385,8 +369,7 @@ static int start_keeper(struct bench_floor *f)
 	if (f->keeper == 0) {
 		struct vm vm = vm_none;
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		ok = !vm_create(&vm) && !vm_map(&vm, -1) && !vm_slot(&vm) &&
-		     !vm_vcpu(&vm, f->cpuid);
+		ok = !vm_create(&vm) && !vm_map(&vm, -1) && !vm_slot(&vm) && !vm_vcpu(&vm, f->cpuid);
 		if (write(done[1], &ok, 1) != 1)
 			_exit(1);
 		for (;;)
@@ -403,8 +386,7 @@ static int prepare(struct bench_floor *f, const char *guest_elf, const char *dir
 	VM_AUTO struct vm vm = vm_none;
 	uint32_t entry = 0;
 	int rc;
-	if (snprintf(f->path, sizeof f->path, "%s/floor-%d.mem", dir, (int)getpid()) >=
-	    (int)sizeof f->path)
+	if (snprintf(f->path, sizeof f->path, "%s/floor-%d.mem", dir, (int)getpid()) >= (int)sizeof f->path)
 		return -ENAMETOOLONG;
 	f->mem_fd = open(f->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (f->mem_fd < 0)
@@ -419,8 +401,8 @@ static int prepare(struct bench_floor *f, const char *guest_elf, const char *dir
 	    (rc = load_elf(guest_elf, vm.mem, &entry)))
 		return rc;
 	put_start_info(vm.mem);
-	if ((rc = set_pvh_entry(&vm, entry)) || (rc = run_until_idle(&vm)) ||
-	    (rc = state_save(f, &vm)) || (rc = write_memory(f->mem_fd, vm.mem)))
+	if ((rc = set_pvh_entry(&vm, entry)) || (rc = run_until_idle(&vm)) || (rc = state_save(f, &vm)) ||
+	    (rc = write_memory(f->mem_fd, vm.mem)))
 		return rc;
 	return start_keeper(f);
 }

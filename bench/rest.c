@@ -27,10 +27,7 @@ struct daemon {
 	struct client *client;
 };
 
-static void pause_ms(int ms)
-{
-	poll(NULL, 0, ms);
-}
+static void pause_ms(int ms) { poll(NULL, 0, ms); }
 
 static void remove_tree(const char *dir)
 {
@@ -151,12 +148,11 @@ static int make_snapshot(const struct bench_env *env, struct daemon *d)
 
 static int cold_clones(const struct bench_env *env, struct daemon *d, struct bench_results *res)
 {
-	struct bench_series *total = bench_series(res, "clone_cold_total", "us",
-						  "REST request sent to the clone's first I/O");
-	struct bench_series *answer = bench_series(res, "clone_cold_answer", "us",
-						   "REST request sent to answer received");
-	struct bench_series *down = bench_series(res, "teardown", "us",
-						 "DELETE sent to the VM process gone");
+	struct bench_series *total =
+		bench_series(res, "clone_cold_total", "us", "REST request sent to the clone's first I/O");
+	struct bench_series *answer =
+		bench_series(res, "clone_cold_answer", "us", "REST request sent to answer received");
+	struct bench_series *down = bench_series(res, "teardown", "us", "DELETE sent to the VM process gone");
 	int r = 0;
 	for (int i = 0; !r && i < env->samples; i++) {
 		uint64_t zero = 0, sent = mv_now_ns();

@@ -26,19 +26,16 @@ static int boot(const struct bench_env *env, const struct vmcfg *cfg)
 }
 
 // The event with the time of the first I/O comes by itself; wait for it.
-static int wait_first_io(void)
-{
-	return t_vmm_wait_state(&vmm, VM_RUNNING, 5000);
-}
+static int wait_first_io(void) { return t_vmm_wait_state(&vmm, VM_RUNNING, 5000); }
 
 int bench_boot(const struct bench_env *env, struct bench_results *res)
 {
 	struct vmcfg cfg;
 	t_tiny_config(&cfg);
-	struct bench_series *share = bench_series(res, "boot_monitor_share", "us",
-						  "thaw-vmm exec to first guest instruction");
-	struct bench_series *ready = bench_series(res, "boot_first_io", "us",
-						  "thaw-vmm exec to the tiny guest's first I/O");
+	struct bench_series *share =
+		bench_series(res, "boot_monitor_share", "us", "thaw-vmm exec to first guest instruction");
+	struct bench_series *ready =
+		bench_series(res, "boot_first_io", "us", "thaw-vmm exec to the tiny guest's first I/O");
 	for (int i = 0; i < env->samples; i++) {
 		int r = boot(env, &cfg);
 		r = r ? r : wait_first_io();
@@ -82,14 +79,14 @@ int bench_restore(const struct bench_env *env, struct bench_results *res)
 	struct bench_floor_sample sample;
 	int files[2] = { memfd_create("state", MFD_CLOEXEC), memfd_create("memory", MFD_CLOEXEC) };
 
-	struct bench_series *cold_floor = bench_series(res, "floor_cold_restore", "us",
-						       "bare ioctls, from nothing to first guest I/O");
+	struct bench_series *cold_floor =
+		bench_series(res, "floor_cold_restore", "us", "bare ioctls, from nothing to first guest I/O");
 	struct bench_series *pool_floor = bench_series(res, "floor_pooled_restore", "us",
 						       "the same, all but mapping and state done before");
-	struct bench_series *inproc = bench_series(res, "clone_cold_inproc", "us",
-						   "thaw-vmm: main() to first guest I/O");
-	struct bench_series *load = bench_series(res, "clone_cold_load", "us",
-						 "thaw-vmm: order received to first guest I/O");
+	struct bench_series *inproc =
+		bench_series(res, "clone_cold_inproc", "us", "thaw-vmm: main() to first guest I/O");
+	struct bench_series *load =
+		bench_series(res, "clone_cold_load", "us", "thaw-vmm: order received to first guest I/O");
 	struct bench_series *ratio = bench_series(res, "clone_cold_over_floor", "ratio",
 						  "clone_cold_inproc / floor_cold_restore, pairwise");
 	t_tiny_config(&cfg);

@@ -14,24 +14,15 @@
 #include "devices/devices.h"
 #include "microvm/base/util.h"
 
-enum { N_REQUESTS = 128,
-       QUEUE_SIZE = 256,
-       POPS_PER_KICK = 256,
-       SECTOR = 512,
-       ID_BYTES = 20 };
+enum { N_REQUESTS = 128, QUEUE_SIZE = 256, POPS_PER_KICK = 256, SECTOR = 512, ID_BYTES = 20 };
 
 #define F_SEG_MAX (1ULL << 2) // section 5.2.3
 #define F_RO (1ULL << 5)
 #define F_BLK_SIZE (1ULL << 6)
 #define F_FLUSH (1ULL << 9)
 
-enum { T_IN = 0,
-       T_OUT = 1,
-       T_FLUSH = 4,
-       T_GET_ID = 8 }; // section 5.2.6
-enum { S_OK = 0,
-       S_IOERR = 1,
-       S_UNSUPP = 2 };
+enum { T_IN = 0, T_OUT = 1, T_FLUSH = 4, T_GET_ID = 8 }; // section 5.2.6
+enum { S_OK = 0, S_IOERR = 1, S_UNSUPP = 2 };
 
 struct blk_header {
 	le32_t type, reserved;
@@ -303,8 +294,7 @@ static int lock_file(int fd, bool read_only, const char *name, struct mv_err *er
 }
 
 int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
-		const char *serial, int fd_, bool read_only, struct vio_dev **ret_dev,
-		struct mv_err *err)
+		const char *serial, int fd_, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FD fd = fd_;
 	char label[VIO_NAME_BYTES];
@@ -322,8 +312,7 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 	r = vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features, err);
 	if (r)
 		return r;
-	b->saved = (struct blk_state){ .capacity_sectors = (uint64_t)bytes / SECTOR,
-				       .read_only = read_only };
+	b->saved = (struct blk_state){ .capacity_sectors = (uint64_t)bytes / SECTOR, .read_only = read_only };
 	b->config = (struct blk_config){ .capacity_sectors = le64_make(b->saved.capacity_sectors),
 					 .seg_max = le32_make(VQ_MAX_DATA),
 					 .blk_size = le32_make(SECTOR) };

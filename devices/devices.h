@@ -14,21 +14,19 @@
 // Another VM's writable use of the file is refused (-EBUSY) by an OFD lock: exclusive
 // for writable, shared for read-only.
 int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
-		const char *serial, int fd, bool read_only, struct vio_dev **ret_dev,
-		struct mv_err *err);
+		const char *serial, int fd, bool read_only, struct vio_dev **ret_dev, struct mv_err *err);
 
 // virtio-net (section 5.1) on a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, else
 // -EINVAL.
-int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
-		int tap_fd, struct vio_dev **ret_dev, struct mv_err *err);
+int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6], int tap_fd,
+		struct vio_dev **ret_dev, struct mv_err *err);
 
 // virtio-vsock (section 5.10), streams to Unix sockets: a host program connects to
 // listen_fd, sends "CONNECT <port>\n" and reads "OK <host port>\n"; a stream of the guest to
 // host port P goes to the Unix socket at "<path>_P". -EINVAL: a path of more than 96
 // characters, or no listening socket. Up to 1,024 streams, a descriptor each.
-int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd,
-		  const char *path, struct vio_dev **ret_dev, struct mv_err *err);
+int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd, const char *path,
+		  struct vio_dev **ret_dev, struct mv_err *err);
 
 // virtio-rng (section 5.4), from getrandom(2).
-int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev,
-		struct mv_err *err);
+int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);

@@ -19,13 +19,8 @@
 #include "devices/devices.h"
 #include "microvm/base/util.h"
 
-enum { RX,
-       TX,
-       N_QUEUES };
-enum { QUEUE_SIZE = 256,
-       FRAMES_PER_KICK = 128,
-       HEADER_BYTES = 12,
-       NUM_BUFFERS_AT = 10 };
+enum { RX, TX, N_QUEUES };
+enum { QUEUE_SIZE = 256, FRAMES_PER_KICK = 128, HEADER_BYTES = 12, NUM_BUFFERS_AT = 10 };
 enum { ETH_HEADER_BYTES = 14 };
 
 #define F_CSUM (1ULL << 0) // section 5.1.3
@@ -150,17 +145,17 @@ static int set_up_tap(int fd, const char *name, struct mv_err *err)
 {
 	struct ifreq ifr = { 0 };
 	int header = HEADER_BYTES, flags = fcntl(fd, F_GETFL);
-	if (ioctl(fd, TUNGETIFF, &ifr) || (ifr.ifr_flags & (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI)) !=
-						  (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI))
-		return mv_fail(err, EINVAL,
-			       "%s: not a tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR", name);
+	if (ioctl(fd, TUNGETIFF, &ifr) ||
+	    (ifr.ifr_flags & (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI)) != (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI))
+		return mv_fail(err, EINVAL, "%s: not a tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR",
+			       name);
 	if (ioctl(fd, TUNSETVNETHDRSZ, &header) || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
 		return mv_fail(err, errno, "%s: cannot set up the tap: %s", name, strerror(errno));
 	return 0;
 }
 
-int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
-		int tap_fd, struct vio_dev **ret_dev, struct mv_err *err)
+int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6], int tap_fd,
+		struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FD fd = tap_fd;
 	char label[VIO_NAME_BYTES];

@@ -9,9 +9,7 @@
 
 // A turn of the loop makes at most 32 x 4 KiB: what is left of a buffer stays unfilled,
 // which the driver expects, and further buffers wait for the next turn.
-enum { QUEUE_SIZE = 64,
-       POPS_PER_KICK = 32,
-       BYTES_PER_BUFFER = 4096 };
+enum { QUEUE_SIZE = 64, POPS_PER_KICK = 32, BYTES_PER_BUFFER = 4096 };
 
 struct vio_rng {
 	struct vio_dev dev;
@@ -51,8 +49,7 @@ static const struct vio_ops rng_ops = {
 	.free = rng_free,
 };
 
-int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev,
-		struct mv_err *err)
+int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FREE struct vio_rng *r = calloc(1, sizeof *r);
 	if (!r)

@@ -10,36 +10,14 @@
 
 #include "microvm/base/util.h"
 
-enum { RBR_THR_DLL,
-       IER_DLM,
-       IIR_FCR,
-       LCR,
-       MCR,
-       LSR,
-       MSR,
-       SCR };
-enum { IER_RX = 0x01,
-       IER_TX_EMPTY = 0x02,
-       IER_BITS = 0x0f };
-enum { IIR_TX_EMPTY = 0x02,
-       IIR_RX = 0x04,
-       IIR_NONE = 0x01,
-       IIR_FIFO_ON = 0xc0 };
-enum { FCR_ENABLE = 0x01,
-       FCR_CLEAR_RX = 0x02 };
+enum { RBR_THR_DLL, IER_DLM, IIR_FCR, LCR, MCR, LSR, MSR, SCR };
+enum { IER_RX = 0x01, IER_TX_EMPTY = 0x02, IER_BITS = 0x0f };
+enum { IIR_TX_EMPTY = 0x02, IIR_RX = 0x04, IIR_NONE = 0x01, IIR_FIFO_ON = 0xc0 };
+enum { FCR_ENABLE = 0x01, FCR_CLEAR_RX = 0x02 };
 enum { LCR_DLAB = 0x80 };
-enum { MCR_DTR = 0x01,
-       MCR_RTS = 0x02,
-       MCR_OUT1 = 0x04,
-       MCR_OUT2 = 0x08,
-       MCR_LOOP = 0x10,
-       MCR_BITS = 0x1f };
-enum { LSR_DATA = 0x01,
-       LSR_TX_EMPTY = 0x60 };
-enum { MSR_CTS = 0x10,
-       MSR_DSR = 0x20,
-       MSR_RI = 0x40,
-       MSR_DCD = 0x80 };
+enum { MCR_DTR = 0x01, MCR_RTS = 0x02, MCR_OUT1 = 0x04, MCR_OUT2 = 0x08, MCR_LOOP = 0x10, MCR_BITS = 0x1f };
+enum { LSR_DATA = 0x01, LSR_TX_EMPTY = 0x60 };
+enum { MSR_CTS = 0x10, MSR_DSR = 0x20, MSR_RI = 0x40, MSR_DCD = 0x80 };
 
 static const struct mv_field serial_fields[] = {
 	MV_INT(struct serial, ier, 1, MV_U8, 0, IER_BITS),
@@ -197,10 +175,7 @@ uint32_t serial_output(const struct serial *s, uint64_t *offset, uint8_t *buf, u
 	return n;
 }
 
-void serial_save(const struct serial *s, struct mv_buf *out)
-{
-	mv_state_save(&serial_table, s, out);
-}
+void serial_save(const struct serial *s, struct mv_buf *out) { mv_state_save(&serial_table, s, out); }
 
 int serial_load(struct serial *s, const void *bytes, size_t len, struct mv_err *err)
 {

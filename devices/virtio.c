@@ -9,7 +9,7 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-#define STATUS_BITS \
+#define STATUS_BITS                                                                                          \
 	(VIO_ACKNOWLEDGE | VIO_DRIVER | VIO_DRIVER_OK | VIO_FEATURES_OK | VIO_NEEDS_RESET | VIO_FAILED)
 
 static const struct mv_field state_fields[] = {
@@ -97,15 +97,9 @@ bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain)
 	return r == 1;
 }
 
-bool vio_rearm(struct vio_dev *d, unsigned q)
-{
-	return vio_live(d, q) && vq_enable_notify(&d->s.queue[q]);
-}
+bool vio_rearm(struct vio_dev *d, unsigned q) { return vio_live(d, q) && vq_enable_notify(&d->s.queue[q]); }
 
-void vio_again(struct vio_dev *d, unsigned q)
-{
-	eventfd_write(d->kick_fd[q], 1);
-}
+void vio_again(struct vio_dev *d, unsigned q) { eventfd_write(d->kick_fd[q], 1); }
 
 static void signal_driver(struct vio_dev *d, uint32_t isr)
 {

@@ -34,8 +34,7 @@ enum { // device status, section 2.1
 	VIO_NEEDS_RESET = 64,
 	VIO_FAILED = 128,
 };
-enum { VIO_ISR_QUEUE = 1,
-       VIO_ISR_CONFIG = 2 }; // section 4.2.2
+enum { VIO_ISR_QUEUE = 1, VIO_ISR_CONFIG = 2 }; // section 4.2.2
 
 struct vio_dev;
 
@@ -126,7 +125,7 @@ void vio_needs_reset(struct vio_dev *d, const char *why);
 
 // What the VMM calls around pause, snapshot and restore.
 void vio_quiesce(struct vio_dev *d);
-void vio_unquiesce(struct vio_dev *d);                      // looks at every ready queue once: a kick may have been missed
+void vio_unquiesce(struct vio_dev *d); // looks at every ready queue once: a kick may have been missed
 void vio_save(const struct vio_dev *d, struct mv_buf *out); // quiesced
 // Into a fresh device, guest memory mapped; leaves it quiesced. Refuses features not
 // offered and rings outside memory.

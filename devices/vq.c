@@ -24,25 +24,13 @@ static uint16_t load16(const le16_t *p, int order)
 	return le16_get((le16_t){ __atomic_load_n(&p->raw, order) });
 }
 
-static void store16(le16_t *p, uint16_t v, int order)
-{
-	__atomic_store_n(&p->raw, le16_make(v).raw, order);
-}
+static void store16(le16_t *p, uint16_t v, int order) { __atomic_store_n(&p->raw, le16_make(v).raw, order); }
 
-static uint16_t slot(const struct vq *q, uint16_t position)
-{
-	return position & (uint16_t)(q->size - 1);
-}
+static uint16_t slot(const struct vq *q, uint16_t position) { return position & (uint16_t)(q->size - 1); }
 
-static const le16_t *used_event(const struct vq *q)
-{
-	return &q->avail->ring[q->size];
-}
+static const le16_t *used_event(const struct vq *q) { return &q->avail->ring[q->size]; }
 
-static le16_t *avail_event(const struct vq *q)
-{
-	return (le16_t *)(void *)&q->used->ring[q->size];
-}
+static le16_t *avail_event(const struct vq *q) { return (le16_t *)(void *)&q->used->ring[q->size]; }
 
 int vq_map(struct vq *q, const struct gmem *mem, uint64_t features)
 {
@@ -108,8 +96,8 @@ static int walk(const struct vq *q, uint16_t head, struct vq_chain *c)
 		uint32_t len = le32_get(d.len);
 		if (flags & VQ_DESC_INDIRECT) {
 			n_table = len / (uint32_t)sizeof d;
-			if (!q->indirect || table != q->desc || (flags & VQ_DESC_NEXT) ||
-			    len % sizeof d || !n_table || n_table > VQ_SIZE_MAX)
+			if (!q->indirect || table != q->desc || (flags & VQ_DESC_NEXT) || len % sizeof d ||
+			    !n_table || n_table > VQ_SIZE_MAX)
 				return -EINVAL;
 			table = gmem_ptr(q->mem, gpa(le64_get(d.addr)), len);
 			if (!table)
@@ -143,10 +131,7 @@ int vq_pop(struct vq *q, struct vq_chain *ret_chain)
 	return 1;
 }
 
-void vq_unpop(struct vq *q)
-{
-	q->next_avail--;
-}
+void vq_unpop(struct vq *q) { q->next_avail--; }
 
 void vq_push(struct vq *q, uint16_t head, uint32_t written)
 {
@@ -186,9 +171,7 @@ bool vq_enable_notify(struct vq *q)
 	return load16(&q->avail->idx, __ATOMIC_RELAXED) != q->next_avail;
 }
 
-enum span_op { SPAN_READ,
-	       SPAN_WRITE,
-	       SPAN_SKIP };
+enum span_op { SPAN_READ, SPAN_WRITE, SPAN_SKIP };
 
 static size_t consume(struct vq_span *s, enum span_op op, uint8_t *host, size_t len)
 {
@@ -212,20 +195,14 @@ static size_t consume(struct vq_span *s, enum span_op op, uint8_t *host, size_t 
 	return done;
 }
 
-size_t vq_span_read(struct vq_span *s, void *dst, size_t len)
-{
-	return consume(s, SPAN_READ, dst, len);
-}
+size_t vq_span_read(struct vq_span *s, void *dst, size_t len) { return consume(s, SPAN_READ, dst, len); }
 
 size_t vq_span_write(struct vq_span *s, const void *src, size_t len)
 {
 	return consume(s, SPAN_WRITE, (uint8_t *)(uintptr_t)src, len);
 }
 
-size_t vq_span_skip(struct vq_span *s, size_t len)
-{
-	return consume(s, SPAN_SKIP, NULL, len);
-}
+size_t vq_span_skip(struct vq_span *s, size_t len) { return consume(s, SPAN_SKIP, NULL, len); }
 
 void vq_span_trim(struct vq_span *s, size_t len)
 {

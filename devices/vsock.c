@@ -16,8 +16,7 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { QUEUE_SIZE = 256,
-       PACKETS_PER_KICK = 128 };
+enum { QUEUE_SIZE = 256, PACKETS_PER_KICK = 128 };
 enum { EVENT_TRANSPORT_RESET = 0 };
 
 #define F_STREAM (1ULL << 0) // section 5.10.3
@@ -96,8 +95,7 @@ void vsock_pump(struct vio_vsock *v)
 		struct vq_span front = split(s, room, VSOCK_HEADER_BYTES);
 		if (next_packet(v, &h, s)) {
 			vq_span_write(&front, &h, sizeof h);
-			vq_push(&d->s.queue[VSOCK_RX], v->chain.head,
-				VSOCK_HEADER_BYTES + le32_get(h.len));
+			vq_push(&d->s.queue[VSOCK_RX], v->chain.head, VSOCK_HEADER_BYTES + le32_get(h.len));
 		} else {
 			vq_unpop(&d->s.queue[VSOCK_RX]);
 		}
@@ -217,8 +215,8 @@ static void on_listen(void *arg, uint32_t events)
 	vsock_accept(arg);
 }
 
-int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd,
-		  const char *path, struct vio_dev **ret_dev, struct mv_err *err)
+int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd, const char *path,
+		  struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FD fd = listen_fd;
 	MV_FREE struct vio_vsock *v = calloc(1, sizeof *v);

@@ -17,10 +17,7 @@ enum {
 	VSOCK_HEADER_BYTES = 44,
 };
 
-enum { VSOCK_RX,
-       VSOCK_TX,
-       VSOCK_EVENT,
-       VSOCK_QUEUES }; // virtio 1.2 section 5.10.2
+enum { VSOCK_RX, VSOCK_TX, VSOCK_EVENT, VSOCK_QUEUES }; // virtio 1.2 section 5.10.2
 enum { VSOCK_STREAM = 1 };
 enum vsock_op { // section 5.10.6
 	OP_REQUEST = 1,
@@ -31,9 +28,7 @@ enum vsock_op { // section 5.10.6
 	OP_CREDIT_UPDATE,
 	OP_CREDIT_REQUEST,
 };
-enum { SHUT_RECEIVE = 1,
-       SHUT_SEND = 2,
-       SHUT_ALL = 3 }; // flags of OP_SHUTDOWN
+enum { SHUT_RECEIVE = 1, SHUT_SEND = 2, SHUT_ALL = 3 }; // flags of OP_SHUTDOWN
 
 struct vsock_header {
 	le64_t src_cid, dst_cid;
@@ -47,11 +42,7 @@ _Static_assert(sizeof(struct vsock_header) == VSOCK_HEADER_BYTES, "section 5.10.
 //                       OPEN   from the guest: our connect(2) worked
 // OPEN -> CLOSING              the host program closed; fd gone, SHUTDOWN sent, waiting for RST
 // OPEN -> LINGER               the guest closed and was sent RST; the host still gets our buffer
-enum vsock_conn_state { CONN_HELLO,
-			CONN_REQUESTED,
-			CONN_OPEN,
-			CONN_CLOSING,
-			CONN_LINGER };
+enum vsock_conn_state { CONN_HELLO, CONN_REQUESTED, CONN_OPEN, CONN_CLOSING, CONN_LINGER };
 
 struct vsock_conn {
 	struct vio_vsock *v;

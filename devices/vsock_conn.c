@@ -14,15 +14,11 @@
 #include "devices/vsock.h"
 #include "microvm/base/util.h"
 
-enum { ACCEPTS_PER_TURN = 64,
-       HELLO_MAX = 32 };
+enum { ACCEPTS_PER_TURN = 64, HELLO_MAX = 32 };
 #define FIRST_HOST_PORT (1u << 30) // away from the ports that servers use
 #define LAST_HOST_PORT (UINT32_MAX >> 1)
 
-static unsigned bit(enum vsock_op op)
-{
-	return 1u << op;
-}
+static unsigned bit(enum vsock_op op) { return 1u << op; }
 
 static unsigned hash_of(uint32_t host_port, uint32_t guest_port)
 {

@@ -10,8 +10,7 @@
 // Console output is answered this long after its first byte, so that a line is one answer.
 #define CONSOLE_GATHER_NS (2u * 1000 * 1000)
 
-static void reply(struct control *c, uint64_t id, struct msg_reply *r, int code,
-		  const struct mv_err *err)
+static void reply(struct control *c, uint64_t id, struct msg_reply *r, int code, const struct mv_err *err)
 {
 	r->code = (uint32_t)-code;
 	r->state = c->vm->state;
@@ -74,10 +73,7 @@ static void answer_readers(struct control *c)
 		mv_timer_arm(&c->timer, next - now);
 }
 
-static void on_timer(void *arg)
-{
-	answer_readers(arg);
-}
+static void on_timer(void *arg) { answer_readers(arg); }
 
 // Runs in a vCPU's thread, lock held: only a timer is set.
 static void on_output(void *arg)
@@ -100,7 +96,11 @@ static int do_console_read(struct control *c, const struct msg *m, struct mv_err
 		struct console_reader *rd = &c->reader[i];
 		if (rd->waiting)
 			continue;
-		*rd = (struct console_reader){ .waiting = true, .id = m->id, .offset = q.offset, .max_bytes = q.max_bytes, .deadline_ns = mv_now_ns() + q.wait_ms * 1000000ull };
+		*rd = (struct console_reader){ .waiting = true,
+					       .id = m->id,
+					       .offset = q.offset,
+					       .max_bytes = q.max_bytes,
+					       .deadline_ns = mv_now_ns() + q.wait_ms * 1000000ull };
 		answer_readers(c);
 		return 0;
 	}
@@ -157,8 +157,7 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	return s->run ? run_and_wait(c->vm, err) : 0;
 }
 
-static int do_snapshot(struct control *c, const struct msg *m, struct msg_reply *rep,
-		       struct mv_err *err)
+static int do_snapshot(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
 {
 	if (m->n_fds != 2)
 		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
@@ -223,8 +222,7 @@ static void on_message(void *arg, uint32_t events)
 	msg_close_fds(&m);
 }
 
-int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_start_ns,
-		 struct mv_err *err)
+int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_start_ns, struct mv_err *err)
 {
 	c->vm = vm;
 	c->fd = fd;

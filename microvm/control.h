@@ -20,6 +20,5 @@ struct control {
 	uint8_t buf[MSG_MAX_BYTES];
 };
 
-int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_start_ns,
-		 struct mv_err *err);
+int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_start_ns, struct mv_err *err);
 void control_fini(struct control *c);

@@ -39,8 +39,7 @@ int kvm_set_memory(int vm_fd, const struct gmem *m, struct mv_err *err)
 			.memory_size = m->region[i].size_bytes,
 			.userspace_addr = (uintptr_t)m->region[i].hva,
 		};
-		int r = kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot,
-				 "KVM_SET_USER_MEMORY_REGION", err);
+		int r = kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
 		if (r < 0)
 			return r;
 	}

@@ -61,9 +61,8 @@ static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct
 			       "the state is of a VM with %u vCPUs and %u MiB, the configuration "
 			       "says %u and %u",
 			       file->vcpus, file->mem_mib, want.vcpus, want.mem_mib);
-	if (file->n_drives != want.n_drives || file->n_nets != want.n_nets ||
-	    file->vsock != want.vsock || file->rng != want.rng || file->n_devs != want.n_devs ||
-	    file->discovery != want.discovery)
+	if (file->n_drives != want.n_drives || file->n_nets != want.n_nets || file->vsock != want.vsock ||
+	    file->rng != want.rng || file->n_devs != want.n_devs || file->discovery != want.discovery)
 		return mv_fail(err, EINVAL, "the state has other devices than the configuration");
 	return 0;
 }
@@ -81,8 +80,7 @@ static struct saved_section *place(struct saved_vm *s, uint32_t kind, uint32_t i
 	}
 }
 
-static int sort_sections(struct saved_vm *s, size_t len, const struct vmcfg *cfg,
-			 struct mv_err *err)
+static int sort_sections(struct saved_vm *s, size_t len, const struct vmcfg *cfg, struct mv_err *err)
 {
 	struct snap_section sec;
 	struct shape shape = { 0 };
@@ -116,8 +114,7 @@ static int sort_sections(struct saved_vm *s, size_t len, const struct vmcfg *cfg
 	return missing ? mv_fail(err, EINVAL, "state: %u sections are missing", missing) : 0;
 }
 
-int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved,
-		  struct mv_err *err)
+int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved, struct mv_err *err)
 {
 	struct saved_vm s = { 0 };
 	size_t len;

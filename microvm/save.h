@@ -17,8 +17,7 @@ struct saved_vm {
 
 // Reads and checks a state file against the configuration: same memory size, vCPUs,
 // architecture and device list. Says which differs.
-int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved,
-		  struct mv_err *err);
+int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved, struct mv_err *err);
 void saved_vm_fini(struct saved_vm *s); // idempotent
 
 // Into a machine freshly made for cfg; gives it a new generation ID.

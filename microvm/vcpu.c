@@ -35,7 +35,9 @@ int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
 	int bytes = kvm_run_bytes(vm->kvm_fd);
 	if (bytes < 0)
 		return mv_fail(err, -bytes, "KVM_GET_VCPU_MMAP_SIZE: %s", strerror(-bytes));
-	*c = (struct vcpu){ .vm = vm, .index = index, .parked = true, .fd = kvm_create_vcpu(vm->vm_fd, index, err) };
+	*c = (struct vcpu){
+		.vm = vm, .index = index, .parked = true, .fd = kvm_create_vcpu(vm->vm_fd, index, err)
+	};
 	vm->n_vcpus = index + 1;
 	if (c->fd < 0)
 		return -err->code;
@@ -116,18 +118,11 @@ static bool on_exit_reason(struct vcpu *c)
 	char text[100];
 
 	switch (run->exit_reason) {
-	case KVM_EXIT_MMIO:
-		on_mmio(c);
-		return true;
-	case KVM_EXIT_IO:
-		note_first_io(c->vm);
-		return arch_vcpu_exit(c);
+	case KVM_EXIT_MMIO: on_mmio(c); return true;
+	case KVM_EXIT_IO: note_first_io(c->vm); return arch_vcpu_exit(c);
 	case KVM_EXIT_INTR:
-	case KVM_EXIT_IRQ_WINDOW_OPEN:
-		return true;
-	case KVM_EXIT_SHUTDOWN:
-		request_exit(c, VM_EXIT_TRIPLE_FAULT, "");
-		return false;
+	case KVM_EXIT_IRQ_WINDOW_OPEN: return true;
+	case KVM_EXIT_SHUTDOWN: request_exit(c, VM_EXIT_TRIPLE_FAULT, ""); return false;
 	case KVM_EXIT_FAIL_ENTRY:
 		snprintf(text, sizeof text, "vCPU %u: KVM_EXIT_FAIL_ENTRY, hardware reason 0x%llx", c->index,
 			 (unsigned long long)run->fail_entry.hardware_entry_failure_reason);

@@ -107,13 +107,13 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = r ? mv_wrap(err, "drive %s", drive->id) : add_device(vm, d, err);
 	}
 	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
-		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac,
-				MV_TAKE_FD(f->tap[i]), &d, err);
+		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac, MV_TAKE_FD(f->tap[i]), &d,
+				err);
 		r = r ? mv_wrap(err, "net %s", c->net[i].id) : add_device(vm, d, err);
 	}
 	if (!r && c->vsock.present) {
-		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock),
-				  c->vsock.path, &d, err);
+		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock), c->vsock.path, &d,
+				  err);
 		r = r ? mv_wrap(err, "vsock") : add_device(vm, d, err);
 	}
 	if (!r && c->rng) {
@@ -177,7 +177,8 @@ static int start_threads(struct vm *vm, struct mv_err *err)
 
 int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
-	int r = f->kernel < 0 ? mv_fail(err, EBADF, "no kernel was passed") : make_machine(vm, cfg, f, -1, err);
+	int r = f->kernel < 0 ? mv_fail(err, EBADF, "no kernel was passed")
+			      : make_machine(vm, cfg, f, -1, err);
 	if (!r)
 		r = arch_boot(vm, f->kernel, f->initrd, err);
 	if (!r)
@@ -193,7 +194,8 @@ int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_
 int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
 	struct saved_vm saved = { 0 };
-	int r = f->state < 0 || f->memory < 0 ? mv_fail(err, EBADF, "no snapshot files were passed") : saved_vm_read(f->state, cfg, &saved, err);
+	int r = f->state < 0 || f->memory < 0 ? mv_fail(err, EBADF, "no snapshot files were passed")
+					      : saved_vm_read(f->state, cfg, &saved, err);
 	if (!r)
 		r = make_machine(vm, cfg, f, f->memory, err);
 	if (!r)
@@ -238,8 +240,7 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 	return 0;
 }
 
-int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
-		struct mv_err *err)
+int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes, struct mv_err *err)
 {
 	bool was_running = vm->state == VM_RUNNING;
 	uint64_t start = mv_now_ns();
@@ -249,7 +250,8 @@ int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *re
 	if (r)
 		return r;
 	// A guest that was about to end (power off) is not worth a snapshot.
-	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending") : saved_vm_write(vm, state_fd, memory_fd, ret_sizes, err);
+	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending")
+					    : saved_vm_write(vm, state_fd, memory_fd, ret_sizes, err);
 	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
 		int back = vm_run(vm, r ? &ignored : err);
 		r = r ? r : back;

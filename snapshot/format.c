@@ -21,10 +21,7 @@ struct section_head {
 	le32_t kind, index, len, zero;
 };
 
-static int out_of_memory(struct mv_err *err)
-{
-	return mv_fail(err, ENOMEM, "out of memory");
-}
+static int out_of_memory(struct mv_err *err) { return mv_fail(err, ENOMEM, "out of memory"); }
 
 static int hash_container(const struct head *h, const void *payload, size_t len, uint64_t *ret_hash)
 {
@@ -39,8 +36,7 @@ static int hash_container(const struct head *h, const void *payload, size_t len,
 	return 0;
 }
 
-int snap_container_write(int fd, const char magic[8], const void *payload, size_t len,
-			 struct mv_err *err)
+int snap_container_write(int fd, const char magic[8], const void *payload, size_t len, struct mv_err *err)
 {
 	struct head h = { .major = le16_make(SNAP_FORMAT_MAJOR),
 			  .minor = le16_make(SNAP_FORMAT_MINOR),
@@ -88,8 +84,8 @@ static int check_head(const struct head *h, const char magic[8], const char *wha
 	return 0;
 }
 
-int snap_container_read(int fd, const char magic[8], const char *what, size_t max_len,
-			uint8_t **ret_payload, size_t *ret_len, struct mv_err *err)
+int snap_container_read(int fd, const char magic[8], const char *what, size_t max_len, uint8_t **ret_payload,
+			size_t *ret_len, struct mv_err *err)
 {
 	struct stat st;
 	struct head h;
@@ -147,16 +143,15 @@ void snap_section_end(struct mv_buf *buf, size_t mark)
 	memcpy(buf->p + mark + offsetof(struct section_head, len), &v, sizeof v);
 }
 
-void snap_section_append(struct mv_buf *buf, uint32_t kind, uint32_t index, const void *bytes,
-			 size_t len)
+void snap_section_append(struct mv_buf *buf, uint32_t kind, uint32_t index, const void *bytes, size_t len)
 {
 	size_t mark = snap_section_begin(buf, kind, index);
 	mv_buf_append(buf, bytes, len);
 	snap_section_end(buf, mark);
 }
 
-int snap_section_next(const uint8_t *payload, size_t len, size_t *pos,
-		      struct snap_section *ret_section, struct mv_err *err)
+int snap_section_next(const uint8_t *payload, size_t len, size_t *pos, struct snap_section *ret_section,
+		      struct mv_err *err)
 {
 	struct section_head h;
 	size_t at = *pos;
@@ -179,8 +174,7 @@ int snap_section_next(const uint8_t *payload, size_t len, size_t *pos,
 
 // --- file hash ---
 
-enum { CHUNK = SNAP_HASH_CHUNK_BYTES,
-       READ_BYTES = 4 * CHUNK }; // the buffer stays in the L2 cache
+enum { CHUNK = SNAP_HASH_CHUNK_BYTES, READ_BYTES = 4 * CHUNK }; // the buffer stays in the L2 cache
 
 struct file_hash {
 	XXH3_state_t *list; // over the chunk hashes

@@ -24,18 +24,16 @@
 #define SNAP_MANIFEST_MAX_BYTES (256u << 10)
 
 // Writes at offset 0 of an empty file (no sync). -ENOSPC etc. with a sentence.
-int snap_container_write(int fd, const char magic[8], const void *payload, size_t len,
-			 struct mv_err *err);
+int snap_container_write(int fd, const char magic[8], const void *payload, size_t len, struct mv_err *err);
 
 // Reads a whole file (whatever the file position) and checks all of it. `what` begins
 // each message ("state"). -EINVAL: bad bytes, the message says which way; -EFBIG: the
 // payload is over max_len; -ENOMEM. The caller frees *ret_payload (never NULL).
-int snap_container_read(int fd, const char magic[8], const char *what, size_t max_len,
-			uint8_t **ret_payload, size_t *ret_len, struct mv_err *err);
+int snap_container_read(int fd, const char magic[8], const char *what, size_t max_len, uint8_t **ret_payload,
+			size_t *ret_len, struct mv_err *err);
 
 // Appends one section. Errors stay in buf->failed.
-void snap_section_append(struct mv_buf *buf, uint32_t kind, uint32_t index, const void *bytes,
-			 size_t len);
+void snap_section_append(struct mv_buf *buf, uint32_t kind, uint32_t index, const void *bytes, size_t len);
 
 // The same in two steps, for bytes that are appended in pieces: begin returns a mark
 // that end takes to fill in the length. Sections don't nest.
@@ -50,8 +48,8 @@ struct snap_section {
 
 // Walks a payload: *pos starts at 0. 1: *ret_section filled and *pos moved on; 0: the
 // end; -EINVAL: malformed.
-int snap_section_next(const uint8_t *payload, size_t len, size_t *pos,
-		      struct snap_section *ret_section, struct mv_err *err);
+int snap_section_next(const uint8_t *payload, size_t len, size_t *pos, struct snap_section *ret_section,
+		      struct mv_err *err);
 
 // The hash of a file's content: XXH3-64 over the list of le64 XXH3-64s of its chunks of
 // 64 KiB (the last one may be shorter; an empty file is the hash of the empty list).

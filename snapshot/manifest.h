@@ -11,8 +11,7 @@
 #include "microvm/base/state.h"
 #include "microvm/base/vmcfg.h"
 
-enum manifest_arch { MANIFEST_X86_64 = 1,
-		     MANIFEST_AARCH64 = 2 };
+enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
 
 struct manifest_file {
 	char name[32];                   // "state", "memory"

@@ -46,8 +46,7 @@ static int write_run(struct writer *w, const uint8_t *from, const uint8_t *to)
 	if (!len)
 		return 0;
 	w->data_bytes += len;
-	return mv_pwrite_full(w->fd, from, len,
-			      w->region->file_offset + (uint64_t)(from - w->region->hva));
+	return mv_pwrite_full(w->fd, from, len, w->region->file_offset + (uint64_t)(from - w->region->hva));
 }
 
 static int write_nonzero(struct writer *w, const uint8_t *from, const uint8_t *to)
@@ -72,8 +71,8 @@ struct scan_region {
 	uint64_t start, end, categories;
 };
 struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
-		category_mask, category_anyof_mask, return_mask;
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, category_mask,
+		category_anyof_mask, return_mask;
 };
 #define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
 #define SCAN_IS_PRESENT (1u << 3)
@@ -206,9 +205,7 @@ static int choose_finder(struct writer *w)
 	case SNAP_MEMORY_SCAN: return has_scan ? 0 : -ENOTSUP;
 	case SNAP_MEMORY_PAGEMAP: return has_pagemap ? 0 : -ENOTSUP;
 	default:
-		w->finder = has_scan      ? SNAP_MEMORY_SCAN
-			    : has_pagemap ? SNAP_MEMORY_PAGEMAP
-					  : SNAP_MEMORY_ALL;
+		w->finder = has_scan ? SNAP_MEMORY_SCAN : has_pagemap ? SNAP_MEMORY_PAGEMAP : SNAP_MEMORY_ALL;
 		return 0;
 	}
 }
@@ -224,8 +221,8 @@ static int write_regions(struct writer *w, const struct gmem *m)
 	return 0;
 }
 
-int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m,
-			 uint64_t *ret_bytes, uint64_t *ret_data_bytes, struct mv_err *err)
+int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m, uint64_t *ret_bytes,
+			 uint64_t *ret_data_bytes, struct mv_err *err)
 {
 	struct writer w = { .fd = fd, .pagemap_fd = -1, .finder = finder };
 	struct stat st;
@@ -243,10 +240,9 @@ int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gm
 	r = write_regions(&w, m);
 	mv_close(&w.pagemap_fd);
 	if (r == -ENOSPC || r == -EDQUOT)
-		return mv_fail(err, -r,
-			       "memory: the file system is full after %llu of at most %llu MiB of data",
-			       (unsigned long long)(w.data_bytes >> 20),
-			       (unsigned long long)(m->total_bytes >> 20));
+		return mv_fail(
+			err, -r, "memory: the file system is full after %llu of at most %llu MiB of data",
+			(unsigned long long)(w.data_bytes >> 20), (unsigned long long)(m->total_bytes >> 20));
 	if (r)
 		return mv_fail(err, -r, "memory: cannot write: %s", strerror(-r));
 	*ret_bytes = m->total_bytes;

@@ -24,5 +24,5 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 
 // The same with the finder forced, for tests and measurements; -ENOTSUP when this
 // kernel lacks it.
-int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m,
-			 uint64_t *ret_bytes, uint64_t *ret_data_bytes, struct mv_err *err);
+int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m, uint64_t *ret_bytes,
+			 uint64_t *ret_data_bytes, struct mv_err *err);

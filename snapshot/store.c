@@ -53,10 +53,7 @@ static DIR *open_stream(int parent_fd, const char *name)
 	return d;
 }
 
-static bool is_dot(const char *name)
-{
-	return !strcmp(name, ".") || !strcmp(name, "..");
-}
+static bool is_dot(const char *name) { return !strcmp(name, ".") || !strcmp(name, ".."); }
 
 // Removes a flat folder (or a stray file); what is deeper stays and is left alone.
 static void remove_entry(int parent_fd, const char *name)
@@ -109,15 +106,17 @@ static int open_root(struct store *s, const char *root, struct mv_err *err)
 	if (s->root_fd < 0 || fstat(s->root_fd, &st))
 		return mv_fail(err, errno, "cannot open the folder: %s", strerror(errno));
 	if (st.st_uid != geteuid() || (st.st_mode & 022))
-		return mv_fail(err, EPERM, "the folder must belong to the user who runs this and be "
-					   "writable by nobody else (chmod 700)");
+		return mv_fail(err, EPERM,
+			       "the folder must belong to the user who runs this and be "
+			       "writable by nobody else (chmod 700)");
 	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
 	if (s->lock_fd < 0)
 		return mv_fail(err, errno, "cannot open the file lock: %s", strerror(errno));
 	if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
 		if (errno == EWOULDBLOCK)
-			return mv_fail(err, EBUSY, "another daemon uses it; stop that one or choose "
-						   "another folder");
+			return mv_fail(err, EBUSY,
+				       "another daemon uses it; stop that one or choose "
+				       "another folder");
 		return mv_fail(err, errno, "cannot lock it: %s", strerror(errno));
 	}
 	int r = open_subdir(s, "snapshots", &s->snapshots_fd, err);
@@ -230,8 +229,9 @@ int store_begin(struct store *s, const char *name, struct store_draft *ret_draft
 	if (r)
 		return r;
 	if (!fstatat(s->snapshots_fd, name, &st, AT_SYMLINK_NOFOLLOW))
-		return mv_fail(err, EEXIST, "snapshot %s: there is one of that name already; delete it or "
-					    "choose another name",
+		return mv_fail(err, EEXIST,
+			       "snapshot %s: there is one of that name already; delete it or "
+			       "choose another name",
 			       name);
 	mv_uuid(uuid);
 	snprintf(d.name, sizeof d.name, "%s", name);
@@ -349,8 +349,9 @@ static int publish(struct store *s, struct store_draft *d, struct mv_err *err)
 		return mv_fail(err, errno, "cannot sync its folder: %s", strerror(errno));
 	if (renameat2(s->incoming_fd, d->dir, s->snapshots_fd, d->name, RENAME_NOREPLACE)) {
 		if (errno == EEXIST)
-			return mv_fail(err, EEXIST, "there is one of that name already; delete it or choose "
-						    "another name");
+			return mv_fail(err, EEXIST,
+				       "there is one of that name already; delete it or choose "
+				       "another name");
 		return mv_fail(err, errno, "cannot publish: %s", strerror(errno));
 	}
 	if (fsync(s->snapshots_fd) || fsync(s->incoming_fd)) {
@@ -479,10 +480,7 @@ static void free_names(struct names *v)
 	free(v->list);
 }
 
-static int by_name(const void *a, const void *b)
-{
-	return strcmp(*(char *const *)a, *(char *const *)b);
-}
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 static int read_names(struct store *s, struct names *v)
 {

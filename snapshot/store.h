@@ -57,7 +57,9 @@ int store_files(struct store *s, const struct manifest *m, bool verify_memory, i
 // Calls fn for every published snapshot by name order; damaged ones come with m NULL and
 // the reason in err. Stops when fn returns nonzero and returns that. In the name of a
 // foreign entry each character outside [A-Za-z0-9_.-] is shown as '?'.
-int store_list(struct store *s, int (*fn)(void *arg, const char *name, const struct manifest *m, const struct mv_err *err), void *arg);
+int store_list(struct store *s,
+	       int (*fn)(void *arg, const char *name, const struct manifest *m, const struct mv_err *err),
+	       void *arg);
 
 // Removes a snapshot: renamed away first, so that it is there whole or not at all. Open
 // descriptors of it stay good. -ENOTEMPTY: the folder holds something else as well.

@@ -52,10 +52,7 @@ static inline int t_remove_one(const char *path, const struct stat *st, int flag
 	return remove(path);
 }
 
-static inline void t_remove_tree(const char *path)
-{
-	nftw(path, t_remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
+static inline void t_remove_tree(const char *path) { nftw(path, t_remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
 // A new folder; the caller gives it to t_remove_tree.
 static inline void t_tmpdir(char ret_path[64])
@@ -77,8 +74,8 @@ static inline int t_count_fds(void)
 	return n;
 }
 
-#define assert_message(err, text)                                                         \
-	do {                                                                              \
-		if (!strstr((err).msg, (text)))                                           \
-			fail_msg("message is \"%s\", without \"%s\"", (err).msg, (text)); \
+#define assert_message(err, text)                                                                            \
+	do {                                                                                                 \
+		if (!strstr((err).msg, (text)))                                                              \
+			fail_msg("message is \"%s\", without \"%s\"", (err).msg, (text));                    \
 	} while (0)

@@ -11,10 +11,8 @@ struct mv_err {
 };
 
 // Sets the message and returns -code.
-int mv_fail(struct mv_err *err, int code, const char *fmt, ...)
-	__attribute__((format(printf, 3, 4)));
+int mv_fail(struct mv_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 // Puts "context: " before a message already there; returns -err->code (-EIO when
 // err is NULL). Used once per module boundary.
-int mv_wrap(struct mv_err *err, const char *fmt, ...)
-	__attribute__((format(printf, 2, 3)));
+int mv_wrap(struct mv_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

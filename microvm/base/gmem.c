@@ -10,9 +10,8 @@ int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
 {
 	if (m->n_regions == GMEM_MAX_REGIONS)
 		return -ENOSPC;
-	m->region[m->n_regions++] = (struct gmem_region){
-		.gpa = start, .size_bytes = size_bytes, .file_offset = m->total_bytes
-	};
+	m->region[m->n_regions++] =
+		(struct gmem_region){ .gpa = start, .size_bytes = size_bytes, .file_offset = m->total_bytes };
 	m->total_bytes += size_bytes;
 	return 0;
 }

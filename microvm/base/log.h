@@ -5,10 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum mv_level { MV_ERROR,
-		MV_WARN,
-		MV_INFO,
-		MV_DEBUG };
+enum mv_level { MV_ERROR, MV_WARN, MV_INFO, MV_DEBUG };
 
 // Sets the program name and the most verbose level shown (before threads start).
 void mv_log_init(const char *program, enum mv_level level);
@@ -23,9 +20,9 @@ struct mv_ratelimit {
 };
 bool mv_ratelimit_ok(struct mv_ratelimit *rl, unsigned burst);
 
-#define mv_log_limited(level, ...)                  \
-	do {                                        \
-		static struct mv_ratelimit mv_rl_;  \
-		if (mv_ratelimit_ok(&mv_rl_, 5))    \
-			mv_log(level, __VA_ARGS__); \
+#define mv_log_limited(level, ...)                                                                           \
+	do {                                                                                                 \
+		static struct mv_ratelimit mv_rl_;                                                           \
+		if (mv_ratelimit_ok(&mv_rl_, 5))                                                             \
+			mv_log(level, __VA_ARGS__);                                                          \
 	} while (0)

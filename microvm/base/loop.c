@@ -107,8 +107,7 @@ static struct epoll_event watch_event(const struct mv_watch *w, uint32_t events)
 	return (struct epoll_event){ .events = events, .data.u64 = generation << 32 | w->slot };
 }
 
-int mv_watch_add(struct mv_loop *l, struct mv_watch *w, int fd, uint32_t events, mv_watch_fn *fn,
-		 void *arg)
+int mv_watch_add(struct mv_loop *l, struct mv_watch *w, int fd, uint32_t events, mv_watch_fn *fn, void *arg)
 {
 	uint32_t slot;
 	int r = take_slot(l, &slot);

@@ -46,8 +46,7 @@ void mv_loop_stop(struct mv_loop *l); // any thread; a signal handler too
 
 // Lock held (or the loop not running yet). EPOLLIN etc., level-triggered; 0 events
 // keeps the watch but silences it.
-int mv_watch_add(struct mv_loop *l, struct mv_watch *w, int fd, uint32_t events, mv_watch_fn *fn,
-		 void *arg);
+int mv_watch_add(struct mv_loop *l, struct mv_watch *w, int fd, uint32_t events, mv_watch_fn *fn, void *arg);
 int mv_watch_mod(struct mv_watch *w, uint32_t events);
 void mv_watch_del(struct mv_watch *w); // idempotent; call before closing the fd
 

@@ -73,8 +73,8 @@ const char *vm_state_name(unsigned state)
 
 const char *vm_exit_name(unsigned exit)
 {
-	static const char *const names[] = { "none", "shutdown", "reset", "triple-fault",
-					     "kvm-error", "killed", "crashed" };
+	static const char *const names[] = { "none",      "shutdown", "reset",  "triple-fault",
+					     "kvm-error", "killed",   "crashed" };
 	return names[exit < MV_ARRAY_LEN(names) ? exit : 0];
 }
 
@@ -87,8 +87,8 @@ struct msg_head {
 	le32_t len, zero2;
 };
 
-int msg_send(int socket_fd, uint16_t type, uint64_t id, const struct mv_table *table,
-	     const void *obj, const int *fds, unsigned n_fds)
+int msg_send(int socket_fd, uint16_t type, uint64_t id, const struct mv_table *table, const void *obj,
+	     const int *fds, unsigned n_fds)
 {
 	MV_BUF body = { 0 };
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VM_FDS_MAX)];
@@ -128,7 +128,9 @@ int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg)
 {
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VM_FDS_MAX)];
 	struct iovec iov = { buf, MSG_MAX_BYTES };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control
+	};
 	struct msg got = { 0 };
 	struct msg_head h;
 	ssize_t n;

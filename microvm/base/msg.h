@@ -47,8 +47,7 @@ enum vm_exit { // why a VM ended
 	VM_EXIT_CRASHED,      // the VM process died by itself (only the daemon says this)
 };
 
-enum vm_stop { VM_STOP_POWER_BUTTON,
-	       VM_STOP_CTRL_ALT_DEL };
+enum vm_stop { VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL };
 
 const char *vm_state_name(unsigned state); // "created", "running", "paused", "exited"
 // "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed"
@@ -112,8 +111,8 @@ struct msg_event {
 	uint8_t data[MSG_CONSOLE_BYTES];
 };
 
-extern const struct mv_table msg_setup_table, msg_stop_table, msg_console_read_table,
-	msg_bytes_table, msg_reply_table, msg_event_table;
+extern const struct mv_table msg_setup_table, msg_stop_table, msg_console_read_table, msg_bytes_table,
+	msg_reply_table, msg_event_table;
 
 struct msg {
 	uint16_t type;
@@ -126,8 +125,8 @@ struct msg {
 
 // Sends one message; table may be NULL for an empty body. Descriptors stay the
 // caller's. -EAGAIN: the peer does not read (non-blocking socket); -EPIPE: it is gone.
-int msg_send(int socket_fd, uint16_t type, uint64_t id, const struct mv_table *table,
-	     const void *obj, const int *fds, unsigned n_fds);
+int msg_send(int socket_fd, uint16_t type, uint64_t id, const struct mv_table *table, const void *obj,
+	     const int *fds, unsigned n_fds);
 
 // Receives one into buf (MSG_MAX_BYTES); ret_msg->body points into it. The receiver
 // owns ret_msg->fds. -EAGAIN: none there; -EPIPE: peer gone; -EPROTO: malformed (fds closed).

@@ -27,10 +27,7 @@ struct mv_ring {
 	struct mv_io *first, **last;
 };
 
-static void poke(struct mv_ring *r)
-{
-	eventfd_write(r->event_fd, 1);
-}
+static void poke(struct mv_ring *r) { eventfd_write(r->event_fd, 1); }
 
 static struct mv_io *take_waiting(struct mv_ring *r)
 {
@@ -167,10 +164,7 @@ void mv_ring_free(struct mv_ring *r)
 	free(r);
 }
 
-bool mv_ring_is_async(const struct mv_ring *r)
-{
-	return r->async;
-}
+bool mv_ring_is_async(const struct mv_ring *r) { return r->async; }
 
 void mv_ring_queue(struct mv_ring *r, struct mv_io *io)
 {
@@ -180,10 +174,7 @@ void mv_ring_queue(struct mv_ring *r, struct mv_io *io)
 	r->n_waiting++;
 }
 
-unsigned mv_ring_inflight(const struct mv_ring *r)
-{
-	return r->n_waiting + r->n_kernel;
-}
+unsigned mv_ring_inflight(const struct mv_ring *r) { return r->n_waiting + r->n_kernel; }
 
 void mv_ring_wait(struct mv_ring *r)
 {

@@ -11,9 +11,7 @@
 #include "microvm/base/err.h"
 #include "microvm/base/loop.h"
 
-enum mv_io_op { MV_IO_READV,
-		MV_IO_WRITEV,
-		MV_IO_FDATASYNC };
+enum mv_io_op { MV_IO_READV, MV_IO_WRITEV, MV_IO_FDATASYNC };
 
 // Embedded in the caller's request; must live until done() was called.
 struct mv_io {

@@ -60,8 +60,7 @@ static void int_put(void *p, uint32_t size, uint64_t v)
 	}
 }
 
-static void save_one(const struct mv_field *f, const uint8_t *p, const uint8_t *obj,
-		     struct mv_buf *out)
+static void save_one(const struct mv_field *f, const uint8_t *p, const uint8_t *obj, struct mv_buf *out)
 {
 	switch (f->type) {
 	case MV_STR: {
@@ -121,8 +120,8 @@ void mv_state_save(const struct mv_table *t, const void *obj, struct mv_buf *out
 	}
 }
 
-static int load_one(const struct mv_table *t, const struct mv_field *f, const uint8_t *in,
-		    uint32_t len, uint8_t *p, uint8_t *obj, struct mv_err *err)
+static int load_one(const struct mv_table *t, const struct mv_field *f, const uint8_t *in, uint32_t len,
+		    uint8_t *p, uint8_t *obj, struct mv_err *err)
 {
 	switch (f->type) {
 	case MV_STR:
@@ -146,8 +145,7 @@ static int load_one(const struct mv_table *t, const struct mv_field *f, const ui
 		memcpy(p, in, len);
 		int_put(obj + f->count_offset, 4, len);
 		return 0;
-	case MV_TABLE:
-		return mv_state_load(f->sub, in, len, p, err);
+	case MV_TABLE: return mv_state_load(f->sub, in, len, p, err);
 	default: {
 		if (len != f->size)
 			break;
@@ -175,8 +173,7 @@ static const struct mv_field *find_field(const struct mv_table *t, uint16_t tag,
 	return NULL;
 }
 
-int mv_state_load(const struct mv_table *t, const void *bytes, size_t len, void *ret_obj,
-		  struct mv_err *err)
+int mv_state_load(const struct mv_table *t, const void *bytes, size_t len, void *ret_obj, struct mv_err *err)
 {
 	const uint8_t *in = bytes;
 	uint64_t seen = 0;

@@ -101,5 +101,4 @@ void mv_state_save(const struct mv_table *t, const void *obj, struct mv_buf *out
 
 // Decodes and checks. On failure *ret_obj is untouched. -EINVAL: bad bytes (the
 // message names the field), -ENOMEM.
-int mv_state_load(const struct mv_table *t, const void *bytes, size_t len, void *ret_obj,
-		  struct mv_err *err);
+int mv_state_load(const struct mv_table *t, const void *bytes, size_t len, void *ret_obj, struct mv_err *err);

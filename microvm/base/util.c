@@ -98,9 +98,8 @@ void mv_uuid(char ret_text[MV_UUID_LEN])
 	b[6] = (uint8_t)((b[6] & 0x0f) | 0x40); // RFC 9562 section 5.4
 	b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
 	snprintf(ret_text, MV_UUID_LEN,
-		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1],
-		 b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14],
-		 b[15]);
+		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
+		 b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 void mv_buf_append(struct mv_buf *b, const void *data, size_t len)

@@ -11,11 +11,11 @@
 #define MV_CONTAINER(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 // Ownership leaves the variable: returns its value and leaves `empty` behind.
-#define MV_TAKE_AS(x, empty)                \
-	__extension__({                     \
-		__typeof__(x) taken_ = (x); \
-		(x) = (empty);              \
-		taken_;                     \
+#define MV_TAKE_AS(x, empty)                                                                                 \
+	__extension__({                                                                                      \
+		__typeof__(x) taken_ = (x);                                                                  \
+		(x) = (empty);                                                                               \
+		taken_;                                                                                      \
 	})
 #define MV_TAKE(p) MV_TAKE_AS(p, NULL)
 #define MV_TAKE_FD(fd) MV_TAKE_AS(fd, -1)
@@ -25,10 +25,7 @@ static inline void mv_cleanup_fd(int *fd)
 	if (*fd >= 0)
 		close(*fd);
 }
-static inline void mv_cleanup_free(void *p)
-{
-	free(*(void **)p);
-}
+static inline void mv_cleanup_free(void *p) { free(*(void **)p); }
 #define MV_FD __attribute__((cleanup(mv_cleanup_fd))) int
 #define MV_FREE __attribute__((cleanup(mv_cleanup_free)))
 

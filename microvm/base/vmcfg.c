@@ -69,8 +69,7 @@ static int check_net(const struct vmcfg_net *n, struct mv_err *err)
 {
 	static const uint8_t zero[6];
 	if (!n->tap[0] || strlen(n->tap) > 15 || strchr(n->tap, '/') || strchr(n->tap, '%'))
-		return mv_fail(err, EINVAL, "net %s: tap must be the name of a tap (1-15 characters)",
-			       n->id);
+		return mv_fail(err, EINVAL, "net %s: tap must be the name of a tap (1-15 characters)", n->id);
 	if ((n->mac[0] & 1) || !memcmp(n->mac, zero, 6))
 		return mv_fail(err, EINVAL, "net %s: mac must be a unicast address", n->id);
 	return 0;

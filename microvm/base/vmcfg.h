@@ -22,14 +22,11 @@
 #define VMCFG_SERIAL_LEN 21  // virtio 1.2 section 5.2.6: 20 bytes
 #define VMCFG_SOCKET_LEN 108 // sun_path
 
-enum vmcfg_discovery { VMCFG_ACPI,
-		       VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
+enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
 
 // How the kernel is entered: auto = PVH when an ELF image has the note, else the Linux
 // 64-bit protocol.
-enum vmcfg_boot { VMCFG_BOOT_AUTO,
-		  VMCFG_BOOT_PVH,
-		  VMCFG_BOOT_LINUX64 };
+enum vmcfg_boot { VMCFG_BOOT_AUTO, VMCFG_BOOT_PVH, VMCFG_BOOT_LINUX64 };
 
 struct vmcfg_drive {
 	char id[VMCFG_NAME_LEN];

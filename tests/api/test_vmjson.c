@@ -23,10 +23,7 @@ static const char *quoted(const char *text)
 	return json;
 }
 
-static int create(const char *text)
-{
-	return create_parse(quoted(text), strlen(text), &body, &err);
-}
+static int create(const char *text) { return create_parse(quoted(text), strlen(text), &body, &err); }
 
 static void test_defaults(void **state)
 {
@@ -46,13 +43,12 @@ static void test_defaults(void **state)
 static void test_everything_given(void **state)
 {
 	(void)state;
-	assert_int_equal(
-		create("{'name':'a.b-c_1','vcpus':32,'memory_mib':4,'kernel':'/k','initrd':'/i',"
-		       "'cmdline':'x=1','discovery':'cmdline','boot':'linux64','drives':[{'id':'d',"
-		       "'path':'/d','read_only':true,'serial':'01234567890123456789'}],"
-		       "'nets':[{'id':'n','tap':'t','mac':'02:00:00:00:00:01'}],"
-		       "'vsock':{'cid':3,'path':'/v'},'rng':false,'start':true}"),
-		0);
+	assert_int_equal(create("{'name':'a.b-c_1','vcpus':32,'memory_mib':4,'kernel':'/k','initrd':'/i',"
+				"'cmdline':'x=1','discovery':'cmdline','boot':'linux64','drives':[{'id':'d',"
+				"'path':'/d','read_only':true,'serial':'01234567890123456789'}],"
+				"'nets':[{'id':'n','tap':'t','mac':'02:00:00:00:00:01'}],"
+				"'vsock':{'cid':3,'path':'/v'},'rng':false,'start':true}"),
+			 0);
 	const struct vmcfg *c = &body.cfg;
 	assert_true(c->drive[0].read_only && c->vsock.present && body.start && !c->rng);
 	assert_string_equal(c->drive[0].serial, "01234567890123456789");
@@ -192,12 +188,9 @@ static void test_clone_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_defaults),
-		cmocka_unit_test(test_everything_given),
-		cmocka_unit_test(test_create_errors),
-		cmocka_unit_test(test_plain_clone),
-		cmocka_unit_test(test_overrides),
-		cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_defaults),      cmocka_unit_test(test_everything_given),
+		cmocka_unit_test(test_create_errors), cmocka_unit_test(test_plain_clone),
+		cmocka_unit_test(test_overrides),     cmocka_unit_test(test_clone_errors),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

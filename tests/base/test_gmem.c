@@ -161,12 +161,9 @@ static void random_ranges(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(layout),
-		cmocka_unit_test(pointers),
-		cmocka_unit_test(copies),
-		cmocka_unit_test(private_over_a_file),
-		cmocka_unit_test(map_failure),
-		cmocka_unit_test(random_ranges),
+		cmocka_unit_test(layout),      cmocka_unit_test(pointers),
+		cmocka_unit_test(copies),      cmocka_unit_test(private_over_a_file),
+		cmocka_unit_test(map_failure), cmocka_unit_test(random_ranges),
 	};
 	return cmocka_run_group_tests_name("base/gmem", tests, NULL, NULL);
 }

@@ -38,10 +38,7 @@ static int teardown(void **state)
 	return leaked;
 }
 
-static int receive(struct fixture *f)
-{
-	return msg_recv(f->b, f->buf, &f->m);
-}
+static int receive(struct fixture *f) { return msg_recv(f->b, f->buf, &f->m); }
 
 // Any bytes with n_fds descriptors.
 static void send_raw(struct fixture *f, const void *bytes, size_t len, unsigned n_fds)
@@ -226,14 +223,8 @@ static void names(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(round_trip),
-		T(largest_reply_and_most_fds),
-		T(peer_gone),
-		T(peer_does_not_read),
-		T(malformed),
-		T(empty_datagram_with_fds),
-		T(hostile_bytes),
-		cmocka_unit_test(names),
+		T(round_trip), T(largest_reply_and_most_fds), T(peer_gone),     T(peer_does_not_read),
+		T(malformed),  T(empty_datagram_with_fds),    T(hostile_bytes), cmocka_unit_test(names),
 	};
 	return cmocka_run_group_tests_name("base/msg", tests, NULL, NULL);
 }

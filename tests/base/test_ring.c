@@ -7,8 +7,7 @@
 
 #include "microvm/base/util.h"
 
-enum { N = 64,
-       BLOCK = 4096 };
+enum { N = 64, BLOCK = 4096 };
 
 struct request {
 	struct mv_io io;
@@ -45,9 +44,11 @@ static void on_done(struct mv_io *io, int result)
 static void queue(struct fixture *f, unsigned i, enum mv_io_op op, uint64_t offset)
 {
 	struct request *r = &f->req[i];
-	*r = (struct request){ .io = { .done = on_done, .op = op, .fd = f->fd, .iov = r->iov, .n_iov = 2, .offset = offset },
-			       .iov = { { f->data[i], 100 }, { f->data[i] + 100, BLOCK - 100 } },
-			       .f = f };
+	*r = (struct request){
+		.io = { .done = on_done, .op = op, .fd = f->fd, .iov = r->iov, .n_iov = 2, .offset = offset },
+		.iov = { { f->data[i], 100 }, { f->data[i] + 100, BLOCK - 100 } },
+		.f = f
+	};
 	mv_ring_queue(f->ring, &r->io);
 }
 

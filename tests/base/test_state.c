@@ -139,7 +139,7 @@ static void every_truncation_is_refused(void **state)
 
 static void each_problem_has_its_message(void **state)
 {
-	static const char *const missing[] = { "u8: missing", "u16: missing", "u32: missing",
+	static const char *const missing[] = { "u8: missing",  "u16: missing",  "u32: missing",
 					       "u64: missing", "flag: missing", "str: missing",
 					       "raw: missing", "blob: missing", "sub: missing" };
 	static const uint8_t nul[] = "a\0b";

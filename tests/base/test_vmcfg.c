@@ -45,7 +45,7 @@ static void round_trip(void **state)
 static void names(void **state)
 {
 	static const char *const ok[] = { "a", "0", "A.b_c-9", A64 };
-	static const char *const bad[] = { "", ".", "..", ".a", "-a", "_a",
+	static const char *const bad[] = { "",    ".",   "..",  ".a",  "-a",       "_a",
 					   "a/b", "a b", "a\n", "a%s", "\xc3\xa4", A64 "a" };
 	(void)state;
 	for (size_t i = 0; i < MV_ARRAY_LEN(ok); i++)
@@ -54,13 +54,13 @@ static void names(void **state)
 		assert_false(vmcfg_name_ok(bad[i]));
 }
 
-#define BAD(change, why)                                         \
-	do {                                                     \
-		fill(c);                                         \
-		change;                                          \
-		assert_int_equal(vmcfg_check(c, &err), -EINVAL); \
-		assert_message(err, why);                        \
-		assert_int_equal(vmcfg_check(c, NULL), -EINVAL); \
+#define BAD(change, why)                                                                                     \
+	do {                                                                                                 \
+		fill(c);                                                                                     \
+		change;                                                                                      \
+		assert_int_equal(vmcfg_check(c, &err), -EINVAL);                                             \
+		assert_message(err, why);                                                                    \
+		assert_int_equal(vmcfg_check(c, NULL), -EINVAL);                                             \
 	} while (0)
 
 static void each_problem_has_its_message(void **state)

@@ -50,10 +50,7 @@ static void check(void *arg)
 		mv_loop_stop(r->loop);
 }
 
-static void time_out(void *arg)
-{
-	((struct run *)arg)->timed_out = true;
-}
+static void time_out(void *arg) { ((struct run *)arg)->timed_out = true; }
 
 static bool run(struct t_vm *vm, bool (*cond)(void *arg), void *arg, uint64_t ns)
 {
@@ -77,10 +74,7 @@ void t_run_until(struct t_vm *vm, bool (*cond)(void *arg), void *arg)
 	assert_true(run(vm, cond, arg, 2000000000u));
 }
 
-void t_run_ms(struct t_vm *vm, unsigned ms)
-{
-	run(vm, NULL, NULL, ms * 1000000ULL);
-}
+void t_run_ms(struct t_vm *vm, unsigned ms) { run(vm, NULL, NULL, ms * 1000000ULL); }
 
 void t_queue_init(struct t_queue *q, struct t_vm *vm, uint16_t size)
 {
@@ -96,8 +90,7 @@ void t_queue_init(struct t_queue *q, struct t_vm *vm, uint16_t size)
 
 void t_desc(struct vq_desc *d, uint64_t addr, uint32_t len, unsigned flags, uint16_t next)
 {
-	*d = (struct vq_desc){ le64_make(addr), le32_make(len), le16_make((uint16_t)flags),
-			       le16_make(next) };
+	*d = (struct vq_desc){ le64_make(addr), le32_make(len), le16_make((uint16_t)flags), le16_make(next) };
 }
 
 void t_publish(struct t_queue *q, uint16_t head)
@@ -198,10 +191,7 @@ void t_start(struct vio_dev *d, uint64_t features, struct t_queue *queues, unsig
 	t_set(d, 0x70, t_get(d, 0x70) | VIO_DRIVER_OK);
 }
 
-void t_kick(struct vio_dev *d, unsigned q)
-{
-	t_set(d, VIO_NOTIFY_OFFSET, q);
-}
+void t_kick(struct vio_dev *d, unsigned q) { t_set(d, VIO_NOTIFY_OFFSET, q); }
 
 unsigned t_irqs(struct vio_dev *d)
 {

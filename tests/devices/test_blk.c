@@ -8,14 +8,7 @@
 
 #include "microvm/base/util.h"
 
-enum { IN = 0,
-       OUT = 1,
-       FLUSH = 4,
-       GET_ID = 8,
-       OK = 0,
-       IOERR = 1,
-       UNSUPP = 2,
-       SECTORS = 1024 };
+enum { IN = 0, OUT = 1, FLUSH = 4, GET_ID = 8, OK = 0, IOERR = 1, UNSUPP = 2, SECTORS = 1024 };
 #define F_FLUSH (1ULL << 9)
 #define F_RO (1ULL << 5)
 #define ALL (VIO_FEATURES | F_FLUSH)

@@ -26,18 +26,9 @@ static void toy_kick(struct vio_dev *d, unsigned q)
 	} while (vio_rearm(d, q));
 	vio_signal_queue(d, q);
 }
-static void toy_activate(struct vio_dev *d)
-{
-	MV_CONTAINER(d, struct toy, dev)->activations++;
-}
-static void toy_reset(struct vio_dev *d)
-{
-	MV_CONTAINER(d, struct toy, dev)->resets++;
-}
-static void toy_restored(struct vio_dev *d)
-{
-	MV_CONTAINER(d, struct toy, dev)->restores++;
-}
+static void toy_activate(struct vio_dev *d) { MV_CONTAINER(d, struct toy, dev)->activations++; }
+static void toy_reset(struct vio_dev *d) { MV_CONTAINER(d, struct toy, dev)->resets++; }
+static void toy_restored(struct vio_dev *d) { MV_CONTAINER(d, struct toy, dev)->restores++; }
 static int toy_check(const struct vio_dev *d, const void *loaded, struct mv_err *err)
 {
 	(void)d;

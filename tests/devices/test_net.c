@@ -14,11 +14,7 @@
 
 #include "microvm/base/util.h"
 
-enum { RX,
-       TX,
-       HEADER = 12,
-       FRAME = 64,
-       ETHERTYPE = 0x88b5 /* for experiments */ };
+enum { RX, TX, HEADER = 12, FRAME = 64, ETHERTYPE = 0x88b5 /* for experiments */ };
 
 static const uint8_t mac[6] = { 2, 1, 2, 3, 4, 5 };
 static const char *no_tap; // why the tests are skipped
@@ -67,7 +63,9 @@ static int set_up(void **state)
 	assert_int_equal(ioctl(tap, TUNGETIFF, &ifr), 0);
 	f->packet_fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, htons(ETHERTYPE));
 	assert_int_equal(ioctl(f->packet_fd, SIOCGIFINDEX, &ifr), 0);
-	struct sockaddr_ll a = { .sll_family = AF_PACKET, .sll_protocol = htons(ETHERTYPE), .sll_ifindex = ifr.ifr_ifindex };
+	struct sockaddr_ll a = { .sll_family = AF_PACKET,
+				 .sll_protocol = htons(ETHERTYPE),
+				 .sll_ifindex = ifr.ifr_ifindex };
 	ifr.ifr_flags = IFF_UP;
 	assert_int_equal(ioctl(f->packet_fd, SIOCSIFFLAGS, &ifr), 0);
 	assert_int_equal(bind(f->packet_fd, (struct sockaddr *)&a, sizeof a), 0);
@@ -89,12 +87,12 @@ static int tear_down(void **state)
 	return 0;
 }
 
-#define NEED_TAP()                                            \
-	do {                                                  \
-		if (no_tap) {                                 \
-			print_message("# SKIP %s\n", no_tap); \
-			skip();                               \
-		}                                             \
+#define NEED_TAP()                                                                                           \
+	do {                                                                                                 \
+		if (no_tap) {                                                                                \
+			print_message("# SKIP %s\n", no_tap);                                                \
+			skip();                                                                              \
+		}                                                                                            \
 	} while (0)
 
 static void make_frame(uint8_t frame[FRAME], uint8_t tag)
@@ -150,9 +148,9 @@ static void test_config(void **state)
 	int before = t_count_fds();
 	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, t_file(), &d, &err), -EINVAL);
 	assert_message(err, "network eth1: not a tap");
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, open_tap(IFF_TAP | IFF_NO_PI), &d,
-				     &err),
-			 -EINVAL);
+	assert_int_equal(
+		vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, open_tap(IFF_TAP | IFF_NO_PI), &d, &err),
+		-EINVAL);
 	assert_null(d);
 	assert_int_equal(t_count_fds(), before);
 }

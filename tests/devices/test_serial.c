@@ -6,15 +6,7 @@
 #include <errno.h>
 #include <sys/eventfd.h>
 
-enum { DATA,
-       IER,
-       IIR,
-       LCR,
-       MCR,
-       LSR,
-       MSR,
-       SCR,
-       FCR = 2 };
+enum { DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR, FCR = 2 };
 
 static struct serial s;
 static unsigned outputs;

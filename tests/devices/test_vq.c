@@ -17,7 +17,10 @@ static int set_up(void **state)
 	struct fixture *f = calloc(1, sizeof *f);
 	t_vm_init(&f->vm);
 	t_queue_init(&f->drv, &f->vm, 8);
-	f->q = (struct vq){ .size = 8, .desc_gpa = f->drv.desc_gpa, .driver_gpa = f->drv.driver_gpa, .device_gpa = f->drv.device_gpa };
+	f->q = (struct vq){ .size = 8,
+			    .desc_gpa = f->drv.desc_gpa,
+			    .driver_gpa = f->drv.driver_gpa,
+			    .device_gpa = f->drv.device_gpa };
 	assert_int_equal(vq_map(&f->q, &f->vm.mem, VIO_FEATURES), 0);
 	*state = f;
 	return 0;
@@ -85,7 +88,12 @@ static void test_chain_and_spans(void **state)
 	char *p = t_ptr(&f->vm, a, 100), text[16] = { 0 };
 	memcpy(p, "Hello, world", 12);
 	t_add(&f->drv,
-	      (struct t_buf[]){ { a, 5, false }, { a, 0, false }, { a + 5, 7, false }, { 1, 0, true }, { a + 50, 3, true }, { a + 60, 4, true } },
+	      (struct t_buf[]){ { a, 5, false },
+				{ a, 0, false },
+				{ a + 5, 7, false },
+				{ 1, 0, true },
+				{ a + 50, 3, true },
+				{ a + 60, 4, true } },
 	      6);
 	assert_int_equal(vq_pop(&f->q, &f->c), 1);
 	assert_int_equal(f->c.readable.n, 2); // empty ones are left out
@@ -135,9 +143,7 @@ static void test_malformed(void **state)
 	struct fixture *f = *state;
 	uint64_t a = t_alloc(&f->vm, 4096, 16);
 	struct vq_desc *table = t_ptr(&f->vm, a, 64);
-	enum { N = VQ_DESC_NEXT,
-	       W = VQ_DESC_WRITE,
-	       I = VQ_DESC_INDIRECT };
+	enum { N = VQ_DESC_NEXT, W = VQ_DESC_WRITE, I = VQ_DESC_INDIRECT };
 	const uint64_t end = T_LOW_BYTES;
 	struct {
 		struct {
@@ -201,8 +207,7 @@ static void test_random(void **state)
 			const uint64_t base[] = { a, T_LOW_BYTES - 64, T_HIGH_GPA, r };
 			t_desc(k < 8 ? &f->drv.desc[k] : &table[k - 8], base[r & 3] + (r >> 2) % 256,
 			       r & 0x400 ? (uint32_t)(r >> 32) : 16 * (uint32_t)(r >> 60),
-			       (unsigned)(r >> 16) & (r & 0x3000 ? 3 : 7),
-			       (uint16_t)((r >> 20) % 9));
+			       (unsigned)(r >> 16) & (r & 0x3000 ? 3 : 7), (uint16_t)((r >> 20) % 9));
 		}
 		t_publish(&f->drv, (uint16_t)(t_rand(&seed) % 9));
 		if (vq_pop(&f->q, &f->c) == 1) {

@@ -10,10 +10,7 @@
 #include "devices/vsock.h"
 #include "microvm/base/util.h"
 
-enum { CID = 3,
-       N_RX = 64,
-       RX_BYTES = 4096,
-       GUEST_BUF = 65536 };
+enum { CID = 3, N_RX = 64, RX_BYTES = 4096, GUEST_BUF = 65536 };
 #define F_STREAM 1
 
 struct packet {
@@ -81,10 +78,7 @@ static int tear_down(void **state)
 	return 0;
 }
 
-static struct vio_vsock *vsock(struct fixture *f)
-{
-	return MV_CONTAINER(f->d, struct vio_vsock, dev);
-}
+static struct vio_vsock *vsock(struct fixture *f) { return MV_CONTAINER(f->d, struct vio_vsock, dev); }
 
 // Takes the next packet for the guest and gives its buffer back.
 static struct packet receive(struct fixture *f)
@@ -276,8 +270,12 @@ static void test_from_host(void **state)
 static void test_bad_hellos(void **state)
 {
 	struct fixture *f = *state;
-	static const char *const bad[] = { "CONNECT\n", "CONNECT x\n", "CONNECT -1\n", "CONNECT 12 \n",
-					   "CONNECT 4294967295\n", "CONNECT 99999999999\n",
+	static const char *const bad[] = { "CONNECT\n",
+					   "CONNECT x\n",
+					   "CONNECT -1\n",
+					   "CONNECT 12 \n",
+					   "CONNECT 4294967295\n",
+					   "CONNECT 99999999999\n",
 					   "GET / HTTP/1.0\r\n\r\n",
 					   "CONNECT 1234567890123456789012345678901234567890" };
 	for (unsigned i = 0; i < MV_ARRAY_LEN(bad); i++) {
@@ -482,8 +480,7 @@ static void test_bad_packets(void **state)
 static void test_100_streams(void **state)
 {
 	struct fixture *f = *state;
-	enum { N = 100,
-	       BYTES = 20000 };
+	enum { N = 100, BYTES = 20000 };
 	static uint8_t data[BYTES], got[BYTES];
 	int fd[N];
 	uint32_t port[N], n[N] = { 0 }, left = N;

@@ -34,7 +34,9 @@ static void create(const char *text, size_t len)
 
 static void clone(const char *text, size_t len)
 {
-	static struct vmcfg base = { .name = "base", .vcpus = 1, .mem_mib = 128, .kernel = "/k", .n_drives = 1, .n_nets = 1 };
+	static struct vmcfg base = {
+		.name = "base", .vcpus = 1, .mem_mib = 128, .kernel = "/k", .n_drives = 1, .n_nets = 1
+	};
 	static struct vmcfg c;
 	struct clone_body b;
 	struct api_err err = { 0 };

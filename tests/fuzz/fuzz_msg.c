@@ -46,7 +46,9 @@ static void send_raw(const uint8_t *data, size_t size, unsigned n_fds)
 		m.msg_control = control;
 		m.msg_controllen = CMSG_SPACE(sizeof(int) * n_fds);
 		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-		*c = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int) * n_fds) };
+		*c = (struct cmsghdr){ .cmsg_level = SOL_SOCKET,
+				       .cmsg_type = SCM_RIGHTS,
+				       .cmsg_len = CMSG_LEN(sizeof(int) * n_fds) };
 		for (unsigned i = 0; i < n_fds; i++)
 			memcpy(CMSG_DATA(c) + i * sizeof(int), &sock[0], sizeof(int));
 	}

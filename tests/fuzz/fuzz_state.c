@@ -9,14 +9,8 @@
 #include "snapshot/manifest.h"
 
 static const struct mv_table *const tables[] = {
-	&vmcfg_table,
-	&manifest_table,
-	&msg_setup_table,
-	&msg_stop_table,
-	&msg_bytes_table,
-	&msg_console_read_table,
-	&msg_reply_table,
-	&msg_event_table,
+	&vmcfg_table,     &manifest_table,         &msg_setup_table, &msg_stop_table,
+	&msg_bytes_table, &msg_console_read_table, &msg_reply_table, &msg_event_table,
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -15,10 +15,7 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { MEMORY_BYTES = 64 << 10,
-       DISK_BYTES = 32 << 10,
-       QUEUE_SIZE = 8,
-       MAX_STEPS = 64 };
+enum { MEMORY_BYTES = 64 << 10, DISK_BYTES = 32 << 10, QUEUE_SIZE = 8, MAX_STEPS = 64 };
 
 static struct gmem mem;
 static struct mv_loop loop;
@@ -31,10 +28,7 @@ static void must(bool ok)
 		abort();
 }
 
-static void stop_loop(void *arg)
-{
-	mv_loop_stop(arg);
-}
+static void stop_loop(void *arg) { mv_loop_stop(arg); }
 
 static void turn(void)
 {
@@ -73,10 +67,7 @@ static void set(struct vio_dev *d, uint64_t reg, uint32_t value)
 	vio_mmio_write(d, reg, &value, sizeof value);
 }
 
-static uint32_t ring_gpa(unsigned q, unsigned part)
-{
-	return 0x1000 + q * 0x400 + part * 0x100;
-}
+static uint32_t ring_gpa(unsigned q, unsigned part) { return 0x1000 + q * 0x400 + part * 0x100; }
 
 static void start(struct vio_dev *d, bool features)
 {

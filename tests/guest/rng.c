@@ -5,13 +5,7 @@
  */
 #include "tiny.h"
 
-static inline void barrier(void)
-{
-	__asm__ volatile("mfence"
-			 :
-			 :
-			 : "memory");
-}
+static inline void barrier(void) { __asm__ volatile("mfence" : : : "memory"); }
 
 #define VIRTIO_FIRST 0xd0000000ULL
 #define VIRTIO_SLOTS 32
@@ -110,8 +104,7 @@ bool rng_init(void)
 	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
 	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
 	mmio_write(b + R_QUEUE_SEL, 0);
-	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) ||
-	    mmio_read(b + R_QUEUE_NUM_MAX) < QUEUE_NUM)
+	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) || mmio_read(b + R_QUEUE_NUM_MAX) < QUEUE_NUM)
 		return false;
 	rng.avail.flags = AVAIL_NO_IRQ;
 	mmio_write(b + R_QUEUE_NUM, QUEUE_NUM);

@@ -48,48 +48,30 @@ static u64 commands_done;
 static char nonce[NONCE_MAX + 1];
 
 // --- the machine -------------------------------------------------------------
-static inline void out8(u16 port, u8 v)
-{
-	__asm__ volatile("outb %0, %1"
-			 :
-			 : "a"(v), "Nd"(port)
-			 : "memory");
-}
+static inline void out8(u16 port, u8 v) { __asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port) : "memory"); }
 
 static inline u8 in8(u16 port)
 {
 	u8 v;
-	__asm__ volatile("inb %1, %0"
-			 : "=a"(v)
-			 : "Nd"(port)
-			 : "memory");
+	__asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port) : "memory");
 	return v;
 }
 
 void *memcpy(void *to, const void *from, size_t n)
 {
 	void *d = to;
-	__asm__ volatile("rep movsb"
-			 : "+D"(d), "+S"(from), "+c"(n)
-			 :
-			 : "memory");
+	__asm__ volatile("rep movsb" : "+D"(d), "+S"(from), "+c"(n) : : "memory");
 	return to;
 }
 
 void *memset(void *to, int c, size_t n)
 {
 	void *d = to;
-	__asm__ volatile("rep stosb"
-			 : "+D"(d), "+c"(n)
-			 : "a"(c)
-			 : "memory");
+	__asm__ volatile("rep stosb" : "+D"(d), "+c"(n) : "a"(c) : "memory");
 	return to;
 }
 
-static void *at(u64 addr)
-{
-	return (void *)addr;
-}
+static void *at(u64 addr) { return (void *)addr; }
 
 static u32 get32(u64 addr)
 {
@@ -140,10 +122,7 @@ static void interrupts_init(void)
 
 static void wait_interrupt(void)
 {
-	__asm__ volatile("hlt"
-			 :
-			 :
-			 : "rax", "memory", "cc"); // a fault: see start.S
+	__asm__ volatile("hlt" : : : "rax", "memory", "cc"); // a fault: see start.S
 }
 
 #define SLEEP_CONTROL 0x600 // ACPI sleep control register
@@ -233,10 +212,7 @@ bool starts(const char *s, const char *with)
 	return true;
 }
 
-static bool same(const char *a, const char *b)
-{
-	return starts(a, b) && starts(b, a);
-}
+static bool same(const char *a, const char *b) { return starts(a, b) && starts(b, a); }
 
 static void copy_text(char *to, const char *from, u64 size)
 {
@@ -368,20 +344,11 @@ static u64 mix(u64 v) // splitmix64
 	return v ^ v >> 31;
 }
 
-static volatile u64 *heap_page(u64 n)
-{
-	return at(heap + n * PAGE);
-}
+static volatile u64 *heap_page(u64 n) { return at(heap + n * PAGE); }
 
-static bool in_heap(u64 first, u64 n)
-{
-	return first <= heap_pages && n <= heap_pages - first;
-}
+static bool in_heap(u64 first, u64 n) { return first <= heap_pages && n <= heap_pages - first; }
 
-static void do_echo(char *args)
-{
-	ok_text(args);
-}
+static void do_echo(char *args) { ok_text(args); }
 
 // touch N r|w [SEED]: the first word of the first N pages.
 static void do_touch(char *args)
@@ -545,24 +512,11 @@ static const struct {
 	const char *name;
 	void (*run)(char *args);
 } commands[] = {
-	{ "echo", do_echo },
-	{ "touch", do_touch },
-	{ "fill", do_fill },
-	{ "sum", do_sum },
-	{ "rand", do_rand },
-	{ "count", do_count },
-	{ "store", do_store },
-	{ "load", do_load },
-	{ "genid", do_genid },
-	{ "cmdline", do_cmdline },
-	{ "mem", do_mem },
-	{ "heap", do_heap },
-	{ "cpus", do_cpus },
-	{ "spin", do_spin },
-	{ "loop", do_loop },
-	{ "exit", do_exit },
-	{ "reset", do_reset },
-	{ "triple", do_triple },
+	{ "echo", do_echo },   { "touch", do_touch },     { "fill", do_fill },   { "sum", do_sum },
+	{ "rand", do_rand },   { "count", do_count },     { "store", do_store }, { "load", do_load },
+	{ "genid", do_genid }, { "cmdline", do_cmdline }, { "mem", do_mem },     { "heap", do_heap },
+	{ "cpus", do_cpus },   { "spin", do_spin },       { "loop", do_loop },   { "exit", do_exit },
+	{ "reset", do_reset }, { "triple", do_triple },
 };
 
 static void run_line(char *line)

@@ -35,19 +35,13 @@ typedef uint64_t u64;
 // Exactly one plain mov each: an MMIO exit has to be decoded by the host.
 static inline void mmio_write(u64 addr, u32 v)
 {
-	__asm__ volatile("movl %0, (%1)"
-			 :
-			 : "r"(v), "r"(addr)
-			 : "memory");
+	__asm__ volatile("movl %0, (%1)" : : "r"(v), "r"(addr) : "memory");
 }
 
 static inline u32 mmio_read(u64 addr)
 {
 	u32 v;
-	__asm__ volatile("movl (%1), %0"
-			 : "=r"(v)
-			 : "r"(addr)
-			 : "memory");
+	__asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(addr) : "memory");
 	return v;
 }
 

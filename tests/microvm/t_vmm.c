@@ -79,8 +79,8 @@ static int receive(struct t_vmm *v, struct msg *m, int timeout_ms)
 	return r ? r : m->type;
 }
 
-int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, const void *body,
-	       const int *fds, unsigned n_fds, int timeout_ms)
+int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, const void *body, const int *fds,
+	       unsigned n_fds, int timeout_ms)
 {
 	struct msg m;
 	uint64_t id = ++v->next_id;
@@ -97,8 +97,7 @@ int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, con
 	return r;
 }
 
-int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds,
-		bool run)
+int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds, bool run)
 {
 	static struct msg_setup s; // large
 	int list[VM_FDS_MAX];
@@ -114,8 +113,7 @@ int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct 
 static int read_console(struct t_vmm *v, uint64_t offset, uint32_t wait_ms)
 {
 	struct msg_console_read q = { .offset = offset, .max_bytes = 4096, .wait_ms = wait_ms };
-	return t_vmm_call(v, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0,
-			  (int)wait_ms + 5000);
+	return t_vmm_call(v, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, (int)wait_ms + 5000);
 }
 
 int t_vmm_expect(struct t_vmm *v, const char *text, int timeout_ms)
@@ -128,8 +126,8 @@ int t_vmm_expect(struct t_vmm *v, const char *text, int timeout_ms)
 			return r;
 		char *at = memmem(v->reply.data, v->reply.n_data, text, strlen(text));
 		if (at) {
-			v->console_at = v->reply.console_offset +
-					(uint64_t)(at - (char *)v->reply.data) + strlen(text);
+			v->console_at = v->reply.console_offset + (uint64_t)(at - (char *)v->reply.data) +
+					strlen(text);
 			return 0;
 		}
 		// Ask for more than what is there; the text may come in parts.

@@ -24,12 +24,11 @@ int t_vmm_start(struct t_vmm *v, const char *program);
 int t_vmm_end(struct t_vmm *v);
 
 // One call and its answer (in v->reply): the answer's code, or a negative errno.
-int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, const void *body,
-	       const int *fds, unsigned n_fds, int timeout_ms);
+int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, const void *body, const int *fds,
+	       unsigned n_fds, int timeout_ms);
 
 // MSG_BOOT or MSG_RESTORE; fds are closed.
-int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds,
-		bool run);
+int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds, bool run);
 
 // Reads the console from where the last call ended until `text` was seen.
 int t_vmm_expect(struct t_vmm *v, const char *text, int timeout_ms);

@@ -256,14 +256,10 @@ static void test_control_end(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_boot_protocols),
-		cmocka_unit_test(test_exit_reasons),
-		cmocka_unit_test(test_pause),
-		cmocka_unit_test(test_snapshot_and_clone),
-		cmocka_unit_test(test_vcpus),
-		cmocka_unit_test(test_bad_restore),
-		cmocka_unit_test(test_bad_kernels),
-		cmocka_unit_test(test_control_end),
+		cmocka_unit_test(test_boot_protocols), cmocka_unit_test(test_exit_reasons),
+		cmocka_unit_test(test_pause),          cmocka_unit_test(test_snapshot_and_clone),
+		cmocka_unit_test(test_vcpus),          cmocka_unit_test(test_bad_restore),
+		cmocka_unit_test(test_bad_kernels),    cmocka_unit_test(test_control_end),
 	};
 	vmm = getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm";
 	guest = getenv("THAW_GUEST") ? getenv("THAW_GUEST") : "build/tests/guest/tiny";

@@ -92,9 +92,7 @@ static void serve(int conn)
 
 int main(void)
 {
-	struct sockaddr_vm a = { .svm_family = AF_VSOCK,
-				 .svm_cid = VMADDR_CID_ANY,
-				 .svm_port = PORT };
+	struct sockaddr_vm a = { .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = PORT };
 	if (fork() == 0)
 		count();
 	int s = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);

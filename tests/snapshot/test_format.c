@@ -5,8 +5,7 @@
 
 #include "snapshot/format.h"
 
-enum { HEADER = 32,
-       LIMIT = 4096 };
+enum { HEADER = 32, LIMIT = 4096 };
 static const char payload[] = "the payload of a state file";
 
 static int state_file(void)

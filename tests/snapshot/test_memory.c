@@ -10,12 +10,9 @@
 #include "microvm/base/util.h"
 #include "snapshot/memory.h"
 
-enum { PAGE = 4096,
-       LOW = 8 << 20,
-       HIGH = 4 << 20,
-       TOTAL = LOW + HIGH };
-static const enum snap_memory_finder finders[] = { SNAP_MEMORY_AUTO, SNAP_MEMORY_SCAN,
-						   SNAP_MEMORY_PAGEMAP, SNAP_MEMORY_ALL };
+enum { PAGE = 4096, LOW = 8 << 20, HIGH = 4 << 20, TOTAL = LOW + HIGH };
+static const enum snap_memory_finder finders[] = { SNAP_MEMORY_AUTO, SNAP_MEMORY_SCAN, SNAP_MEMORY_PAGEMAP,
+						   SNAP_MEMORY_ALL };
 
 static void make(struct gmem *m, int file_fd)
 {

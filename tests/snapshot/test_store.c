@@ -15,8 +15,7 @@
 #include "snapshot/format.h"
 #include "snapshot/store.h"
 
-enum { MEM_MIB = 4,
-       HEADER = 32 };
+enum { MEM_MIB = 4, HEADER = 32 };
 
 // --- fault injection ---
 
@@ -33,10 +32,7 @@ static bool fault_now(void)
 	return true;
 }
 
-int fsync(int fd)
-{
-	return fault_now() ? -1 : (int)syscall(SYS_fsync, fd);
-}
+int fsync(int fd) { return fault_now() ? -1 : (int)syscall(SYS_fsync, fd); }
 
 int renameat2(int old_dir, const char *old, int new_dir, const char *new, unsigned flags)
 {
@@ -240,8 +236,8 @@ static void publish_show_use_delete(void **state)
 
 static void names(void **state)
 {
-	static const char *const bad[] = { "", ".", "..", "../x", "a/b", "/etc",
-					   ".hidden", "-x", "a b", "a\n", "\xc3\xa4", A64 "a" };
+	static const char *const bad[] = { "",        ".",  "..",  "../x", "a/b",      "/etc",
+					   ".hidden", "-x", "a b", "a\n",  "\xc3\xa4", A64 "a" };
 	struct fixture *f = *state;
 	struct store_draft d;
 	for (size_t i = 0; i < MV_ARRAY_LEN(bad); i++) {
@@ -403,9 +399,7 @@ static void forge_manifest(struct fixture *f, unsigned major, unsigned minor, co
 		le16_t major, minor;
 		le32_t zero;
 		le64_t len;
-	} h = {
-		.major = le16_make((uint16_t)major), .minor = le16_make((uint16_t)minor)
-	};
+	} h = { .major = le16_make((uint16_t)major), .minor = le16_make((uint16_t)minor) };
 	memcpy(h.magic, SNAP_MAGIC_MANIFEST, 8);
 	mv_buf_append(&b, &h, sizeof h);
 	mv_state_save(&manifest_table, &f->m, &b);

@@ -132,8 +132,8 @@ static uint64_t put_fadt(struct vm *vm, uint64_t *at, uint64_t dsdt)
 {
 	struct fadt f = {
 		.iapc_boot_arch = le16_make(FADT_NO_VGA | FADT_NO_CMOS_RTC | FADT_8042),
-		.flags = le32_make(FADT_WBINVD | FADT_POWER_BUTTON | FADT_SLEEP_BUTTON |
-				   FADT_RESET_REG | FADT_HW_REDUCED),
+		.flags = le32_make(FADT_WBINVD | FADT_POWER_BUTTON | FADT_SLEEP_BUTTON | FADT_RESET_REG |
+				   FADT_HW_REDUCED),
 		.reset_reg = { GAS_IO, 8, 0, 1, le64_make(X86_RESET) },
 		.reset_value = 1,
 		.minor_version = 5,
@@ -161,8 +161,7 @@ int64_t x86_write_acpi(struct vm *vm)
 	memcpy(r.oem_id, "THAW\0", 6);
 	r.checksum = checksum(&r, 20);
 	r.checksum_all = checksum(&r, sizeof r);
-	if (!dsdt || !fadt || !madt || !xsdt ||
-	    gmem_write(&vm->mem, gpa(X86_ACPI_TABLES), &r, sizeof r) ||
+	if (!dsdt || !fadt || !madt || !xsdt || gmem_write(&vm->mem, gpa(X86_ACPI_TABLES), &r, sizeof r) ||
 	    gmem_write(&vm->mem, gpa(X86_DEVICE_MAP), &map, sizeof map))
 		return -ENOSPC;
 	return X86_ACPI_TABLES;

@@ -65,7 +65,14 @@ static MV_DEFINE_TABLE(vcpu_table, struct vcpu_state, fields);
 // Flat 4 GiB (or long-mode) segments as the boot protocols want them.
 static struct kvm_segment segment(uint16_t selector, uint8_t type, bool long_mode, bool system)
 {
-	return (struct kvm_segment){ .limit = 0xffffffff, .selector = selector, .type = type, .present = 1, .db = !long_mode && !system, .s = !system, .l = long_mode, .g = 1 };
+	return (struct kvm_segment){ .limit = 0xffffffff,
+				     .selector = selector,
+				     .type = type,
+				     .present = 1,
+				     .db = !long_mode && !system,
+				     .s = !system,
+				     .l = long_mode,
+				     .g = 1 };
 }
 
 static uint64_t gdt_entry(const struct kvm_segment *s)
@@ -78,9 +85,7 @@ static uint64_t gdt_entry(const struct kvm_segment *s)
 // Identity mapping of the first 4 GiB with 2 MiB pages (Linux boot protocol, "64-bit").
 static int write_page_tables(struct vm *vm)
 {
-	enum { PRESENT_WRITE = 3,
-	       LARGE = 0x80,
-	       PAGE = 0x1000 };
+	enum { PRESENT_WRITE = 3, LARGE = 0x80, PAGE = 0x1000 };
 	uint64_t table[512] = { (X86_PAGE_TABLES + PAGE) | PRESENT_WRITE };
 	int r = gmem_write(&vm->mem, gpa(X86_PAGE_TABLES), table, sizeof table);
 	for (unsigned i = 0; i < 4; i++)
@@ -110,8 +115,7 @@ static int set_msrs(struct vcpu *c, const struct kvm_msr_entry *msr, uint32_t n,
 			return mv_fail(err, ENOTSUP,
 				       "vCPU %u: this host's KVM refuses MSR 0x%x = 0x%llx; restore on "
 				       "a host with the CPU and kernel of the snapshot",
-				       c->index, msr[at].index,
-				       (unsigned long long)msr[at].data);
+				       c->index, msr[at].index, (unsigned long long)msr[at].data);
 	}
 	return 0;
 }

@@ -25,10 +25,7 @@ enum {
 };
 
 // Bits needed to number n things.
-static uint32_t width(uint32_t n)
-{
-	return n > 1 ? 32u - (uint32_t)__builtin_clz(n - 1) : 0;
-}
+static uint32_t width(uint32_t n) { return n > 1 ? 32u - (uint32_t)__builtin_clz(n - 1) : 0; }
 
 static void patch(struct kvm_cpuid_entry2 *e, uint32_t cpu, uint32_t cpus, bool tsc_deadline)
 {
@@ -53,10 +50,8 @@ static void patch(struct kvm_cpuid_entry2 *e, uint32_t cpu, uint32_t cpus, bool 
 	case 0x1f: // extended topology: level 0 = threads of a core, 1 = cores
 		e->edx = cpu;
 		e->eax = e->index == 1 ? width(cpus) : 0;
-		e->ebx = e->index == 0 ? 1 : e->index == 1 ? cpus
-							   : 0;
-		e->ecx = e->index == 0 ? LEVEL_SMT : e->index == 1 ? (LEVEL_CORE | 1)
-								   : e->index;
+		e->ebx = e->index == 0 ? 1 : e->index == 1 ? cpus : 0;
+		e->ecx = e->index == 0 ? LEVEL_SMT : e->index == 1 ? (LEVEL_CORE | 1) : e->index;
 		break;
 	case 0x80000001: e->ecx &= ~(uint32_t)F8_1_ECX_SVM; break;
 	case 0x80000008: // AMD: number of cores - 1, bits of the APIC id

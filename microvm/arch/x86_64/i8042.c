@@ -50,10 +50,7 @@ void i8042_init(struct i8042 *k)
 	*k = (struct i8042){ .command_byte = CB_SYSTEM | CB_AUX_OFF | CB_TRANSLATE };
 }
 
-static bool irq_wanted(const struct i8042 *k)
-{
-	return k->n_out && (k->command_byte & CB_KEYBOARD_IRQ);
-}
+static bool irq_wanted(const struct i8042 *k) { return k->n_out && (k->command_byte & CB_KEYBOARD_IRQ); }
 
 static void put(struct i8042 *k, uint8_t value)
 {

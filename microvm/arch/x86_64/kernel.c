@@ -269,8 +269,7 @@ static int write_cmdline(struct vm *vm, struct mv_err *err)
 	memcpy(text, vm->cfg.cmdline, len + 1);
 	for (unsigned i = 0; vm->cfg.discovery == VMCFG_CMDLINE && i < vm->n_devs; i++) {
 		int n = snprintf(text + len, sizeof text - len, "%svirtio_mmio.device=4K@0x%llx:%u",
-				 len ? " " : "", (unsigned long long)arch_device_gpa(i),
-				 arch_device_gsi(i));
+				 len ? " " : "", (unsigned long long)arch_device_gpa(i), arch_device_gsi(i));
 		len += (size_t)n;
 		if (len >= sizeof text)
 			return mv_fail(err, EINVAL, "cmdline: no room for the virtio_mmio.device parameters");
@@ -278,8 +277,8 @@ static int write_cmdline(struct vm *vm, struct mv_err *err)
 	return gmem_write(&vm->mem, gpa(X86_CMDLINE), text, len + 1);
 }
 
-int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp,
-		    struct x86_entry *ret_entry, struct mv_err *err)
+int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp, struct x86_entry *ret_entry,
+		    struct mv_err *err)
 {
 	struct stat st;
 	struct boot_params zero_page = { 0 };
@@ -300,13 +299,14 @@ int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp,
 	else
 		r = mv_fail(err, ENOEXEC, "kernel: neither an ELF vmlinux nor a bzImage");
 	if (!r && initrd_fd >= 0)
-		r = load_initrd(vm, initrd_fd, mv_align_up(im.end_gpa, 4096),
-				zero_page.hdr.initrd_addr_max, &initrd, &initrd_size, err);
+		r = load_initrd(vm, initrd_fd, mv_align_up(im.end_gpa, 4096), zero_page.hdr.initrd_addr_max,
+				&initrd, &initrd_size, err);
 	if (!r)
 		r = write_cmdline(vm, err);
 	if (r)
 		return r;
-	r = entry.pvh ? write_pvh_info(vm, rsdp, initrd, initrd_size) : write_zero_page(vm, &zero_page, rsdp, initrd, initrd_size);
+	r = entry.pvh ? write_pvh_info(vm, rsdp, initrd, initrd_size)
+		      : write_zero_page(vm, &zero_page, rsdp, initrd, initrd_size);
 	if (r)
 		return mv_fail(err, -r, "boot parameters do not fit guest memory");
 	*ret_entry = entry;

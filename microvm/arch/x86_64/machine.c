@@ -23,10 +23,7 @@ static MV_DEFINE_TABLE(machine_table, struct machine_state, machine_fields);
 
 _Static_assert(X86_VIRTIO_MMIO == 0xd0000000, "dsdt.asl spells the slots' addresses");
 
-uint64_t arch_device_gpa(unsigned slot)
-{
-	return X86_VIRTIO_MMIO + (uint64_t)slot * VIO_MMIO_BYTES;
-}
+uint64_t arch_device_gpa(unsigned slot) { return X86_VIRTIO_MMIO + (uint64_t)slot * VIO_MMIO_BYTES; }
 
 uint32_t arch_device_gsi(unsigned slot)
 {
@@ -34,10 +31,7 @@ uint32_t arch_device_gsi(unsigned slot)
 	return slot < 3 ? 5 + slot : 8 + slot;
 }
 
-uint32_t arch_serial_gsi(void)
-{
-	return X86_GSI_COM1;
-}
+uint32_t arch_serial_gsi(void) { return X86_GSI_COM1; }
 
 int arch_mem_layout(struct gmem *m, uint32_t mem_mib)
 {
@@ -53,10 +47,10 @@ int arch_vm_init(struct vm *vm, struct mv_err *err)
 	uint64_t identity_map = X86_KVM_IDENTITY_MAP;
 	int r;
 
-	if ((r = kvm_call(vm->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map,
-			  "KVM_SET_IDENTITY_MAP_ADDR", err)) < 0 ||
-	    (r = kvm_call(vm->vm_fd, KVM_SET_TSS_ADDR, (void *)(uintptr_t)X86_KVM_TSS,
-			  "KVM_SET_TSS_ADDR", err)) < 0 ||
+	if ((r = kvm_call(vm->vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map, "KVM_SET_IDENTITY_MAP_ADDR",
+			  err)) < 0 ||
+	    (r = kvm_call(vm->vm_fd, KVM_SET_TSS_ADDR, (void *)(uintptr_t)X86_KVM_TSS, "KVM_SET_TSS_ADDR",
+			  err)) < 0 ||
 	    (r = kvm_call(vm->vm_fd, KVM_CREATE_IRQCHIP, NULL, "KVM_CREATE_IRQCHIP", err)) < 0)
 		return r;
 	i8042_init(&vm->arch.i8042);
@@ -138,10 +132,7 @@ int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err)
 	return r ? mv_fail(err, -r, "KVM_IRQ_LINE: %s", strerror(-r)) : 0;
 }
 
-void arch_power_button(struct vm *vm)
-{
-	kvm_pulse_gsi(vm->vm_fd, X86_GSI_POWER_BUTTON);
-}
+void arch_power_button(struct vm *vm) { kvm_pulse_gsi(vm->vm_fd, X86_GSI_POWER_BUTTON); }
 
 int arch_ctrl_alt_del(struct vm *vm, struct mv_err *err)
 {
@@ -183,9 +174,7 @@ static uint8_t port_read(struct vm *vm, uint16_t port)
 	switch (port) {
 	case X86_COM1 ... X86_COM1 + 7: return serial_read(&vm->serial, port - X86_COM1);
 	case X86_I8042_DATA:
-	case X86_I8042_COMMAND:
-		value = i8042_read(&vm->arch.i8042, port - X86_I8042_DATA, &irq);
-		break;
+	case X86_I8042_COMMAND: value = i8042_read(&vm->arch.i8042, port - X86_I8042_DATA, &irq); break;
 	case X86_SLEEP_CONTROL:
 	case X86_SLEEP_STATUS: return 0;
 	default: break;
