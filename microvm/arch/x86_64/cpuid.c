@@ -20,6 +20,8 @@ enum {
 	F1_ECX_HYPERVISOR = 1u << 31,
 	F1_EDX_HTT = 1u << 28,
 	F8_1_ECX_SVM = 1u << 2,
+	F8_1_ECX_PERFCTR = 1u << 23 | 1u << 24 | 1u << 28, // core, northbridge, L3 counters
+	F8_7_EDX_INVARIANT_TSC = 1u << 8,
 	LEVEL_SMT = 1 << 8, // leaf 0xb ecx: level type
 	LEVEL_CORE = 2 << 8,
 };
@@ -53,11 +55,15 @@ static void patch(struct kvm_cpuid_entry2 *e, uint32_t cpu, uint32_t cpus, bool 
 		e->ebx = e->index == 0 ? 1 : e->index == 1 ? cpus : 0;
 		e->ecx = e->index == 0 ? LEVEL_SMT : e->index == 1 ? (LEVEL_CORE | 1) : e->index;
 		break;
-	case 0x80000001: e->ecx &= ~(uint32_t)F8_1_ECX_SVM; break;
+	case 0x80000001: e->ecx &= ~(uint32_t)(F8_1_ECX_SVM | F8_1_ECX_PERFCTR); break;
+	// The TSC stands still between snapshot and restore. A guest that is told otherwise takes
+	// it for its clock; one that is not takes kvmclock, which is set right on restore.
+	case 0x80000007: e->edx &= ~(uint32_t)F8_7_EDX_INVARIANT_TSC; break;
 	case 0x80000008: // AMD: number of cores - 1, bits of the APIC id
 		e->ecx = (cpus - 1) | width(cpus) << 12;
 		break;
 	case 0x8000000a: // SVM features
+	case 0x80000022: // AMD: performance counters, version 2
 		e->eax = e->ebx = e->ecx = e->edx = 0;
 		break;
 	case 0x8000001d: // AMD: caches
@@ -74,6 +80,23 @@ static void patch(struct kvm_cpuid_entry2 *e, uint32_t cpu, uint32_t cpus, bool 
 	}
 }
 
+// KVM since Linux 6.2 lists the topology leaves' first level alone, with which each CPU
+// would be a package of its own.
+static void add_core_level(struct cpuid_list *l, uint32_t function)
+{
+	bool has_leaf = false;
+	for (uint32_t i = 0; i < l->head.nent; i++)
+		if (l->entry[i].function == function) {
+			if (l->entry[i].index == 1)
+				return;
+			has_leaf = true;
+		}
+	if (has_leaf && l->head.nent < MAX_LEAVES)
+		l->entry[l->head.nent++] = (struct kvm_cpuid_entry2){
+			.function = function, .index = 1, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+		};
+}
+
 int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
 {
 	struct cpuid_list list = { .head.nent = MAX_LEAVES };
@@ -83,6 +106,8 @@ int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
 	int r = kvm_call(c->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, &list, "KVM_GET_SUPPORTED_CPUID", err);
 	if (r < 0)
 		return r;
+	add_core_level(&list, 0xb);
+	add_core_level(&list, 0x1f);
 	for (uint32_t i = 0; i < list.head.nent; i++)
 		patch(&list.entry[i], c->index, cpus, deadline);
 	r = kvm_call(c->fd, KVM_SET_CPUID2, &list, "KVM_SET_CPUID2", err);

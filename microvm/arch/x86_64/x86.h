@@ -30,7 +30,8 @@ int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp_g
 int64_t x86_write_acpi(struct vm *vm);
 
 // CPUID of a new vCPU: what KVM supports, with topology and hypervisor bits set, without
-// what a snapshot could not carry (nested virtualisation) or a guest should not see (PMU).
+// what a snapshot could not carry (nested virtualisation, a TSC that never stops) or a guest
+// should not see (PMU).
 int x86_set_cpuid(struct vcpu *c, struct mv_err *err);
 
 // The first registers of the boot CPU.
