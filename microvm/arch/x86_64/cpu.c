@@ -16,7 +16,9 @@
 
 #define MSR_TSC_DEADLINE 0x6e0
 #define MSR_MISC_ENABLE 0x1a0
+#define MSR_MTRR_PHYS_BASE_0 0x200 // then its mask, then the next base
 #define MSR_MTRR_DEF_TYPE 0x2ff
+#define N_MTRRS 28
 #define MISC_ENABLE_FAST_STRING 1
 #define MTRR_ENABLED_WRITE_BACK (1 << 11 | 6)
 
@@ -124,10 +126,6 @@ int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct
 {
 	struct kvm_sregs s;
 	struct kvm_regs regs = { .rflags = 2, .rip = entry->rip };
-	const struct kvm_msr_entry msrs[] = {
-		{ .index = MSR_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
-		{ .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLED_WRITE_BACK },
-	};
 	struct kvm_segment code = segment(0x10, 0xb, !entry->pvh, false);
 	struct kvm_segment data = segment(0x18, 0x3, false, false);
 	struct kvm_segment tss = segment(0x20, 0xb, false, true);
@@ -162,23 +160,48 @@ int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct
 	if ((r = kvm_call(c->fd, KVM_SET_SREGS, &s, "KVM_SET_SREGS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_REGS, &regs, "KVM_SET_REGS", err)) < 0)
 		return r;
+	return 0;
+}
+
+// INIT and SIPI leave these as they are, so the other CPUs start with them, too.
+int x86_set_boot_msrs(struct vcpu *c, struct mv_err *err)
+{
+	const struct kvm_msr_entry msrs[] = {
+		{ .index = MSR_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
+		{ .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLED_WRITE_BACK },
+	};
 	return set_msrs(c, msrs, MV_ARRAY_LEN(msrs), err);
 }
 
-// All MSRs that KVM lists and lets us read; TSC_DEADLINE last, since setting it before
-// the TSC and the APIC base arms it wrongly.
+// KVM has the MTRRs but does not list them: 8 variable ranges, 11 fixed ones, the default.
+// The default is last, so that the ranges are whole when it switches them on.
+static uint32_t add_mtrrs(uint32_t *index, uint32_t n)
+{
+	static const uint32_t fixed[] = { 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a,
+					  0x26b, 0x26c, 0x26d, 0x26e, 0x26f };
+	for (uint32_t i = 0; i < 16; i++)
+		index[n++] = MSR_MTRR_PHYS_BASE_0 + i;
+	for (size_t i = 0; i < MV_ARRAY_LEN(fixed); i++)
+		index[n++] = fixed[i];
+	index[n++] = MSR_MTRR_DEF_TYPE;
+	return n;
+}
+
+// All MSRs that KVM lists and lets us read, and the MTRRs; TSC_DEADLINE last, since setting
+// it before the TSC and the APIC base arms it wrongly.
 static int get_msrs(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 {
 	struct {
 		struct kvm_msr_list head;
 		uint32_t index[MAX_MSRS];
-	} names = { .head.nmsrs = MAX_MSRS };
+	} names = { .head.nmsrs = MAX_MSRS - N_MTRRS };
 	struct msr_list list;
 	uint32_t n = 0, at = 0;
 
 	int r = kvm_call(c->vm->kvm_fd, KVM_GET_MSR_INDEX_LIST, &names, "KVM_GET_MSR_INDEX_LIST", err);
 	if (r < 0)
 		return r;
+	names.head.nmsrs = add_mtrrs(names.index, names.head.nmsrs);
 	struct kvm_msr_entry *out = (void *)s->msrs;
 	while (at < names.head.nmsrs) {
 		list.head = (struct kvm_msrs){ .nmsrs = names.head.nmsrs - at };
@@ -222,16 +245,17 @@ int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err)
 
 	if (!s)
 		return mv_fail(err, ENOMEM, "out of memory");
-	// MP state first: reading it lets a pending INIT or SIPI take effect.
+	// MP state first: reading it lets a pending INIT or SIPI take effect. Then the events: reading
+	// them puts a pending exception's payload into CR2 or DR6.
 	if ((r = kvm_call(c->fd, KVM_GET_MP_STATE, &s->mp_state, "KVM_GET_MP_STATE", err)) < 0 ||
+	    (r = kvm_call(c->fd, KVM_GET_VCPU_EVENTS, &s->events, "KVM_GET_VCPU_EVENTS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_REGS, &s->regs, "KVM_GET_REGS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_SREGS, &s->sregs, "KVM_GET_SREGS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_XCRS, &s->xcrs, "KVM_GET_XCRS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_LAPIC, &s->lapic, "KVM_GET_LAPIC", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_DEBUGREGS, &s->debugregs, "KVM_GET_DEBUGREGS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_CPUID2, &cpuid, "KVM_GET_CPUID2", err)) < 0 ||
-	    (r = get_xsave(c, s, err)) < 0 || (r = get_msrs(c, s, err)) < 0 ||
-	    (r = kvm_call(c->fd, KVM_GET_VCPU_EVENTS, &s->events, "KVM_GET_VCPU_EVENTS", err)) < 0)
+	    (r = get_xsave(c, s, err)) < 0 || (r = get_msrs(c, s, err)) < 0)
 		return r;
 	r = ioctl(c->fd, KVM_GET_TSC_KHZ, 0);
 	s->tsc_khz = r > 0 ? (uint32_t)r : 0;

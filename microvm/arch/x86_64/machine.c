@@ -64,8 +64,10 @@ int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
 	if (rsdp < 0)
 		return mv_fail(err, (int)-rsdp, "the ACPI tables do not fit guest memory");
 	int r = x86_load_kernel(vm, kernel_fd, initrd_fd, (uint64_t)rsdp, &entry, err);
-	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
+	for (unsigned i = 0; !r && i < vm->n_vcpus; i++) {
 		r = x86_set_cpuid(&vm->vcpu[i], err);
+		r = r ? r : x86_set_boot_msrs(&vm->vcpu[i], err);
+	}
 	// The others wait for INIT and SIPI, as KVM made them.
 	if (!r)
 		r = x86_set_boot_registers(&vm->vcpu[0], &entry, err);

@@ -34,5 +34,6 @@ int64_t x86_write_acpi(struct vm *vm);
 // should not see (PMU).
 int x86_set_cpuid(struct vcpu *c, struct mv_err *err);
 
-// The first registers of the boot CPU.
+// The first registers of the boot CPU; the MSRs that firmware would set on every CPU.
 int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct mv_err *err);
+int x86_set_boot_msrs(struct vcpu *c, struct mv_err *err);
