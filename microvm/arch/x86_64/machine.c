@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include "microvm/arch/arch.h"
 #include "microvm/kvm.h"
@@ -74,10 +75,48 @@ int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
 	return r ? r : arch_new_generation(vm, false, err);
 }
 
+static uint64_t real_time_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+// The guest's clock and the wall clock it belongs to. KVM reads both at once where the
+// host's clock is the TSC (KVM_CLOCK_REALTIME); else we read the second one beside it.
+static int get_clock(struct vm *vm, struct kvm_clock_data *ret_clock, struct mv_err *err)
+{
+	struct kvm_clock_data c = vm->arch.clock; // loaded and never run: KVM does not have it yet
+	int r = vm->arch.clock_pending ? 0 : kvm_call(vm->vm_fd, KVM_GET_CLOCK, &c, "KVM_GET_CLOCK", err);
+	if (r < 0)
+		return r;
+	if (!vm->arch.clock_pending && !(c.flags & KVM_CLOCK_REALTIME))
+		c.realtime = real_time_ns();
+	*ret_clock = c;
+	return 0;
+}
+
+// Moves the guest's clock on by the time that passed since the snapshot, so that its wall
+// clock is right. Where KVM can, it does so itself (KVM API 4.29).
+static int set_clock(struct vm *vm, struct mv_err *err)
+{
+	struct kvm_clock_data c = vm->arch.clock;
+	int adjust = kvm_capability(vm->vm_fd, KVM_CAP_ADJUST_CLOCK);
+	c.flags &= KVM_CLOCK_REALTIME & (uint32_t)adjust;
+	if (!c.flags && c.realtime) {
+		uint64_t now = real_time_ns();
+		c.clock += now > c.realtime ? now - c.realtime : 0;
+	}
+	int r = kvm_call(vm->vm_fd, KVM_SET_CLOCK, &c, "KVM_SET_CLOCK", err);
+	if (!r)
+		vm->arch.clock_pending = false;
+	return r;
+}
+
 int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 {
 	struct machine_state s = { .i8042 = vm->arch.i8042 };
-	int r = kvm_call(vm->vm_fd, KVM_GET_CLOCK, &s.clock, "KVM_GET_CLOCK", err);
+	int r = get_clock(vm, &s.clock, err);
 	for (uint32_t i = 0; r >= 0 && i < MV_ARRAY_LEN(s.chip); i++) {
 		s.chip[i].chip_id = i;
 		r = kvm_call(vm->vm_fd, KVM_GET_IRQCHIP, &s.chip[i], "KVM_GET_IRQCHIP", err);
@@ -107,17 +146,9 @@ int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *er
 
 int arch_vm_resume(struct vm *vm, struct mv_err *err)
 {
-	if (vm->arch.clock_pending) {
-		// With KVM_CLOCK_REALTIME the guest's clock is moved on by the time that
-		// passed since the snapshot, so that its wall clock is right (KVM API 4.29).
-		struct kvm_clock_data *c = &vm->arch.clock;
-		int adjust = kvm_capability(vm->vm_fd, KVM_CAP_ADJUST_CLOCK);
-		c->flags &= KVM_CLOCK_REALTIME & (uint32_t)adjust;
-		int r = kvm_call(vm->vm_fd, KVM_SET_CLOCK, c, "KVM_SET_CLOCK", err);
-		if (r < 0)
-			return r;
-		vm->arch.clock_pending = false;
-	}
+	int r = vm->arch.clock_pending ? set_clock(vm, err) : 0;
+	if (r < 0)
+		return r;
 	// "It was stopped from outside": no soft-lockup report. EINVAL: the guest has no kvmclock.
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		ioctl(vm->vcpu[i].fd, KVM_KVMCLOCK_CTRL, 0);
