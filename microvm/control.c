@@ -60,6 +60,7 @@ static void answer_reader(struct control *c, struct console_reader *rd)
 static void answer_readers(struct control *c)
 {
 	uint64_t now = mv_now_ns(), next = UINT64_MAX;
+	c->gathering = false;
 	for (int i = 0; i < CONTROL_READERS; i++) {
 		struct console_reader *rd = &c->reader[i];
 		if (!rd->waiting)
@@ -75,12 +76,16 @@ static void answer_readers(struct control *c)
 
 static void on_timer(void *arg) { answer_readers(arg); }
 
-// Runs in a vCPU's thread, lock held: only a timer is set.
+// Runs in a vCPU's thread, lock held: only a timer is set, by the first byte. A guest that
+// never stops printing must not put it off.
 static void on_output(void *arg)
 {
 	struct control *c = arg;
+	if (c->gathering)
+		return;
 	for (int i = 0; i < CONTROL_READERS; i++)
 		if (c->reader[i].waiting) {
+			c->gathering = true;
 			mv_timer_arm(&c->timer, CONSOLE_GATHER_NS);
 			return;
 		}
@@ -226,6 +231,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 {
 	c->vm = vm;
 	c->fd = fd;
+	c->gathering = false;
 	memset(c->reader, 0, sizeof c->reader);
 	vm->owner = c;
 	vm->on_change = on_change;

@@ -12,6 +12,7 @@ struct control {
 	int fd;
 	struct mv_watch watch;
 	struct mv_timer timer; // answers console reads
+	bool gathering;        // output came for a reader; the timer runs for it
 	struct console_reader {
 		bool waiting;
 		uint64_t id, offset, deadline_ns;

@@ -485,6 +485,14 @@ static void do_loop(char *args)
 		__asm__ volatile("");
 }
 
+static void do_chatter(char *args)
+{
+	(void)args;
+	put("OK\n");
+	for (;;)
+		put(".");
+}
+
 static void do_exit(char *args)
 {
 	(void)args;
@@ -512,11 +520,11 @@ static const struct {
 	const char *name;
 	void (*run)(char *args);
 } commands[] = {
-	{ "echo", do_echo },   { "touch", do_touch },     { "fill", do_fill },   { "sum", do_sum },
-	{ "rand", do_rand },   { "count", do_count },     { "store", do_store }, { "load", do_load },
-	{ "genid", do_genid }, { "cmdline", do_cmdline }, { "mem", do_mem },     { "heap", do_heap },
-	{ "cpus", do_cpus },   { "spin", do_spin },       { "loop", do_loop },   { "exit", do_exit },
-	{ "reset", do_reset }, { "triple", do_triple },
+	{ "echo", do_echo },       { "touch", do_touch },     { "fill", do_fill },     { "sum", do_sum },
+	{ "rand", do_rand },       { "count", do_count },     { "store", do_store },   { "load", do_load },
+	{ "genid", do_genid },     { "cmdline", do_cmdline }, { "mem", do_mem },       { "heap", do_heap },
+	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
+	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple },
 };
 
 static void run_line(char *line)

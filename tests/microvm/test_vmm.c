@@ -239,6 +239,23 @@ static void test_bad_kernels(void **state)
 	}
 }
 
+// A reader gets its answer while the guest prints on and on.
+static void test_console_while_printing(void **state)
+{
+	struct vmcfg c;
+	(void)state;
+	t_tiny_config(&c);
+	boot(&a, &c);
+	ask(&a, "chatter", "OK");
+	struct msg_console_read q = { .offset = a.reply.console_end + 2000,
+				      .max_bytes = 100,
+				      .wait_ms = 60000 };
+	assert_int_equal(t_vmm_call(&a, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, 5000), 0);
+	assert_int_equal(a.reply.console_offset, q.offset);
+	assert_int_not_equal(a.reply.n_data, 0);
+	assert_int_equal(t_vmm_end(&a), 0);
+}
+
 // Garbage on the control socket, and its end, end the process; it never hangs or crashes.
 static void test_control_end(void **state)
 {
@@ -256,10 +273,15 @@ static void test_control_end(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_boot_protocols), cmocka_unit_test(test_exit_reasons),
-		cmocka_unit_test(test_pause),          cmocka_unit_test(test_snapshot_and_clone),
-		cmocka_unit_test(test_vcpus),          cmocka_unit_test(test_bad_restore),
-		cmocka_unit_test(test_bad_kernels),    cmocka_unit_test(test_control_end),
+		cmocka_unit_test(test_boot_protocols),
+		cmocka_unit_test(test_exit_reasons),
+		cmocka_unit_test(test_pause),
+		cmocka_unit_test(test_snapshot_and_clone),
+		cmocka_unit_test(test_vcpus),
+		cmocka_unit_test(test_bad_restore),
+		cmocka_unit_test(test_bad_kernels),
+		cmocka_unit_test(test_control_end),
+		cmocka_unit_test(test_console_while_printing),
 	};
 	vmm = getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm";
 	guest = getenv("THAW_GUEST") ? getenv("THAW_GUEST") : "build/tests/guest/tiny";
