@@ -57,12 +57,13 @@ void vcpu_close(struct vcpu *c)
 	mv_close(&c->fd);
 }
 
-// Waits, parked, until the vCPU is to run (true) or to end (false).
+// Waits, parked, until the vCPU is to run (true) or to end (false). In a VM that is ending
+// nobody runs any more: what the guest would do next is not of the machine that ended.
 static bool wait_for_run(struct vcpu *c)
 {
 	struct vm *vm = c->vm;
 	mv_loop_lock(&vm->loop);
-	while (!vm->run_vcpus && !vm->end_vcpus) {
+	while ((!vm->run_vcpus || vm->exit_reason != VM_EXIT_NONE) && !vm->end_vcpus) {
 		if (!c->parked) {
 			c->parked = true;
 			pthread_cond_broadcast(&vm->changed);
