@@ -239,20 +239,28 @@ static void test_bad_kernels(void **state)
 	}
 }
 
-// A reader gets its answer while the guest prints on and on.
+// A reader gets its answer while the guest prints on and on, not at its next pause for
+// breath. The best of some tries: this machine may be busy, too.
 static void test_console_while_printing(void **state)
 {
 	struct vmcfg c;
+	uint64_t least = UINT64_MAX;
 	(void)state;
 	t_tiny_config(&c);
 	boot(&a, &c);
 	ask(&a, "chatter", "OK");
-	struct msg_console_read q = { .offset = a.reply.console_end + 2000,
-				      .max_bytes = 100,
-				      .wait_ms = 60000 };
-	assert_int_equal(t_vmm_call(&a, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, 5000), 0);
-	assert_int_equal(a.reply.console_offset, q.offset);
-	assert_int_not_equal(a.reply.n_data, 0);
+	for (int i = 0; i < 5; i++) {
+		struct msg_console_read q = { .offset = a.reply.console_end + 100,
+					      .max_bytes = 1,
+					      .wait_ms = 60000 };
+		assert_int_equal(
+			t_vmm_call(&a, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, 20000), 0);
+		assert_int_equal(a.reply.console_offset, q.offset);
+		assert_int_equal(a.reply.n_data, 1);
+		uint64_t late = a.reply.console_end - q.offset;
+		least = late < least ? late : least;
+	}
+	assert_in_range(least, 1, 300);
 	assert_int_equal(t_vmm_end(&a), 0);
 }
 
