@@ -156,6 +156,18 @@ void vsock_accept(struct vio_vsock *v)
 	}
 }
 
+// Starts anywhere: a clone's guest may not have forgotten the streams of the VM that the
+// snapshot was taken of, and a new one must not look like one of those.
+static void next_host_port(struct vio_vsock *v)
+{
+	if (v->next_host_port < FIRST_HOST_PORT || v->next_host_port >= LAST_HOST_PORT) {
+		uint32_t random;
+		mv_random(&random, sizeof random);
+		v->next_host_port = FIRST_HOST_PORT + random % (LAST_HOST_PORT - FIRST_HOST_PORT);
+	}
+	v->next_host_port++;
+}
+
 // "CONNECT <port>\n", looked at until complete, so that what follows stays in the socket.
 // False: c was freed.
 static bool read_hello(struct vsock_conn *c)
@@ -181,11 +193,9 @@ static bool read_hello(struct vsock_conn *c)
 		conn_free(c);
 		return false;
 	}
-	do {
-		if (v->next_host_port < FIRST_HOST_PORT || v->next_host_port >= LAST_HOST_PORT)
-			v->next_host_port = FIRST_HOST_PORT;
-		v->next_host_port++;
-	} while (vsock_conn_find(v, v->next_host_port, (uint32_t)port));
+	do
+		next_host_port(v);
+	while (vsock_conn_find(v, v->next_host_port, (uint32_t)port));
 	put_ports(c, v->next_host_port, (uint32_t)port);
 	c->state = CONN_REQUESTED;
 	c->want = (uint8_t)bit(OP_REQUEST);

@@ -477,6 +477,19 @@ static void test_bad_packets(void **state)
 	assert_int_equal(t_get(f->d, 0x70) & VIO_NEEDS_RESET, 0);
 }
 
+// Two devices that never heard of each other, a snapshot's and its clone's, choose other ports.
+static void test_host_ports(void **state)
+{
+	struct fixture *f = *state;
+	int fd[2];
+	uint32_t first = open_from_host(f, 9, &fd[0]);
+	vsock(f)->next_host_port = 0; // a fresh device
+	uint32_t other = open_from_host(f, 9, &fd[1]);
+	assert_not_in_range(other, first, first + 1);
+	close(fd[0]);
+	close(fd[1]);
+}
+
 static void test_100_streams(void **state)
 {
 	struct fixture *f = *state;
@@ -629,6 +642,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_guest_credit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_host_stalls, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bad_packets, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_host_ports, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_100_streams, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_limit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_snapshot, set_up, tear_down),
