@@ -79,6 +79,12 @@ counts() { # VM: the counter in the guest goes on
 	echo "counter $a, then $b"
 	[ "$b" -gt "$a" ]
 }
+right_time() { # VM: to some seconds; they pass while it is asked
+	a=$(guest "$1" date +%s) || return 1
+	b=$(date +%s)
+	echo "guest $a, here $b"
+	[ "$a" -le $((b + 1)) ] && [ "$a" -ge $((b - 4)) ]
+}
 tap() { # N
 	[ -e "/sys/class/net/t$1" ] && return
 	tunctl -t "t$1" >/dev/null && ip addr add "10.0.$1.1/24" dev "t$1" &&
@@ -145,6 +151,9 @@ boot() {
 	6.*) same "kernel is of series $SERIES" "$SERIES" guest src "uname -r | cut -d. -f1,2" ;;
 	esac
 	same "$VCPUS vCPUs at work" "$VCPUS" guest src "grep -c ^processor /proc/cpuinfo"
+	same "in one socket" 0 guest src "sort -u /sys/devices/system/cpu/cpu*/topology/physical_package_id"
+	same "its clock is kvmclock" kvm-clock guest src \
+		cat /sys/devices/system/clocksource/clocksource0/current_clocksource
 	check "blk: disk of 16 MiB" guest src 'test $(cat /sys/block/vda/size) = 32768'
 	same "net: its MAC" 02:00:00:00:00:01 guest src cat /sys/class/net/eth0/address
 	same "rng: 16 bytes" 16 guest src "head -c 16 /dev/hwrng | wc -c"
@@ -241,6 +250,7 @@ again() {
 		--net id=net0,tap=t2 --vsock "path=$DIR/again.vsock" || return 1
 	restored=again-1
 	check "it answers" until_ok guest again true || return 1
+	check "its wall clock is right" right_time again
 	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
 	same "it has the nonce on its disk" "$NONCE" read_nonce again
 	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
