@@ -130,15 +130,6 @@ static int do_console_write(struct control *c, const struct msg *m, struct mv_er
 	return 0;
 }
 
-// Runs the VM and waits until its first vCPU is about to enter the guest.
-static int run_and_wait(struct vm *vm, struct mv_err *err)
-{
-	int r = vm_run(vm, err);
-	while (!r && !vm->times.running)
-		pthread_cond_wait(&vm->changed, &vm->loop.lock);
-	return r;
-}
-
 static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 {
 	MV_FREE struct msg_setup *s = malloc(sizeof *s);
@@ -159,7 +150,7 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 		return r;
 	c->vm->serial.on_output = on_output;
 	c->vm->serial.on_output_arg = c;
-	return s->run ? run_and_wait(c->vm, err) : 0;
+	return s->run ? vm_run(c->vm, err) : 0;
 }
 
 static int do_snapshot(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
@@ -194,7 +185,7 @@ static void handle(struct control *c, struct msg *m)
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
-	case MSG_RUN: r = run_and_wait(c->vm, &err); break;
+	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT: r = do_snapshot(c, m, rep, &err); break;
 	case MSG_STOP: r = do_stop(c, m, &err); break;

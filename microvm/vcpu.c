@@ -73,9 +73,8 @@ static bool wait_for_run(struct vcpu *c)
 	bool run = !vm->end_vcpus;
 	c->parked = !run;
 	c->run->immediate_exit = 0;
-	if (run && !vm->times.running)
+	if (run && !c->index && !vm->times.first_exit)
 		vm->times.running = mv_now_ns();
-	pthread_cond_broadcast(&vm->changed);
 	mv_loop_unlock(&vm->loop);
 	return run;
 }

@@ -223,6 +223,10 @@ int vm_run(struct vm *vm, struct mv_err *err)
 			vio_unquiesce(vm->dev[i]);
 	}
 	vm->state = VM_RUNNING;
+	// The answer is not kept waiting for a vCPU thread to wake up: with few CPUs to choose from
+	// the scheduler lets the guest run first, for a millisecond. The thread corrects this.
+	if (!vm->times.running)
+		vm->times.running = mv_now_ns();
 	vcpus_run(vm);
 	return 0;
 }

@@ -80,7 +80,7 @@ struct msg_times {
 	uint64_t request;       // BOOT or RESTORE received
 	uint64_t kvm_ready;     // VM, vCPUs, memory slots, irqchip there
 	uint64_t loaded;        // kernel or state loaded
-	uint64_t running;       // just before the first KVM_RUN
+	uint64_t running;       // told to run; in later messages: just before the first KVM_RUN
 	uint64_t first_exit;    // first return of KVM_RUN to user space
 	uint64_t first_io;      // guest's first port or MMIO access
 };
