@@ -35,7 +35,7 @@ int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 				       (unsigned long long)(r->size_bytes >> 20), strerror(e));
 		}
 		r->hva = p;
-		// A clone must not inherit guest pages through fork, nor dump them.
+		// Not in a core dump: it is large, and the guest's.
 		madvise(p, r->size_bytes, MADV_DONTDUMP);
 	}
 	return 0;
