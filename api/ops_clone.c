@@ -31,8 +31,8 @@ struct clone_item {
 	struct vm *vm; // held until the answer is out
 	struct vm_waiter end;
 	char name[VMCFG_NAME_LEN];
-	struct api_err *err; // NULL: it is there
-	bool running;        // when it was ready
+	const struct api_err *err; // NULL: it is there
+	bool running;              // when it was ready
 };
 
 struct clone_job {
@@ -44,15 +44,19 @@ struct clone_job {
 	int state_fd, memory_fd;
 	struct clone_item *items; // body.count
 	uint32_t next, starting, n_failed;
-	int result; // of the worker
+	unsigned next_number; // of the names chosen with name_prefix
+	int result;           // of the worker
 	struct mv_err verify_err;
 };
+
+static const struct api_err no_memory = { API_OUT_OF_MEMORY, "no memory for the clone" };
 
 static void job_free(struct clone_job *j)
 {
 	for (uint32_t i = 0; j->items && i < j->body.count; i++) {
 		vm_unref(j->items[i].vm);
-		free(j->items[i].err);
+		if (j->items[i].err != &no_memory)
+			free((void *)j->items[i].err);
 	}
 	free(j->items);
 	free(j->body.clones);
@@ -106,13 +110,11 @@ static void advance(struct clone_job *j);
 
 static void item_failed(struct clone_item *it, const struct api_err *err)
 {
-	static struct api_err no_memory = { API_OUT_OF_MEMORY, "no memory for the clone" };
+	struct api_err *copy = malloc(sizeof *copy);
+	if (copy)
+		*copy = *err;
+	it->err = copy ? copy : &no_memory;
 	it->job->n_failed++;
-	it->err = malloc(sizeof *it->err);
-	if (it->err)
-		*it->err = *err;
-	else
-		it->err = memcpy(calloc(1, sizeof no_memory), &no_memory, sizeof no_memory);
 }
 
 static void on_undone(void *arg, struct vm *vm)
@@ -148,7 +150,8 @@ static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *e
 {
 	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->m.name;
 	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->m);
-	for (unsigned n = t ? t->next_clone : 1;; n++) {
+	unsigned *next = t ? &t->next_clone : &j->next_number;
+	for (unsigned n = *next;; n++) {
 		char name[VMCFG_NAME_LEN + 12];
 		snprintf(name, sizeof name, "%s-%u", prefix, n);
 		if (mv_strcpy(cfg->name, sizeof cfg->name, name))
@@ -156,8 +159,7 @@ static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *e
 					"name_prefix: \"%s\" is too long for \"-%u\" behind it", prefix, n);
 		if (vms_name_taken(j->s, name))
 			continue;
-		if (t)
-			t->next_clone = n + 1;
+		*next = n + 1;
 		return 0;
 	}
 }
@@ -281,6 +283,7 @@ void op_clone(struct server *s, struct http_req *r, const char *name)
 	}
 	j->s = s;
 	j->req = r;
+	j->next_number = 1;
 	j->state_fd = j->memory_fd = -1;
 	int result = job_parse(j, r, &err);
 	if (!result)
