@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "api/cli.h"
+#include "api/vmjson.h"
 
 static void print_snapshot(js *v)
 {
@@ -160,6 +161,19 @@ static void print_stages(js *list)
 	free(us);
 }
 
+static void print_clone(js *v)
+{
+	printf("%-24s %-8s", js_str(v, "name", ""), js_str(v, "state", ""));
+	for (size_t k = 0; k < sizeof stages / sizeof stages[0]; k++) {
+		int64_t us = js_int(js_get(v, "timing_us"), stages[k], -1);
+		if (us < 0) // a paused clone never ran
+			printf(" %12s", "-");
+		else
+			printf(" %12" PRId64, us);
+	}
+	printf("  %s\n", js_str(v, "vsock_path", "-"));
+}
+
 static void print_clones(js *list)
 {
 	size_t n = js_len(list);
@@ -171,14 +185,11 @@ static void print_clones(js *list)
 		printf("%zu clones, %s to %s\n", n, js_str(js_at(list, 0), "name", "?"),
 		       js_str(js_at(list, n - 1), "name", "?"));
 	for (size_t i = 0; i < n; i++) {
-		js *v = js_at(list, i), *t = js_get(v, "timing_us");
+		js *v = js_at(list, i);
 		if (js_get(v, "error"))
 			printf("%-24s failed: %s\n", js_str(v, "name", "-"), js_str(v, "error.message", ""));
 		else if (each)
-			printf("%-24s %-8s %12" PRId64 " %12" PRId64 " %12" PRId64 " %12" PRId64 "  %s\n",
-			       js_str(v, "name", ""), js_str(v, "state", ""), js_int(t, stages[0], -1),
-			       js_int(t, stages[1], -1), js_int(t, stages[2], -1), js_int(t, stages[3], -1),
-			       js_str(v, "vsock_path", "-"));
+			print_clone(v);
 	}
 	if (!each)
 		print_stages(list);
@@ -199,8 +210,8 @@ int cli_clone(struct cli *c)
 	int status = EXIT_OK;
 	if (!cli_name_ok(c->pos[0]))
 		return EXIT_USAGE;
-	if (c->has_count && (c->count < 1 || c->count > 100000))
-		return cli_fail(EXIT_USAGE, "--count: 1 or more");
+	if (c->has_count && (c->count < 1 || c->count > API_MAX_CLONES))
+		return cli_fail(EXIT_USAGE, "--count: %lu is not within 1..%d", c->count, API_MAX_CLONES);
 	o = js_object();
 	if (c->name)
 		js_put_str(o, "name_prefix", c->name);

@@ -137,11 +137,21 @@ int cli_resume(struct cli *c) { return verb(c, "resume", NULL); }
 
 int cli_stop(struct cli *c)
 {
-	js *o = js_object();
+	js *o, *v = NULL;
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	if (c->has_timeout && c->timeout_s > 600)
+		return cli_fail(EXIT_USAGE, "--timeout: %lu is not within 0..600", c->timeout_s);
+	o = js_object();
 	if (c->mode)
 		js_put_str(o, "mode", c->mode);
 	js_put_uint(o, "wait_ms", (c->has_timeout ? c->timeout_s : 0) * 1000);
-	return verb(c, "stop", o);
+	int status = cli_request(c, "POST", o, &v, "/v1/vms/%s/stop", c->pos[0]);
+	bool late = !status && c->has_timeout && strcmp(js_str(v, "state", ""), "exited") != 0;
+	status = finish(c, status, v, NULL);
+	if (late && !status)
+		return cli_fail(EXIT_TIMED_OUT, "%s has not ended in time; --mode kill ends it", c->pos[0]);
+	return status;
 }
 
 int cli_delete(struct cli *c)

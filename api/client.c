@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/un.h>
 
 #include "microvm/base/util.h"
 
@@ -56,6 +57,9 @@ static size_t on_header(char *line, size_t one, size_t n, void *arg)
 
 int client_new(const char *socket_path, struct client **ret_c, struct mv_err *err)
 {
+	if (strlen(socket_path) >= sizeof((struct sockaddr_un *)0)->sun_path)
+		return mv_fail(err, ENAMETOOLONG, "--socket %.200s: longer than %zu bytes", socket_path,
+			       sizeof((struct sockaddr_un *)0)->sun_path - 1);
 	struct client *c = calloc(1, sizeof *c);
 	if (!c)
 		return mv_fail(err, ENOMEM, "out of memory");

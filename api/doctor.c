@@ -55,10 +55,10 @@ static void check_kernel(struct doctor *d)
 	int major = 0, minor = 0;
 	uname(&u);
 	sscanf(u.release, "%d.%d", &major, &minor);
-	if (major > 5 || (major == 5 && minor >= 10))
+	if (major > 5 || (major == 5 && minor >= 13))
 		say(d, OK, "kernel", "Linux %s, %s", u.release, u.machine);
 	else
-		say(d, FAIL, "kernel", "Linux %s is too old; thaw needs 5.10 or newer", u.release);
+		say(d, FAIL, "kernel", "Linux %s is too old; thaw needs 5.13 or newer", u.release);
 }
 
 // A word in the flags of the first CPU.

@@ -14,7 +14,7 @@ LIST_HEAD(vm_calls, vm_call);
 struct server {
 	// configuration
 	const char *vmm_path, *kvm_path;
-	char vsock_dir[64]; // default place of vsock sockets; leaves room for <id>.vsock in sun_path
+	char vsock_dir[54]; // default place of vsock sockets; leaves room for <id>.vsock_<port> in sun_path
 	// parts
 	struct mv_loop loop;
 	struct http *http;

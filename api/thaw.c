@@ -96,7 +96,7 @@ static bool number(const char *s, unsigned long *v, bool *has)
 	char *end;
 	*v = strtoul(s, &end, 10);
 	*has = true;
-	return *s >= '0' && *s <= '9' && !*end && *v < 1ul << 40;
+	return *s >= '0' && *s <= '9' && !*end && *v <= UINT32_MAX;
 }
 
 static bool add(const char **list, unsigned *n, const char *s)

@@ -54,8 +54,9 @@ static DEFINE_JS(net_table, net_fields);
 static const struct js_field vsock_fields[] = {
 	F_UINT(struct vmcfg_vsock, cid, "cid", JS_REQUIRED, 3, UINT32_MAX - 1,
 	       "the guest's context id, 3 or more"),
-	F_TEXT(struct vmcfg_vsock, path, "path", JS_PATH, JS_OMIT_EMPTY,
-	       "absolute path of the Unix socket; default: chosen by the daemon"),
+	{ .name = "path", .type = JS_PATH, .flags = JS_OMIT_EMPTY,
+	  .offset = MV_OFF(struct vmcfg_vsock, path), .size = API_VSOCK_PATH_LEN,
+	  .doc = "absolute path of the Unix socket; default: chosen by the daemon" },
 };
 static DEFINE_JS(vsock_table, vsock_fields);
 
@@ -108,7 +109,7 @@ static DEFINE_JS(clone_drive_table, clone_drive_fields);
 
 static const struct js_field clone_vsock_fields[] = {
 	{ .name = "path", .type = JS_PATH, .offset = MV_OFF(struct clone_vsock, path),
-	  .size = VMCFG_SOCKET_LEN, PRESENT(struct clone_vsock, has_path),
+	  .size = API_VSOCK_PATH_LEN, PRESENT(struct clone_vsock, has_path),
 	  .doc = "default: chosen by the daemon" },
 	{ .name = "cid", .type = JS_UINT, .offset = MV_OFF(struct clone_vsock, cid), .size = 4,
 	  .min = 3, .max = UINT32_MAX - 1, PRESENT(struct clone_vsock, has_cid),

@@ -8,6 +8,8 @@
 #include "microvm/base/vmcfg.h"
 
 #define API_MAX_CLONES 4096
+// With <path>_<port>, where a guest's own connections go, it must fit into sun_path.
+#define API_VSOCK_PATH_LEN (VMCFG_SOCKET_LEN - (sizeof "_4294967295" - 1))
 
 struct create_body {
 	struct vmcfg cfg;

@@ -306,6 +306,13 @@ def test_vsock_path_in_use():
         create(422, "file_not_found", "vsock", vsock={"cid": 3, "path": folder + "/no/v"})
 
 
+def test_vsock_path_leaves_room_for_the_port():
+    need_kvm()
+    create(400, "invalid_value", "96 bytes", vsock={"cid": 3, "path": "/" + "x" * 96})
+    # As long as allowed: only the folder is missing.
+    create(422, "file_not_found", "vsock", vsock={"cid": 3, "path": "/no/" + "x" * 92})
+
+
 def test_failed_create_removes_its_vsock_socket():
     need_kvm()
     with temp_file(b"not a kernel") as path:
@@ -630,6 +637,12 @@ def test_client_exit_statuses():
     assert thaw(d, "create", "x").returncode == 2
     r = thaw(d, "ls", env={"THAW_SOCKET": "/nonexistent/s"})
     assert r.returncode == 3 and "start thawd" in r.stderr, r
+    r = thaw(d, "ls", env={"THAW_SOCKET": "/" + "x" * 110})
+    assert r.returncode == 1 and "longer than 107 bytes" in r.stderr, r
+    r = thaw(d, "clone", "s", "--count", "4097")
+    assert r.returncode == 2 and "1..4096" in r.stderr, r
+    r = thaw(d, "stop", "v", "--timeout", "601")
+    assert r.returncode == 2 and "0..600" in r.stderr, r
     r = thaw(d, "show", "nope", "--json")
     assert r.returncode == 1 and json.loads(r.stdout)["error"]["code"] == "vm_not_found", r
 
