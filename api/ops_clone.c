@@ -266,6 +266,8 @@ static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *er
 static int job_open(struct clone_job *j, const char *name, struct api_err *err)
 {
 	struct mv_err e = { 0 };
+	if (snap_name_check(name, err))
+		return -EINVAL;
 	if (store_show(&j->s->store, name, &j->m, &e) ||
 	    store_files(&j->s->store, &j->m, false, &j->state_fd, &j->memory_fd, &e))
 		return snap_error(err, &e, API_SNAPSHOT_CORRUPT);

@@ -25,6 +25,13 @@ int snap_error(struct api_err *err, const struct mv_err *e, enum api_code otherw
 	}
 }
 
+int snap_name_check(const char *name, struct api_err *err)
+{
+	if (vmcfg_name_ok(name))
+		return 0;
+	return api_fail(err, API_SNAPSHOT_NOT_FOUND, "\"%s\" is no name of a snapshot", name);
+}
+
 static js *manifest_json(const struct manifest *m)
 {
 	js *o = js_object(), *files = js_object();
@@ -207,12 +214,13 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 	static struct manifest m; // the loop's thread only
 	struct mv_err e = { 0 };
 	struct api_err err;
-	if (store_show(&s->store, name, &m, &e)) {
-		snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
+	int result = snap_name_check(name, &err);
+	if (!result && store_show(&s->store, name, &m, &e))
+		result = snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
+	if (result)
 		reply_err(r, &err);
-	} else {
+	else
 		reply_json(r, 200, manifest_json(&m));
-	}
 }
 
 // --- verify, delete: by the worker ----------------------------------------------------------
@@ -268,8 +276,8 @@ static void by_worker(struct server *s, struct http_req *r, const char *name,
 	struct api_err err;
 	struct snap_op *o = NULL;
 	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
-	if (!result && !vmcfg_name_ok(name))
-		result = api_fail(&err, API_SNAPSHOT_NOT_FOUND, "\"%s\" is no name of a snapshot", name);
+	if (!result)
+		result = snap_name_check(name, &err);
 	if (!result && !(o = snap_op_new(s, r, &err)))
 		result = -ENOMEM;
 	if (result) {

@@ -5,3 +5,6 @@
 
 // ENOENT and EEXIST have codes of their own, the rest is as in api_from(). Returns -EINVAL.
 int snap_error(struct api_err *err, const struct mv_err *e, enum api_code otherwise);
+
+// A name of a route that no snapshot can have: not found. 0 or -EINVAL.
+int snap_name_check(const char *name, struct api_err *err);

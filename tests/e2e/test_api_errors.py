@@ -180,6 +180,10 @@ def test_unknown_vm_and_snapshot():
     check("DELETE", "/v1/snapshots/nope", None, 404, "snapshot_not_found")
     check("POST", "/v1/snapshots/nope/verify", None, 404, "snapshot_not_found")
     check("POST", "/v1/snapshots/nope/clone", {}, 404, "snapshot_not_found")
+    for name in ("..", "%2e%2e", ".hidden", "a%20b"):
+        check("GET", f"/v1/snapshots/{name}", None, 404, "snapshot_not_found")
+        check("DELETE", f"/v1/snapshots/{name}", None, 404, "snapshot_not_found")
+        check("POST", f"/v1/snapshots/{name}/clone", {}, 404, "snapshot_not_found")
 
 
 def test_garbage_on_the_socket():
