@@ -13,14 +13,15 @@
 # cannot run here (no QEMU, no kernel to be had).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host=''
-while getopts s:k:c:o:x:qH opt; do
+series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs=''
+while getopts s:k:c:o:x:j:qH opt; do
 	case $opt in
 	s) series=$OPTARG ;;
 	k) kinds=$OPTARG ;;
 	c) vcpus=$OPTARG ;;
 	o) out=$OPTARG ;;
 	x) script=$OPTARG ;;
+	j) jobs=$OPTARG ;;
 	q) quick=1 ;;
 	H) on_host=1 ;;
 	*) exit 125 ;;
