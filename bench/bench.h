@@ -17,4 +17,6 @@ struct bench_env {
 
 int bench_boot(const struct bench_env *env, struct bench_results *res);    // boot_*
 int bench_restore(const struct bench_env *env, struct bench_results *res); // floor_*, clone_cold_*
+int bench_freeze(const struct bench_env *env, struct bench_results *res);  // freeze_*
+int bench_live(const struct bench_env *env, struct bench_results *res);    // snapshot_live_*
 int bench_rest(const struct bench_env *env, struct bench_results *res);    // through the daemon

@@ -6,16 +6,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct bench_series *bench_series(struct bench_results *r, const char *name, const char *unit,
-				  const char *what)
+struct bench_series *bench_labelled(struct bench_results *r, const char *name, const char *unit,
+				    const char *labels, const char *what)
 {
 	for (size_t i = 0; i < r->n; i++)
-		if (!strcmp(r->series[i].name, name))
+		if (!strcmp(r->series[i].name, name) &&
+		    !strcmp(r->series[i].labels ? r->series[i].labels : "", labels ? labels : ""))
 			return &r->series[i];
 	if (r->n == BENCH_MAX_SERIES)
 		abort(); // a bench program's own table is too small
-	r->series[r->n] = (struct bench_series){ .name = name, .unit = unit, .what = what };
+	r->series[r->n] = (struct bench_series){ .name = name, .unit = unit, .what = what, .labels = labels };
 	return &r->series[r->n++];
+}
+
+struct bench_series *bench_series(struct bench_results *r, const char *name, const char *unit,
+				  const char *what)
+{
+	return bench_labelled(r, name, unit, NULL, what);
 }
 
 void bench_add(struct bench_series *s, double value)
@@ -50,10 +57,12 @@ void bench_print(struct bench_results *r, FILE *to)
 		"max", "what");
 	for (size_t i = 0; i < r->n; i++) {
 		struct bench_series *s = &r->series[i];
-		int digits = !strcmp(s->unit, "ratio") ? 2 : 0;
-		fprintf(to, "%-24s %6s %5zu %10.*f %10.*f %10.*f %10.*f  %s\n", s->name, s->unit, s->n,
+		// Ratios, and what is small, with two digits.
+		int digits = bench_percentile(s, 50) < 20 ? 2 : 0;
+		fprintf(to, "%-24s %6s %5zu %10.*f %10.*f %10.*f %10.*f  %s%s%s\n", s->name, s->unit, s->n,
 			digits, bench_percentile(s, 50), digits, bench_percentile(s, 90), digits,
-			bench_percentile(s, 99), digits, bench_percentile(s, 100), s->what);
+			bench_percentile(s, 99), digits, bench_percentile(s, 100), s->what,
+			s->labels ? " " : "", s->labels ? s->labels : "");
 	}
 }
 
@@ -67,9 +76,10 @@ int bench_write_json(struct bench_results *r, const char *path)
 		struct bench_series *s = &r->series[i];
 		fprintf(f,
 			"  {\"name\": \"%s\", \"unit\": \"%s\", \"n\": %zu, \"p50\": %.3f, \"p90\": %.3f, "
-			"\"p99\": %.3f, \"min\": %.3f, \"max\": %.3f}%s\n",
+			"\"p99\": %.3f, \"min\": %.3f, \"max\": %.3f%s%s}%s\n",
 			s->name, s->unit, s->n, bench_percentile(s, 50), bench_percentile(s, 90),
 			bench_percentile(s, 99), bench_percentile(s, 0), bench_percentile(s, 100),
+			s->labels ? ", \"labels\": " : "", s->labels ? s->labels : "",
 			i + 1 < r->n ? "," : "");
 	}
 	fputs("]\n", f);

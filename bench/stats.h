@@ -9,6 +9,7 @@
 
 struct bench_series {
 	const char *name, *unit, *what;
+	const char *labels; // a JSON object, or NULL
 	double *value;
 	size_t n, cap;
 };
@@ -21,6 +22,9 @@ struct bench_results {
 // The series of that name, made at its first use.
 struct bench_series *bench_series(struct bench_results *r, const char *name, const char *unit,
 				  const char *what);
+// The same for a name that is there several times: labels is a JSON object.
+struct bench_series *bench_labelled(struct bench_results *r, const char *name, const char *unit,
+				    const char *labels, const char *what);
 void bench_add(struct bench_series *s, double value);
 double bench_percentile(struct bench_series *s, double p);       // sorts; NaN when empty
 void bench_print(struct bench_results *r, FILE *to);             // a table for people

@@ -153,11 +153,30 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	return s->run ? vm_run(c->vm, err) : 0;
 }
 
-static int do_snapshot(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
+static void on_snapshot(void *arg, const struct live_snapshot *s, const struct live_result *result)
+{
+	struct control *c = arg;
+	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
+	struct mv_err err = { .code = result->code };
+	if (!rep)
+		return;
+	memcpy(err.msg, result->text, sizeof err.msg);
+	rep->state_bytes = result->state_bytes;
+	rep->memory_bytes = result->memory_bytes;
+	rep->memory_data_bytes = result->memory_data_bytes;
+	rep->pause_ns = s->pause_ns;
+	reply(c, c->snapshot_id, rep, -result->code, &err);
+}
+
+// Answered by on_snapshot(), when everything is written.
+static int do_snapshot(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	if (m->n_fds != 2)
 		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
-	return vm_snapshot(c->vm, m->fds[0], m->fds[1], rep, err);
+	int r = live_start(&c->snapshot, c->vm, m->fds[0], m->fds[1], on_snapshot, c, err);
+	if (!r)
+		c->snapshot_id = m->id;
+	return r;
 }
 
 static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
@@ -187,7 +206,11 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
-	case MSG_SNAPSHOT: r = do_snapshot(c, m, rep, &err); break;
+	case MSG_SNAPSHOT:
+		r = do_snapshot(c, m, &err);
+		if (!r)
+			return;
+		break;
 	case MSG_STOP: r = do_stop(c, m, &err); break;
 	case MSG_CONSOLE_WRITE: r = do_console_write(c, m, &err); break;
 	case MSG_CONSOLE_READ:
@@ -235,6 +258,9 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 
 void control_fini(struct control *c)
 {
+	if (c->vm->state == VM_EXITED)
+		live_finish(&c->snapshot);
+	live_abort(&c->snapshot); // the daemon is gone, nobody wants it
 	mv_watch_del(&c->watch);
 	mv_timer_fini(&c->timer);
 }

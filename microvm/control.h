@@ -3,7 +3,7 @@
 // loop, lock held. What comes in is checked as hostile; a malformed message or the end
 // of the connection ends the process: a VM without its daemon has no owner.
 #pragma once
-#include "microvm/vm.h"
+#include "microvm/live.h"
 
 #define CONTROL_READERS 8 // console reads that wait at the same time
 
@@ -18,6 +18,8 @@ struct control {
 		uint64_t id, offset, deadline_ns;
 		uint32_t max_bytes;
 	} reader[CONTROL_READERS];
+	struct live_snapshot snapshot;
+	uint64_t snapshot_id; // of the message that is answered when it is written
 	uint8_t buf[MSG_MAX_BYTES];
 };
 

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "snapshot/format.h"
-#include "snapshot/memory.h"
 
 // Kinds are part of the format: never renumbered, never reused. From SECTION_SKIP on an
 // older reader skips a kind it does not know.
@@ -149,7 +148,7 @@ int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err)
 	return r ? r : arch_new_generation(vm, true, err);
 }
 
-static int save_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
+int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 {
 	struct shape shape = shape_of(&vm->cfg);
 	size_t mark = snap_section_begin(out, SECTION_SHAPE, 0);
@@ -178,19 +177,4 @@ static int save_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 		snap_section_end(out, mark);
 	}
 	return out->failed ? mv_fail(err, ENOMEM, "out of memory") : 0;
-}
-
-int saved_vm_write(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
-		   struct mv_err *err)
-{
-	MV_BUF state = { 0 };
-	int r = save_state(vm, &state, err);
-	if (!r)
-		r = snap_container_write(state_fd, SNAP_MAGIC_STATE, state.p, state.len, err);
-	if (!r)
-		r = snap_memory_write(memory_fd, &vm->mem, &ret_sizes->memory_bytes,
-				      &ret_sizes->memory_data_bytes, err);
-	if (!r)
-		ret_sizes->state_bytes = state.len;
-	return r;
 }

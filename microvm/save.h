@@ -23,6 +23,5 @@ void saved_vm_fini(struct saved_vm *s); // idempotent
 // Into a machine freshly made for cfg; gives it a new generation ID.
 int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err);
 
-// Paused VM -> both files; fills the size fields.
-int saved_vm_write(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes,
-		   struct mv_err *err);
+// A paused VM's state, as the payload of a state file.
+int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err);

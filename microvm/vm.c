@@ -244,26 +244,6 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 	return 0;
 }
 
-int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes, struct mv_err *err)
-{
-	bool was_running = vm->state == VM_RUNNING;
-	uint64_t start = mv_now_ns();
-	struct mv_err ignored;
-
-	int r = vm_pause(vm, err);
-	if (r)
-		return r;
-	// A guest that was about to end (power off) is not worth a snapshot.
-	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending")
-					    : saved_vm_write(vm, state_fd, memory_fd, ret_sizes, err);
-	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
-		int back = vm_run(vm, r ? &ignored : err);
-		r = r ? r : back;
-		ret_sizes->pause_ns = mv_now_ns() - start;
-	}
-	return r;
-}
-
 void vm_fini(struct vm *vm)
 {
 	vcpus_end(vm);

@@ -78,10 +78,6 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struc
 int vm_run(struct vm *vm, struct mv_err *err);
 int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs and devices are quiet
 
-// Writes state and memory of a VM that is running or paused; it then goes on in that
-// state. ret_pause_ns: how long the vCPUs stood still for it.
-int vm_snapshot(struct vm *vm, int state_fd, int memory_fd, struct msg_reply *ret_sizes, struct mv_err *err);
-
 // From a vCPU thread or the loop, lock held: the VM is to end for this reason (the first counts).
 void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail);
 

@@ -92,9 +92,33 @@ int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, con
 				printf("# %s\n", v->reply.text);
 			return (int)v->reply.code;
 		}
+		if (r == MSG_REPLY) {
+			v->late = v->reply;
+			v->late_id = m.id;
+		}
 		r = r < 0 ? r : 0;
 	}
 	return r;
+}
+
+uint64_t t_vmm_send(struct t_vmm *v, uint16_t type, const int *fds, unsigned n_fds)
+{
+	return msg_send(v->fd, type, ++v->next_id, NULL, NULL, fds, n_fds) ? 0 : v->next_id;
+}
+
+int t_vmm_wait(struct t_vmm *v, uint64_t id, int timeout_ms)
+{
+	struct msg m;
+	while (v->late_id != id) {
+		int r = receive(v, &m, timeout_ms);
+		if (r < 0)
+			return r;
+		if (r == MSG_REPLY) {
+			v->late = v->reply;
+			v->late_id = m.id;
+		}
+	}
+	return (int)v->late.code;
 }
 
 int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds, bool run)

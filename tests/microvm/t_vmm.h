@@ -15,6 +15,8 @@ struct t_vmm {
 	bool got_event;
 	uint64_t console_at;    // how far t_vmm_expect() has read
 	struct msg_reply reply; // of the last call
+	struct msg_reply late;  // the last answer that nobody waited for, and its id
+	uint64_t late_id;
 	uint8_t buf[MSG_MAX_BYTES];
 };
 
@@ -26,6 +28,10 @@ int t_vmm_end(struct t_vmm *v);
 // One call and its answer (in v->reply): the answer's code, or a negative errno.
 int t_vmm_call(struct t_vmm *v, uint16_t type, const struct mv_table *table, const void *body, const int *fds,
 	       unsigned n_fds, int timeout_ms);
+
+// The two halves of a call: the answer may come while other calls are made.
+uint64_t t_vmm_send(struct t_vmm *v, uint16_t type, const int *fds, unsigned n_fds);
+int t_vmm_wait(struct t_vmm *v, uint64_t id, int timeout_ms); // answer in v->late
 
 // MSG_BOOT or MSG_RESTORE; fds are closed.
 int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct vm_fds *fds, bool run);

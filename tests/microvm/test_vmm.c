@@ -152,6 +152,55 @@ static void test_snapshot_and_clone(void **state)
 	}
 }
 
+// The VM writes all over its memory while the snapshot is being written: the snapshot has
+// what was there before.
+static void test_live_snapshot(void **state)
+{
+	struct vmcfg c;
+	int fds[2] = { temp_file(), temp_file() };
+	char before[64], after[64], restored[64];
+	(void)state;
+	t_tiny_config(&c);
+	c.mem_mib = 256;
+	boot(&a, &c);
+	ask(&a, "touch 16384 w 7", "OK 16384"); // a quarter
+	assert_int_equal(t_vmm_ask(&a, "sum 0 16384", before, sizeof before), 0);
+	uint64_t id = t_vmm_send(&a, MSG_SNAPSHOT, fds, 2);
+	assert_int_not_equal(id, 0);
+	ask(&a, "touch 16384 w 9", "OK 16384");
+	// A second one has to wait for the first.
+	if (a.late_id != id) {
+		int other[2] = { temp_file(), temp_file() };
+		int r = t_vmm_call(&a, MSG_SNAPSHOT, NULL, NULL, other, 2, 20000);
+		assert_true(r == EBUSY || a.late_id == id);
+		close(other[0]);
+		close(other[1]);
+	}
+	assert_int_equal(t_vmm_wait(&a, id, 20000), 0);
+	assert_true(a.late.pause_ns > 0);
+	assert_true(a.late.memory_data_bytes >= 16384ull * 4096);
+	assert_int_equal(t_vmm_ask(&a, "sum 0 16384", after, sizeof after), 0);
+	assert_string_not_equal(before, after);
+	assert_int_equal(restore(&b, &c, fds), 0);
+	assert_int_equal(t_vmm_expect(&b, "RESTORED\n", 5000), 0);
+	assert_int_equal(t_vmm_ask(&b, "sum 0 16384", restored, sizeof restored), 0);
+	assert_string_equal(before, restored);
+	assert_int_equal(t_vmm_end(&b), 0);
+
+	// A guest that ends meanwhile: the snapshot is finished, then the process.
+	close(fds[0]);
+	close(fds[1]);
+	fds[0] = temp_file();
+	fds[1] = temp_file();
+	id = t_vmm_send(&a, MSG_SNAPSHOT, fds, 2);
+	assert_int_equal(t_vmm_type(&a, "exit\n"), 0);
+	assert_int_equal(t_vmm_wait(&a, id, 20000), 0);
+	assert_int_equal(t_vmm_wait_state(&a, VM_EXITED, 5000), 0);
+	assert_int_equal(t_vmm_end(&a), 0);
+	close(fds[0]);
+	close(fds[1]);
+}
+
 static void test_vcpus(void **state)
 {
 	static const uint32_t counts[] = { 2, 4 };
@@ -290,6 +339,7 @@ int main(void)
 		cmocka_unit_test(test_bad_kernels),
 		cmocka_unit_test(test_control_end),
 		cmocka_unit_test(test_console_while_printing),
+		cmocka_unit_test(test_live_snapshot),
 	};
 	vmm = getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm";
 	guest = getenv("THAW_GUEST") ? getenv("THAW_GUEST") : "build/tests/guest/tiny";

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/live.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "microvm/save.h"
+#include "snapshot/format.h"
+#include "snapshot/memory.h"
+
+#define CHILD_NICE 5 // the VM goes first
+
+// The child's descriptors, after all others are closed: a lock, tap or socket of the VM must
+// not live on in here.
+enum { FD_STATE = 3, FD_MEMORY, FD_RESULT, FD_END };
+
+static void keep_only(int state_fd, int memory_fd, int result_fd)
+{
+	const int from[] = { state_fd, memory_fd, result_fd };
+	int high[MV_ARRAY_LEN(from)];
+	// Twice, since the sources may sit on the targets.
+	for (size_t i = 0; i < MV_ARRAY_LEN(from); i++)
+		high[i] = fcntl(from[i], F_DUPFD, FD_END);
+	for (size_t i = 0; i < MV_ARRAY_LEN(from); i++)
+		dup2(high[i], FD_STATE + (int)i);
+	close_range(FD_END, ~0u, 0);
+}
+
+static void __attribute__((noreturn))
+child_main(const struct vm *vm, const struct mv_buf *state, pid_t parent)
+{
+	struct live_result result = { .state_bytes = state->len };
+	struct mv_err err = { 0 };
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL); // a VM that is killed takes its unfinished snapshot along
+	prctl(PR_SET_NAME, "snapshot");
+	if (getppid() != parent)
+		_exit(1);
+	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
+	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
+	if (!r)
+		r = snap_memory_write(FD_MEMORY, &vm->mem, &result.memory_bytes, &result.memory_data_bytes,
+				      &err);
+	result.code = -r;
+	memcpy(result.text, err.msg, sizeof result.text);
+	_exit(mv_write_full(FD_RESULT, &result, sizeof result) ? 1 : 0);
+}
+
+// The child has written its result, or has died.
+static void finish(struct live_snapshot *s)
+{
+	struct live_result result;
+	int status = 0;
+	size_t have = 0;
+	ssize_t n;
+
+	while (have < sizeof result) {
+		n = read(s->result_fd, (char *)&result + have, sizeof result - have);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		have += (size_t)n;
+	}
+	mv_watch_del(&s->watch);
+	mv_close(&s->result_fd);
+	while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	if (have != sizeof result) {
+		result = (struct live_result){ .code = EIO };
+		snprintf(result.text, sizeof result.text,
+			 "the process that writes the snapshot died (status 0x%x)", (unsigned)status);
+	}
+	s->pid = 0;
+	s->done(s->arg, s, &result);
+}
+
+static void on_result(void *arg, uint32_t events)
+{
+	(void)events;
+	finish(arg);
+}
+
+void live_finish(struct live_snapshot *s)
+{
+	if (s->pid)
+		finish(s);
+}
+
+void live_abort(struct live_snapshot *s)
+{
+	if (!s->pid)
+		return;
+	kill(s->pid, SIGKILL);
+	mv_watch_del(&s->watch);
+	mv_close(&s->result_fd);
+	waitpid(s->pid, NULL, 0);
+	s->pid = 0;
+}
+
+static int start_child(struct live_snapshot *s, struct vm *vm, const struct mv_buf *state, int state_fd,
+		       int memory_fd, struct mv_err *err)
+{
+	pid_t parent = getpid();
+	int fds[2];
+
+	if (pipe2(fds, O_CLOEXEC))
+		return mv_fail(err, errno, "pipe: %s", strerror(errno));
+	s->result_fd = fds[0];
+	s->pid = fork();
+	if (s->pid == 0) {
+		keep_only(state_fd, memory_fd, fds[1]);
+		child_main(vm, state, parent);
+	}
+	close(fds[1]);
+	int r = 0;
+	if (s->pid < 0) {
+		r = mv_fail(err, errno, "cannot fork to freeze the VM's memory: %s; free memory, or pids",
+			    strerror(errno));
+		s->pid = 0;
+	} else if ((r = mv_watch_add(&vm->loop, &s->watch, s->result_fd, EPOLLIN, on_result, s))) {
+		mv_fail(err, -r, "event loop: %s", strerror(-r));
+		live_abort(s);
+	}
+	if (r)
+		mv_close(&s->result_fd);
+	return r;
+}
+
+int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_fd,
+	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
+	       void *arg, struct mv_err *err)
+{
+	bool was_running = vm->state == VM_RUNNING;
+	uint64_t start = mv_now_ns();
+	MV_BUF state = { 0 };
+	struct mv_err ignored;
+
+	if (s->pid)
+		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
+	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1 };
+	int r = vm_pause(vm, err);
+	if (r)
+		return r;
+	// A guest that was about to end (power off) is not worth a snapshot.
+	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending")
+					    : saved_vm_state(vm, &state, err);
+	if (!r)
+		r = start_child(s, vm, &state, state_fd, memory_fd, err);
+	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
+		int back = vm_run(vm, r ? &ignored : err);
+		s->pause_ns = mv_now_ns() - start;
+		if (!r && back) { // it does not run any more: so the snapshot is not wanted either
+			live_abort(s);
+			return back;
+		}
+	}
+	return r;
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Live snapshots: the VM stands still only for its vCPU and device state and one fork(2).
+// The child is the frozen view: the kernel shares the pages and copies those that the VM
+// writes from then on, and the child writes state and memory out while the VM runs.
+// See docs/architecture.md for why fork and not another mechanism.
+//
+// Loop lock held for all calls. One at a time per VM.
+#pragma once
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "microvm/vm.h"
+
+struct live_result {
+	int code; // 0 or a positive errno
+	char text[360];
+	uint64_t state_bytes, memory_bytes, memory_data_bytes;
+};
+
+struct live_snapshot {
+	pid_t pid; // 0: none under way
+	int result_fd;
+	struct mv_watch watch;
+	uint64_t pause_ns; // how long the vCPUs stood still
+	void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result);
+	void *arg;
+};
+
+// Freezes a running or paused VM, lets it go on in the state it had, and calls done() from
+// the loop when the child has ended. The descriptors stay the caller's; the child has
+// copies. -EBUSY: one is under way, or the VM is in no state for it.
+int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_fd,
+	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
+	       void *arg, struct mv_err *err);
+
+// Waits for the one under way, if any, and calls done(): what is left to do when the guest
+// has ended in the meantime.
+void live_finish(struct live_snapshot *s);
+
+// Kills the one under way, if any; done() is not called.
+void live_abort(struct live_snapshot *s);
