@@ -171,6 +171,19 @@ bool vq_enable_notify(struct vq *q)
 	return load16(&q->avail->idx, __ATOMIC_RELAXED) != q->next_avail;
 }
 
+uint16_t vq_driver_index(const struct vq *q) { return load16(&q->avail->idx, __ATOMIC_ACQUIRE); }
+
+uint16_t vq_notify_next(struct vq *q)
+{
+	vq_enable_notify(q);
+	uint16_t idx = vq_driver_index(q);
+	if (q->event_idx) {
+		store16(avail_event(q), idx, __ATOMIC_RELAXED);
+		__atomic_thread_fence(__ATOMIC_SEQ_CST); // before the caller looks at the index again
+	}
+	return idx;
+}
+
 enum span_op { SPAN_READ, SPAN_WRITE, SPAN_SKIP };
 
 static size_t consume(struct vq_span *s, enum span_op op, uint8_t *host, size_t len)

@@ -105,6 +105,11 @@ bool vq_should_signal(struct vq *q);
 void vq_disable_notify(struct vq *q);
 bool vq_enable_notify(struct vq *q);
 
+// Asks for a notification of the next buffer that is added, though buffers are there.
+// Returns the driver's index, which differs once one was added.
+uint16_t vq_notify_next(struct vq *q);
+uint16_t vq_driver_index(const struct vq *q);
+
 // All consume from the front and return how many bytes that was (at most span->bytes).
 size_t vq_span_read(struct vq_span *s, void *dst, size_t len);
 size_t vq_span_write(struct vq_span *s, const void *src, size_t len);

@@ -17,6 +17,8 @@
 #include "microvm/base/util.h"
 
 enum { QUEUE_SIZE = 256, PACKETS_PER_KICK = 128 };
+
+#define SETTLE_NS (100ull * 1000 * 1000)
 enum { EVENT_TRANSPORT_RESET = 0 };
 
 #define F_STREAM (1ULL << 0) // section 5.10.3
@@ -148,15 +150,31 @@ static void run_tx(struct vio_vsock *v)
 	vsock_pump(v);
 }
 
+static void settled(void *arg)
+{
+	struct vio_vsock *v = arg;
+	if (!v->settling && !v->transport_changed)
+		return;
+	v->settling = false;
+	if (!v->accept_paused)
+		mv_watch_mod(&v->listen_watch, EPOLLIN);
+}
+
 static void run_event(struct vio_vsock *v)
 {
 	struct vio_dev *d = &v->dev;
 	le32_t id = le32_make(EVENT_TRANSPORT_RESET);
+	if (v->settling && vio_live(d, VSOCK_EVENT) &&
+	    vq_driver_index(&d->s.queue[VSOCK_EVENT]) != v->event_index)
+		settled(v);
 	while (v->transport_changed) {
 		if (vio_pop(d, VSOCK_EVENT, &v->chain)) {
 			size_t n = vq_span_write(&v->chain.writable, &id, sizeof id);
 			vq_push(&d->s.queue[VSOCK_EVENT], v->chain.head, (uint32_t)n);
+			v->event_index = vq_notify_next(&d->s.queue[VSOCK_EVENT]);
 			v->transport_changed = false;
+			v->settling = true;
+			mv_timer_arm(&v->settle_timer, SETTLE_NS);
 		} else if (!vio_rearm(d, VSOCK_EVENT)) {
 			break; // the kick for the next buffer brings us back
 		}
@@ -180,12 +198,18 @@ static void vsock_reset(struct vio_dev *d)
 	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
 	vsock_drop_all(v);
 	v->n_rst = 0;
-	v->transport_changed = false; // a driver that starts anew has no streams
+	settled(v); // a driver that starts anew has no streams
+	v->transport_changed = false;
 }
 
 static void vsock_restored(struct vio_dev *d)
 {
-	MV_CONTAINER(d, struct vio_vsock, dev)->transport_changed = d->s.status & VIO_DRIVER_OK;
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	v->transport_changed = d->s.status & VIO_DRIVER_OK;
+	if (v->transport_changed) {
+		mv_watch_mod(&v->listen_watch, 0);
+		mv_timer_arm(&v->settle_timer, SETTLE_NS);
+	}
 }
 
 static void vsock_free(struct vio_dev *d)
@@ -193,6 +217,7 @@ static void vsock_free(struct vio_dev *d)
 	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
 	vsock_drop_all(v);
 	mv_watch_del(&v->listen_watch);
+	mv_timer_fini(&v->settle_timer);
 	mv_close(&v->listen_fd);
 	vio_dev_fini(d);
 	free(v);
@@ -237,6 +262,8 @@ int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, in
 	if (r)
 		return r;
 	r = mv_watch_add(loop, &v->listen_watch, fd, EPOLLIN, on_listen, v);
+	if (!r && (r = mv_timer_init(loop, &v->settle_timer, settled, v)))
+		mv_watch_del(&v->listen_watch);
 	if (r) {
 		vio_dev_fini(&v->dev);
 		return mv_fail(err, -r, "vsock: cannot watch the listening socket: %s", strerror(-r));

@@ -76,7 +76,13 @@ struct vio_vsock {
 	int listen_fd;
 	struct mv_watch listen_watch;
 	bool accept_paused;     // out of descriptors; goes on when a stream ends
+	// After a restore the guest ends all its streams when it handles TRANSPORT_RESET, new ones
+	// too. So host programs wait in listen_fd's queue until it has given the event's buffer
+	// back (its queue's index moved on from event_index), or for SETTLE_NS.
 	bool transport_changed; // TRANSPORT_RESET not yet delivered
+	bool settling;          // delivered, not yet seen to be handled
+	uint16_t event_index;
+	struct mv_timer settle_timer;
 	uint32_t next_host_port;
 	unsigned n_conns;
 	TAILQ_HEAD(, vsock_conn)

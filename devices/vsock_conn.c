@@ -81,7 +81,7 @@ static void close_socket(struct vsock_conn *c)
 	mv_watch_del(&c->watch);
 	mv_close(&c->fd);
 	drop_buffer(c);
-	if (MV_TAKE_AS(c->v->accept_paused, false))
+	if (MV_TAKE_AS(c->v->accept_paused, false) && !c->v->settling && !c->v->transport_changed)
 		mv_watch_mod(&c->v->listen_watch, EPOLLIN);
 }
 

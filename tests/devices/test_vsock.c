@@ -594,6 +594,11 @@ static void test_snapshot(void **state)
 	assert_int_equal(vio_load(clone, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(clone);
 	assert_false(t_has_used(&f->q[2])); // no buffer for the event yet
+	f->d = clone;
+	snprintf(f->path, sizeof f->path, "%s", path);
+	// A host program that connects now must wait: the guest would end its stream, too.
+	int early = host_connect(f, "CONNECT 78\n");
+	expect_nothing(f);
 	uint64_t event_gpa = t_alloc(&f->vm, 8, 8);
 	memset(t_ptr(&f->vm, event_gpa, 8), 0xff, 8);
 	t_add(&f->q[2], (struct t_buf[]){ { event_gpa, 8, true } }, 1);
@@ -602,13 +607,16 @@ static void test_snapshot(void **state)
 	assert_true(t_used(&f->q[2], NULL, &len));
 	assert_int_equal(len, 4);
 	assert_memory_equal(t_ptr(&f->vm, event_gpa, 8), "\0\0\0\0\xff\xff\xff\xff", 8);
+	expect_nothing(f); // delivered, but not handled yet
 	t_add(&f->q[2], (struct t_buf[]){ { event_gpa, 8, true } }, 1);
 	t_kick(clone, 2);
 	assert_false(t_has_used(&f->q[2])); // once
-	f->d = clone;
+	struct packet p = expect(f, OP_REQUEST);
+	assert_int_equal(le32_get(p.h.dst_port), 78);
+	send_op(f, 78, le32_get(p.h.src_port), OP_RST, 0, 0);
+	close(early);
 	send_data(f, 1, 52, "old", 3); // what the source's stream was
 	expect(f, OP_RST);
-	snprintf(f->path, sizeof f->path, "%s", path);
 	int fd2;
 	open_from_host(f, 77, &fd2); // new streams work
 	close(fd2);
