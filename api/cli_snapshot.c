@@ -119,6 +119,8 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 {
 	js *o = js_object(), *v;
 	js_add(list, o);
+	if (c->name && !c->has_count)
+		js_put_str(o, "name", c->name);
 	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro", n);
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets, "id tap mac", n);
@@ -213,10 +215,12 @@ int cli_clone(struct cli *c)
 	if (c->has_count && (c->count < 1 || c->count > API_MAX_CLONES))
 		return cli_fail(EXIT_USAGE, "--count: %lu is not within 1..%d", c->count, API_MAX_CLONES);
 	o = js_object();
-	if (c->name)
+	// One clone, no --count: it has just that name.
+	bool named = c->name && !c->has_count;
+	if (c->name && !named)
 		js_put_str(o, "name_prefix", c->name);
 	js_put_bool(o, "run", !c->paused);
-	if (c->n_drives || c->n_nets || c->vsock) {
+	if (named || c->n_drives || c->n_nets || c->vsock) {
 		js *list = js_list();
 		js_put(o, "clones", list);
 		for (unsigned i = 1; !status && i <= n; i++)

@@ -72,7 +72,7 @@ static const struct command {
 	{ "snapshot-verify", 1, 0, cli_snapshot_verify, "NAME", "check all its bytes" },
 	{ "snapshot-delete", 1, 0, cli_snapshot_delete, "NAME", "delete a snapshot" },
 	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
-	  "SNAPSHOT [--count N] [--name PREFIX] [--paused] [--drive id=ID[,path=FILE][,ro]]...\n"
+	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive id=ID[,path=FILE][,ro]]...\n"
 	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },

@@ -20,4 +20,4 @@ $(call in,api,$(TEST_PROGRAMS)): $(API_COMMON) $(SNAP_O) $(BASE_O) $(call in,api
 $(call in,microvm,$(TEST_PROGRAMS)): $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) $(call in,microvm,$(T_O))
 
 include tests/fuzz/fuzz.mk
-tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest
+tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest $(B)/bench/bench

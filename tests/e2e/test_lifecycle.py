@@ -410,6 +410,7 @@ def test_client_commands():
         r = thaw(d, "clone", "s", "--drive", f"id=d,path={disk}3,ro", "--json")
         assert r.returncode == 1 and json.loads(r.stdout)["error"]["code"] == "snapshot_mismatch", r
         ok("clone", "s", "--paused", "--name", "p", "--drive", f"id=d,path={disk}3")
+        assert d.state("p") == "paused"
         r = thaw(d, "wait", "c-1", "--console", "never said", "--timeout", "1")
         assert r.returncode == 4, r
         r = thaw(d, "wait", "c-1", "--state", "paused", "--timeout", "0")
@@ -422,7 +423,7 @@ def test_client_commands():
         out, _ = follow.communicate(timeout=30)
         assert follow.returncode == 0 and "RESTORED" in out, out
         assert json.loads(ok("show", "c-2", "--json"))["exit"]["reason"] == "shutdown"
-        for name in ("a", "c-2", "p-1"):
+        for name in ("a", "c-2", "p"):
             ok("delete", name)
         ok("snapshot-delete", "s")
         assert json.loads(ok("info", "--json"))["snapshots"] == 0

@@ -21,7 +21,7 @@ one_by_one() {
 	i=0
 	while [ $i -lt "$N" ]; do
 		i=$((i + 1))
-		thaw clone warm --name single --json >"$dir/reply" || exit 1
+		thaw clone warm --json >"$dir/reply" || exit 1
 		tr -d ' \n' <"$dir/reply" | sed 's/.*"timing_us":{\([^}]*\)}.*/\1/' | tr ',' '\n' |
 			tr -d '"' >>"$dir/times"
 		echo >>"$dir/times"
@@ -54,10 +54,10 @@ say "Freeze it; it goes on running"
 run thaw snapshot web warm
 say "Thaw one copy (cold: a new process, a new VM, everything), and ask it"
 run thaw clone warm --name one
-run thaw wait one-1 --console RESTORED
-run thaw console one-1 --write load
-run thaw wait one-1 --console "42 is the answer"
-run thaw console one-1 --read
+run thaw wait one --console RESTORED
+run thaw console one --write load
+run thaw wait one --console "42 is the answer"
+run thaw console one --read
 say "Thaw $N with one request: latency from the request's arrival"
 run thaw clone warm --count "$N" --name many
 say "... and $N one by one"

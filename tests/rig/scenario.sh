@@ -174,6 +174,8 @@ freeze() {
 	vsock-call -t 240 "$DIR/src.vsock" "sh until [ -e /run/go ]; do sleep 1; done; echo held" \
 		>"$DIR/held" 2>&1 &
 	held=$!
+	check "snapshot of the running VM" t snapshot src live || return 1
+	check "the source runs on" counts src
 	check "pause" t pause src || return 1
 	check "shown as paused" has paused t show src --json
 	check "snapshot" t snapshot src snap || return 1
@@ -248,15 +250,24 @@ again() {
 	tap 2
 	check "restored again by name" t clone snap --name again --drive "id=disk,path=$DIR/c-9.img" \
 		--net id=net0,tap=t2 --vsock "path=$DIR/again.vsock" || return 1
-	restored=again-1
 	check "it answers" until_ok guest again true || return 1
 	check "its wall clock is right" right_time again
 	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
 	same "it has the nonce on its disk" "$NONCE" read_nonce again
-	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
-	check "it powers off" ended $restored shutdown
-	check "delete it" t delete $restored
+	check "Ctrl-Alt-Del" t stop again --mode ctrl-alt-del
+	check "Ctrl-Alt-Del ends it with reset" ended again reset
+	check "delete it" t delete again
 	check "delete the snapshot" t snapshot-delete snap
+	# The one that was taken while the VM ran, its disk under load.
+	check "restored from the live snapshot" t clone live --name again \
+		--drive "id=disk,path=$DIR/c-0.img" --net id=net0,tap=t2 --vsock "path=$DIR/again.vsock" || return 1
+	check "it answers" until_ok guest again true || return 1
+	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
+	check "it counts on" counts again
+	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
+	check "it powers off" ended again shutdown
+	check "delete it" t delete again
+	check "delete the live snapshot" t snapshot-delete live
 	check "no VM process left" until_ok no_vmm_left
 }
 

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bench program runs through, its results have their form, and what does not depend on
+the machine's speed holds: the ratio to the bare ioctls, and memory. The figures aimed at are
+in README.md; the ratio's bound here leaves room for a busy machine."""
+import json
+import os
+import subprocess
+import tempfile
+
+from thawlib import B, BIN, GUEST, main, need_kvm
+
+NAMES = {"floor_cold_restore": "us", "floor_pooled_restore": "us", "boot_monitor_share": "us",
+         "clone_cold_inproc": "us", "clone_cold_total": "us", "clone_cold_over_floor": "ratio",
+         "snapshot_live_pause": "us", "teardown": "us", "api_overhead": "us", "idle_clone_all_in": "bytes"}
+
+
+def test_bench():
+    need_kvm()
+    with tempfile.TemporaryDirectory() as out:
+        r = subprocess.run([os.path.join(B, "bench/bench"), "--quick", "--bin", BIN, "--guest", GUEST, "--out", out],
+                           capture_output=True, text=True, timeout=250, check=False)
+        print("".join(f"# {line}\n" for line in (r.stdout + r.stderr).splitlines()), end="")
+        assert r.returncode == 0, r
+        with open(os.path.join(out, "results.json"), encoding="utf-8") as f:
+            results = json.load(f)
+    for s in results:
+        assert s["n"] > 0 and s["min"] <= s["p50"] <= s["p90"] <= s["p99"] <= s["max"], s
+    first = {}
+    for s in results:
+        first.setdefault(s["name"], s)
+    for name, unit in NAMES.items():
+        assert first[name]["unit"] == unit, name
+    assert first["clone_cold_over_floor"]["p50"] < 2.5, first["clone_cold_over_floor"]
+    assert first["idle_clone_all_in"]["p50"] < 2 << 20, first["idle_clone_all_in"]
+
+
+if __name__ == "__main__":
+    main(globals())
