@@ -75,7 +75,7 @@ struct vio_vsock {
 	char path[108];
 	int listen_fd;
 	struct mv_watch listen_watch;
-	bool accept_paused;     // out of descriptors; goes on when a stream ends
+	bool accept_paused; // out of descriptors; goes on when a stream ends
 	// After a restore the guest ends all its streams when it handles TRANSPORT_RESET, new ones
 	// too. So host programs wait in listen_fd's queue until it has given the event's buffer
 	// back (its queue's index moved on from event_index), or for SETTLE_NS.
