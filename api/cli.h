@@ -24,8 +24,8 @@ struct cli {
 	struct client *client; // opened at the first call
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
-	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *mode, *write, *console, *state,
-		*name;
+	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
+		*state, *name;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	unsigned long vcpus, memory, count, timeout_s, wait_s;

@@ -7,6 +7,33 @@
 #include "api/cli.h"
 #include "api/vmjson.h"
 
+static void print_list(const char *label, js *list)
+{
+	int column = printf("%-9s", label);
+	for (size_t i = 0; i < js_len(list); i++) {
+		const char *s = js_str(js_at(list, i), "", "?");
+		if (column + (int)strlen(s) > 98)
+			column = printf("\n%9s", "") - 1;
+		column += printf(" %s%s", s, i + 1 < js_len(list) ? "," : "");
+	}
+	putchar('\n');
+}
+
+static void print_cpu(js *cpu)
+{
+	printf("cpu:      %s, %s, family %" PRId64 ", model %" PRId64 ", stepping %" PRId64 "\n",
+	       js_str(cpu, "vendor", ""), js_str(cpu, "model_name", "no name"), js_int(cpu, "family", 0),
+	       js_int(cpu, "model", 0), js_int(cpu, "stepping", 0));
+	print_list("features:", js_get(cpu, "features"));
+	js *missing = js_get(cpu, "missing");
+	if (!missing)
+		printf("missing:  not known, the daemon can't ask KVM\n");
+	else if (!js_len(missing))
+		printf("missing:  nothing; this host can run it\n");
+	else
+		print_list("missing:", missing);
+}
+
 static void print_snapshot(js *v)
 {
 	printf("name:     %s\nid:       %s\nvm:       %s\ncreated:  %s\nversion:  %s, %s\n",
@@ -16,6 +43,8 @@ static void print_snapshot(js *v)
 	       js_int(v, "files.state.size_bytes", 0));
 	printf("memory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\n", js_int(v, "config.memory_mib", 0),
 	       js_int(v, "files.memory.data_bytes", 0) / 1024);
+	if (js_get(v, "cpu"))
+		print_cpu(js_get(v, "cpu"));
 	if (js_get(v, "pause_us"))
 		printf("pause:    %" PRId64 " us\n", js_int(v, "pause_us", 0));
 	if (js_get(v, "verified"))

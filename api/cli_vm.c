@@ -38,6 +38,13 @@ static void print_vm(js *v)
 	if (js_get(v, "config.vsock"))
 		printf("vsock:     cid %" PRId64 " %s\n", js_int(v, "config.vsock.cid", 0),
 		       js_str(v, "config.vsock.path", ""));
+	if (js_get(v, "config.cpu")) {
+		js *list = js_get(v, "config.cpu.disable");
+		printf("cpu:       %s", js_str(v, "config.cpu.template", "host"));
+		for (size_t i = 0; i < js_len(list); i++)
+			printf("%s%s", i ? ", " : " without ", js_str(js_at(list, i), "", "?"));
+		putchar('\n');
+	}
 	for (int i = 0; times[i]; i++) {
 		int64_t us = js_int(js_get(v, "timing_us"), times[i], -1);
 		if (us >= 0)
@@ -88,6 +95,33 @@ static int put_devices(struct cli *c, js *o)
 	return EXIT_OK;
 }
 
+// --cpu "template=NAME,disable=FEATURE,disable=...": an object with a list.
+static js *parse_cpu(const char *text)
+{
+	js *o = js_object(), *disable = js_list();
+	js_put(o, "disable", disable);
+	while (*text) {
+		size_t n = strcspn(text, ",");
+		char word[64], *value;
+		snprintf(word, sizeof word, "%.*s", (int)n, text);
+		value = strchr(word, '=');
+		if (value)
+			*value++ = 0;
+		if (n >= sizeof word || !value || (strcmp(word, "template") && strcmp(word, "disable"))) {
+			cli_fail(0, "--cpu: \"%.*s\" is neither template=NAME nor disable=FEATURE", (int)n,
+				 text);
+			js_free(o);
+			return NULL;
+		}
+		if (word[0] == 't')
+			js_put_str(o, "template", value);
+		else
+			js_add(disable, js_string(value));
+		text += n + (text[n] == ',');
+	}
+	return o;
+}
+
 int cli_create(struct cli *c)
 {
 	js *o, *v = NULL;
@@ -108,6 +142,13 @@ int cli_create(struct cli *c)
 		js_put_str(o, "discovery", c->discovery);
 	if (c->boot)
 		js_put_str(o, "boot", c->boot);
+	if (!status && c->cpu) {
+		js *cpu = parse_cpu(c->cpu);
+		if (cpu)
+			js_put(o, "cpu", cpu);
+		else
+			status = EXIT_USAGE;
+	}
 	js_put_bool(o, "rng", !c->no_rng);
 	js_put_bool(o, "start", c->start);
 	if (!status)

@@ -57,8 +57,11 @@
 	  "a file of the snapshot is damaged, truncated or foreign",                               \
 	  "delete the snapshot and take it again")                                                 \
 	X(SNAPSHOT_MISMATCH, 422, "snapshot_mismatch",                                             \
-	  "the snapshot's state does not fit the clone's devices, this CPU or this version",       \
+	  "the snapshot's state does not fit the clone's devices or this version",                 \
 	  "give overrides of the same kind and size as the snapshot's devices; see the message")   \
+	X(CPU_INCOMPATIBLE, 422, "cpu_incompatible",                                               \
+	  "this host's CPU or KVM lacks what the snapshot's guest, or the CPU template, was promised", \
+	  "use a host that has what the message names; take snapshots for several hosts with cpu.template") \
 	X(INTERNAL, 500, "internal", "an error inside the daemon", "see the daemon's log")         \
 	X(VM_FAILED, 500, "vm_failed", "the VM process could not do it", "see the message")        \
 	X(VM_CRASHED, 500, "vm_crashed", "the VM process died while working on the request",       \

@@ -147,7 +147,10 @@ static int decode_list(const struct js_field *f, json_t *v, uint8_t *obj, const 
 	for (size_t i = 0; i < n; i++) {
 		char at[PATH_TEXT];
 		place(at, "%s[%zu]", where, i);
-		int r = decode_object(f->sub, json_array_get(v, i), elements + i * f->size, at, err);
+		json_t *element = json_array_get(v, i);
+		uint8_t *dst = elements + i * f->size;
+		int r = f->type == JS_STRS ? decode_string(f, element, (char *)dst, at, err)
+					   : decode_object(f->sub, element, dst, at, err);
 		if (r)
 			return r;
 	}
@@ -289,8 +292,9 @@ static json_t *encode_field(const struct js_field *f, const uint8_t *obj)
 	uint32_t n = *(const uint32_t *)(const void *)(obj + f->count_offset);
 	if (f->type == JS_LISTP)
 		p = *(uint8_t *const *)(const void *)p;
-	for (uint32_t i = 0; i < n; i++)
-		json_array_append_new(list, js_encode(f->sub, p + (size_t)i * f->size));
+	for (uint32_t i = 0; i < n; i++, p += f->size)
+		json_array_append_new(list, f->type == JS_STRS ? text_value((const char *)p)
+							       : js_encode(f->sub, p));
 	return list;
 }
 
@@ -311,6 +315,7 @@ js *js_encode(const struct js_table *t, const void *obj)
 
 js *js_object(void) { return json_object(); }
 js *js_list(void) { return json_array(); }
+js *js_string(const char *s) { return text_value(s); }
 void js_put(js *o, const char *key, js *v) { json_object_set_new(o, key, v); }
 void js_put_str(js *o, const char *key, const char *s) { json_object_set_new(o, key, text_value(s)); }
 void js_put_uint(js *o, const char *key, uint64_t v)
@@ -319,6 +324,18 @@ void js_put_uint(js *o, const char *key, uint64_t v)
 }
 void js_put_bool(js *o, const char *key, bool v) { json_object_set_new(o, key, json_boolean(v)); }
 void js_add(js *list, js *v) { json_array_append_new(list, v); }
+
+js *js_split(const char *text, const char *separator)
+{
+	js *list = json_array();
+	while (*text) {
+		const char *end = strstr(text, separator);
+		size_t n = end ? (size_t)(end - text) : strlen(text);
+		json_array_append_new(list, json_stringn(text, n));
+		text += n + (end ? strlen(separator) : 0);
+	}
+	return list;
+}
 
 char *js_text(js *v, bool pretty)
 {

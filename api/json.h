@@ -26,6 +26,7 @@ enum js_type {
 	JS_OBJ,   // a struct described by sub
 	JS_LIST,  // array of structs described by sub, in place, up to max_count
 	JS_LISTP, // the same behind a pointer: allocated by decoding, freed by the owner
+	JS_STRS,  // array of strings, char[max_count][size] in place
 };
 
 enum {
@@ -60,12 +61,14 @@ js *js_encode(const struct js_table *t, const void *obj);
 // Builders. js_put* and js_add take over `v`; bytes that are not UTF-8 become '?'.
 js *js_object(void);
 js *js_list(void);
+js *js_string(const char *s);
 void js_put(js *o, const char *key, js *v);
 void js_put_str(js *o, const char *key, const char *s);
 void js_put_uint(js *o, const char *key, uint64_t v);
 void js_put_bool(js *o, const char *key, bool v);
 void js_add(js *list, js *v);
-char *js_text(js *v, bool pretty); // frees v; malloc'd text with a final newline, or NULL
+js *js_split(const char *text, const char *separator); // a list of strings; "" is the empty list
+char *js_text(js *v, bool pretty);                     // frees v; malloc'd text with a final newline, or NULL
 
 // Readers, for a client. A path is "a.b"; what is missing or of another type reads as the default.
 js *js_parse(const char *bytes, size_t len, struct api_err *err);

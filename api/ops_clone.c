@@ -2,11 +2,12 @@
 // POST /v1/snapshots/{name}/clone: N new VMs of one snapshot.
 //
 // Theory of operation. The manifest is read and the snapshot's files are opened once per
-// request; the memory file is hashed by the worker unless that was done before in this run
-// (templates.h). Then clones are started, up to MAX_STARTING at a time so that the loop
-// stays free and N is not bounded by descriptors in flight; each that ends its start lets
-// the next one begin. The answer goes out when all have either answered or are completely
-// gone: 201 all there, 207 some, else the first one's error.
+// request; the memory file is hashed, and the host's CPU compared with the guest's, by the
+// worker unless that was done before in this run (templates.h). Then clones are started, up
+// to MAX_STARTING at a time so that the loop stays free and N is not bounded by descriptors
+// in flight; each that ends its start lets the next one begin. The answer goes out when all
+// have either answered or are completely gone: 201 all there, 207 some, else the first one's
+// error.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -47,6 +48,7 @@ struct clone_job {
 	unsigned next_number; // of the names chosen with name_prefix
 	int result;           // of the worker
 	struct mv_err verify_err;
+	struct cpu_report cpu;
 };
 
 static const struct api_err no_memory = { API_OUT_OF_MEMORY, "no memory for the clone" };
@@ -62,6 +64,7 @@ static void job_free(struct clone_job *j)
 	free(j->body.clones);
 	mv_close(&j->state_fd);
 	mv_close(&j->memory_fd);
+	cpu_report_fini(&j->cpu);
 	free(j);
 }
 
@@ -236,6 +239,8 @@ static void verify_run(struct worker_job *w)
 	mv_close(&j->state_fd);
 	mv_close(&j->memory_fd);
 	j->result = store_files(&j->s->store, &j->m, true, &j->state_fd, &j->memory_fd, &j->verify_err);
+	if (!j->result)
+		j->result = cpu_report(j->state_fd, j->s->kvm_path, &j->cpu, &j->verify_err);
 }
 
 static void verify_done(struct worker_job *w)
@@ -247,6 +252,12 @@ static void verify_done(struct worker_job *w)
 		snap_error(&err, &j->verify_err, API_SNAPSHOT_CORRUPT);
 		template_drop(j->s, j->m.name);
 		fail_job(j, &err);
+		return;
+	}
+	if (j->cpu.n_missing) {
+		reply_json(j->req, api_code_info(API_CPU_INCOMPATIBLE)->status,
+			   cpu_error_json(j->m.name, &j->cpu));
+		job_free(j);
 		return;
 	}
 	if (t)

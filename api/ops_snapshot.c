@@ -32,6 +32,41 @@ int snap_name_check(const char *name, struct api_err *err)
 	return api_fail(err, API_SNAPSHOT_NOT_FOUND, "\"%s\" is no name of a snapshot", name);
 }
 
+js *cpu_error_json(const char *snapshot, const struct cpu_report *r)
+{
+	const char *missing = (const char *)r->missing.p;
+	struct api_err err;
+	js *o = js_object(), *e;
+	api_fail(&err, API_CPU_INCOMPATIBLE, "snapshot %s needs what this host's CPU or KVM lacks (%u): %s",
+		 snapshot, r->n_missing, missing);
+	e = err_json(&err);
+	js_put(e, "missing", js_split(missing, ", "));
+	js_put(o, "error", e);
+	return o;
+}
+
+static void put_cpu(js *o, struct server *s, const struct manifest *m)
+{
+	struct cpu_report r = { 0 };
+	MV_FD state_fd = -1;
+	MV_FD memory_fd = -1;
+	if (store_files(&s->store, m, false, &state_fd, &memory_fd, NULL) ||
+	    cpu_report(state_fd, s->kvm_path, &r, NULL))
+		return; // damaged: `verify` says how
+	js *cpu = js_object();
+	js_put_str(cpu, "vendor", r.vendor);
+	if (r.model[0])
+		js_put_str(cpu, "model_name", r.model);
+	js_put_uint(cpu, "family", r.family);
+	js_put_uint(cpu, "model", r.model_number);
+	js_put_uint(cpu, "stepping", r.stepping);
+	js_put(cpu, "features", js_split((const char *)r.features.p, ", "));
+	if (r.compared)
+		js_put(cpu, "missing", js_split((const char *)r.missing.p, ", "));
+	js_put(o, "cpu", cpu);
+	cpu_report_fini(&r);
+}
+
 static js *manifest_json(const struct manifest *m)
 {
 	js *o = js_object(), *files = js_object();
@@ -219,8 +254,11 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 		result = snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
 	if (result)
 		reply_err(r, &err);
-	else
-		reply_json(r, 200, manifest_json(&m));
+	else {
+		js *o = manifest_json(&m);
+		put_cpu(o, s, &m);
+		reply_json(r, 200, o);
+	}
 }
 
 // --- verify, delete: by the worker ----------------------------------------------------------

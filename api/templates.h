@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Snapshots whose memory file was hashed and found good in this run of the daemon. The
+// Snapshots whose memory file was hashed and found good, and whose guest's CPU this host can
+// give, in this run of the daemon. The
 // record holds as long as the file is the same one, unchanged: manifest id, inode, size
 // and times. Loop's thread only.
 #pragma once

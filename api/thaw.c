@@ -14,7 +14,7 @@ enum opt {
 	O_JSON, O_SOCKET, O_HELP, O_VERSION, // for all
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
-	O_NAME, O_PAUSED,
+	O_NAME, O_PAUSED, O_CPU,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -31,7 +31,7 @@ static const struct option long_options[] = {
 	BARE("no-rng", O_NO_RNG), BARE("start", O_START), WITH("mode", O_MODE),
 	BARE("follow", O_FOLLOW), BARE("read", O_READ), WITH("write", O_WRITE),
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
-	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), { 0 },
+	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU), { 0 },
 };
 
 // clang-format on
@@ -45,12 +45,13 @@ static const struct command {
 } commands[] = {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
-		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_START),
+		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_START) | BIT(O_CPU),
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro]]... [--net id=ID,tap=TAP[,mac=MAC]]...\n"
-	  "         [--vsock cid=N[,path=SOCKET]]",
+	  "         [--vsock cid=N[,path=SOCKET]]\n"
+	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]",
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -122,6 +123,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_DRIVE: return add(c->drive, &c->n_drives, arg);
 	case O_NET: return add(c->net, &c->n_nets, arg);
 	case O_VSOCK: c->vsock = arg; return true;
+	case O_CPU: c->cpu = arg; return true;
 	case O_NO_RNG: return c->no_rng = true;
 	case O_START: return c->start = true;
 	case O_MODE: c->mode = arg; return true;

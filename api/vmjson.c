@@ -60,6 +60,15 @@ static const struct js_field vsock_fields[] = {
 };
 static DEFINE_JS(vsock_table, vsock_fields);
 
+static const struct js_field cpu_fields[] = {
+	F_WORD(struct vmcfg_cpu, template, "template", vmcfg_cpu_templates, "default host"),
+	{ .name = "disable", .type = JS_STRS, .flags = JS_OMIT_EMPTY,
+	  .offset = MV_OFF(struct vmcfg_cpu, disable), .size = VMCFG_FEATURE_LEN,
+	  .max_count = VMCFG_MAX_DISABLE, .count_offset = MV_OFF(struct vmcfg_cpu, n_disable),
+	  .doc = "names of CPU features that the guest is not to see; default: none" },
+};
+static DEFINE_JS(cpu_table, cpu_fields);
+
 #define CONFIG_FIELDS(s, cfg)                                                                      \
 	F_TEXT(s, cfg name, "name", JS_NAME, JS_REQUIRED, "1 to 64 of A-Z a-z 0-9 _ . -"),         \
 	F_UINT(s, cfg vcpus, "vcpus", 0, 1, VMCFG_MAX_VCPUS, "default 1"),                         \
@@ -74,6 +83,8 @@ static DEFINE_JS(vsock_table, vsock_fields);
 	F_LIST(s, cfg net, cfg n_nets, "nets", net_table, "default: none"),                        \
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(s, cfg vsock), .sub = &vsock_table,     \
 	  .size = sizeof(struct vmcfg_vsock), PRESENT(s, cfg vsock.present), .doc = "default: none" }, \
+	{ .name = "cpu", .type = JS_OBJ, .offset = MV_OFF(s, cfg cpu), .sub = &cpu_table,           \
+	  .size = sizeof(struct vmcfg_cpu), PRESENT(s, cfg cpu.present), .doc = "default: as the host's" }, \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
 
 #define NOTHING

@@ -4,18 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "microvm/sections.h"
 #include "snapshot/format.h"
-
-// Kinds are part of the format: never renumbered, never reused. From SECTION_SKIP on an
-// older reader skips a kind it does not know.
-enum {
-	SECTION_SHAPE = 1,  // struct shape
-	SECTION_VCPU = 2,   // by index; architecture's
-	SECTION_ARCH = 3,   // chips and clock; architecture's
-	SECTION_SERIAL = 4, // serial_table
-	SECTION_VIRTIO = 5, // by slot
-	SECTION_SKIP = 0x8000,
-};
 
 // What must be the same in the configuration for the rest to fit.
 struct shape {

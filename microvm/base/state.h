@@ -82,6 +82,9 @@ struct mv_table {
 #define MV_SUB(s, member, tag_, table_)                                                           \
 	{ .name = #member, .tag = (tag_), .type = MV_TABLE, .offset = MV_OFF(s, member),           \
 	  .size = MV_SIZEOF(s, member), .sub = &(table_) }
+#define MV_OPT_SUB(s, member, tag_, table_)                                                       \
+	{ .name = #member, .tag = (tag_), .type = MV_TABLE, .flags = MV_OPTIONAL,                  \
+	  .offset = MV_OFF(s, member), .size = MV_SIZEOF(s, member), .sub = &(table_) }
 // An array of structs with a uint32_t count member.
 #define MV_ARRAY(s, member, count_member, tag_, table_)                                           \
 	{ .name = #member, .tag = (tag_), .type = MV_TABLE, .offset = MV_OFF(s, member),           \

@@ -27,6 +27,21 @@ static const struct mv_field vsock_fields[] = {
 };
 static MV_DEFINE_TABLE(vsock_table, struct vmcfg_vsock, vsock_fields);
 
+const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
+
+static const struct mv_field cpu_fields[] = {
+	MV_FLAG(struct vmcfg_cpu, present, 1),
+	MV_INT(struct vmcfg_cpu, template, 2, MV_U32, VMCFG_CPU_HOST, VMCFG_CPU_V3),
+	{ .name = "disable",
+	  .tag = 3,
+	  .type = MV_STR,
+	  .offset = MV_OFF(struct vmcfg_cpu, disable),
+	  .size = VMCFG_FEATURE_LEN,
+	  .max_count = VMCFG_MAX_DISABLE,
+	  .count_offset = MV_OFF(struct vmcfg_cpu, n_disable) },
+};
+static MV_DEFINE_TABLE(cpu_table, struct vmcfg_cpu, cpu_fields);
+
 static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, name, 1),
 	MV_STRING(struct vmcfg, id, 2),
@@ -41,6 +56,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_SUB(struct vmcfg, vsock, 11, vsock_table),
 	MV_FLAG(struct vmcfg, rng, 12),
 	MV_INT(struct vmcfg, boot, 13, MV_U32, VMCFG_BOOT_AUTO, VMCFG_BOOT_LINUX64),
+	MV_OPT_SUB(struct vmcfg, cpu, MV_TAG_SKIP + 14, cpu_table), // its effect is in the saved vCPUs
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 

@@ -47,6 +47,19 @@ struct vmcfg_vsock {
 	char path[VMCFG_SOCKET_LEN]; // host side; guest-initiated streams go to <path>_<port>
 };
 
+// What the guest sees of the host's CPU. A template is a fixed set of features, so that a
+// snapshot fits every host that has them; `disable` takes more away, by name.
+#define VMCFG_MAX_DISABLE 64
+#define VMCFG_FEATURE_LEN 24
+enum vmcfg_cpu_template { VMCFG_CPU_HOST, VMCFG_CPU_V2, VMCFG_CPU_V3 };
+struct vmcfg_cpu {
+	bool present;      // asked for; only for showing it
+	uint32_t template; // enum vmcfg_cpu_template
+	char disable[VMCFG_MAX_DISABLE][VMCFG_FEATURE_LEN];
+	uint32_t n_disable;
+};
+extern const char *const vmcfg_cpu_templates[]; // their names, ended by NULL
+
 struct vmcfg {
 	char name[VMCFG_NAME_LEN];
 	char id[MV_UUID_LEN];
@@ -63,6 +76,7 @@ struct vmcfg {
 	uint32_t n_nets;
 	struct vmcfg_vsock vsock;
 	bool rng;
+	struct vmcfg_cpu cpu;
 };
 
 extern const struct mv_table vmcfg_table;

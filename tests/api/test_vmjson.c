@@ -58,6 +58,26 @@ static void test_everything_given(void **state)
 	free(text);
 }
 
+static void test_cpu(void **state)
+{
+	(void)state;
+	assert_int_equal(create("{'name':'a','kernel':'/k'}"), 0);
+	char *text = js_text(js_encode(&config_table, &body.cfg), false);
+	assert_null(strstr(text, "cpu\":{"));
+	free(text);
+	assert_int_equal(create("{'name':'a','kernel':'/k','cpu':{'template':'x86-64-v3',"
+				"'disable':['avx2','bmi1']}}"),
+			 0);
+	assert_int_equal(body.cfg.cpu.template, VMCFG_CPU_V3);
+	text = js_text(js_encode(&config_table, &body.cfg), false);
+	assert_non_null(strstr(text, "\"cpu\":{\"template\":\"x86-64-v3\",\"disable\":[\"avx2\",\"bmi1\"]}"));
+	free(text);
+	assert_int_equal(create("{'name':'a','kernel':'/k','cpu':{}}"), 0);
+	text = js_text(js_encode(&config_table, &body.cfg), false);
+	assert_non_null(strstr(text, "\"cpu\":{\"template\":\"host\"}"));
+	free(text);
+}
+
 static void test_create_errors(void **state)
 {
 	(void)state;
@@ -66,6 +86,11 @@ static void test_create_errors(void **state)
 		enum api_code code;
 		const char *in_message;
 	} cases[] = {
+		{ "'cpu':1", API_WRONG_TYPE, "cpu: must be an object" },
+		{ "'cpu':{'template':'x86-64-v9'}", API_INVALID_VALUE, "cpu.template: must be" },
+		{ "'cpu':{'disable':'avx'}", API_WRONG_TYPE, "cpu.disable: must be an array" },
+		{ "'cpu':{'disable':[1]}", API_WRONG_TYPE, "cpu.disable[0]: must be a string" },
+		{ "'cpu':{'disable':['a_name_that_is_far_too_long']}", API_INVALID_VALUE, "longer" },
 		{ "'vcpus':0", API_INVALID_VALUE, "vcpus: 0 is not within 1..32" },
 		{ "'vcpus':33", API_INVALID_VALUE, "vcpus" },
 		{ "'memory_mib':0", API_INVALID_VALUE, "memory_mib" },
@@ -188,9 +213,10 @@ static void test_clone_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_defaults),      cmocka_unit_test(test_everything_given),
-		cmocka_unit_test(test_create_errors), cmocka_unit_test(test_plain_clone),
-		cmocka_unit_test(test_overrides),     cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_defaults),     cmocka_unit_test(test_everything_given),
+		cmocka_unit_test(test_cpu),          cmocka_unit_test(test_create_errors),
+		cmocka_unit_test(test_plain_clone),  cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_clone_errors),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

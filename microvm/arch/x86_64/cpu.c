@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vCPU's registers: how a kernel finds them, and how they are saved and loaded. The KVM
-// structures are stable ABI and are stored as such, each in a field of its own length.
+// A vCPU's registers: how a kernel finds them, and how they are saved and loaded.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,11 +7,8 @@
 
 #include "microvm/arch/arch.h"
 #include "microvm/kvm.h"
+#include "vcpu_state.h"
 #include "x86.h"
-
-#define MAX_MSRS 256
-#define MAX_CPUID 256
-#define XSAVE_MAX_BYTES 16384
 
 #define MSR_TSC_DEADLINE 0x6e0
 #define MSR_MISC_ENABLE 0x1a0
@@ -24,45 +20,8 @@
 
 struct msr_list {
 	struct kvm_msrs head;
-	struct kvm_msr_entry entry[MAX_MSRS];
+	struct kvm_msr_entry entry[VCPU_MAX_MSRS];
 };
-
-struct cpuid_list {
-	struct kvm_cpuid2 head;
-	struct kvm_cpuid_entry2 entry[MAX_CPUID];
-};
-
-struct vcpu_state {
-	struct kvm_regs regs;
-	struct kvm_sregs sregs;
-	struct kvm_xcrs xcrs;
-	struct kvm_lapic_state lapic;
-	struct kvm_vcpu_events events;
-	struct kvm_debugregs debugregs;
-	struct kvm_mp_state mp_state;
-	uint32_t tsc_khz;
-	_Alignas(struct kvm_xsave) uint8_t xsave[XSAVE_MAX_BYTES];
-	uint32_t n_xsave;
-	_Alignas(8) uint8_t cpuid[sizeof(struct kvm_cpuid_entry2) * MAX_CPUID];
-	uint32_t n_cpuid; // bytes
-	_Alignas(8) uint8_t msrs[sizeof(struct kvm_msr_entry) * MAX_MSRS];
-	uint32_t n_msrs; // bytes
-};
-
-static const struct mv_field fields[] = {
-	MV_RAW(struct vcpu_state, regs, 1),
-	MV_RAW(struct vcpu_state, sregs, 2),
-	MV_RAW(struct vcpu_state, xcrs, 3),
-	MV_RAW(struct vcpu_state, lapic, 4),
-	MV_RAW(struct vcpu_state, events, 5),
-	MV_RAW(struct vcpu_state, debugregs, 6),
-	MV_RAW(struct vcpu_state, mp_state, 7),
-	MV_INT(struct vcpu_state, tsc_khz, 8, MV_U32, 0, 100u * 1000 * 1000),
-	MV_VAR(struct vcpu_state, xsave, n_xsave, 9),
-	MV_VAR(struct vcpu_state, cpuid, n_cpuid, 10),
-	MV_VAR(struct vcpu_state, msrs, n_msrs, 11),
-};
-static MV_DEFINE_TABLE(vcpu_table, struct vcpu_state, fields);
 
 // Flat 4 GiB (or long-mode) segments as the boot protocols want them.
 static struct kvm_segment segment(uint16_t selector, uint8_t type, bool long_mode, bool system)
@@ -193,8 +152,8 @@ static int get_msrs(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 {
 	struct {
 		struct kvm_msr_list head;
-		uint32_t index[MAX_MSRS];
-	} names = { .head.nmsrs = MAX_MSRS - N_MTRRS };
+		uint32_t index[VCPU_MAX_MSRS];
+	} names = { .head.nmsrs = VCPU_MAX_MSRS - N_MTRRS };
 	struct msr_list list;
 	uint32_t n = 0, at = 0;
 
@@ -217,7 +176,7 @@ static int get_msrs(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 	}
 	list.head.nmsrs = 1;
 	list.entry[0] = (struct kvm_msr_entry){ .index = MSR_TSC_DEADLINE };
-	if (n < MAX_MSRS && ioctl(c->fd, KVM_GET_MSRS, &list) == 1)
+	if (n < VCPU_MAX_MSRS && ioctl(c->fd, KVM_GET_MSRS, &list) == 1)
 		out[n++] = list.entry[0];
 	s->n_msrs = n * (uint32_t)sizeof out[0];
 	return 0;
@@ -226,9 +185,9 @@ static int get_msrs(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 static int get_xsave(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 {
 	int size = kvm_capability(c->vm->vm_fd, KVM_CAP_XSAVE2);
-	if (size > XSAVE_MAX_BYTES)
+	if (size > VCPU_XSAVE_MAX_BYTES)
 		return mv_fail(err, ENOTSUP, "vCPU state of %d bytes (KVM_CAP_XSAVE2) is larger than %d",
-			       size, XSAVE_MAX_BYTES);
+			       size, VCPU_XSAVE_MAX_BYTES);
 	if (size <= (int)sizeof(struct kvm_xsave)) {
 		s->n_xsave = sizeof(struct kvm_xsave);
 		return kvm_call(c->fd, KVM_GET_XSAVE, s->xsave, "KVM_GET_XSAVE", err);
@@ -240,7 +199,7 @@ static int get_xsave(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err)
 {
 	MV_FREE struct vcpu_state *s = calloc(1, sizeof *s);
-	struct cpuid_list cpuid = { .head.nent = MAX_CPUID };
+	struct x86_cpuid cpuid = { .head.nent = X86_MAX_CPUID };
 	int r;
 
 	if (!s)
@@ -261,7 +220,7 @@ int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err)
 	s->tsc_khz = r > 0 ? (uint32_t)r : 0;
 	s->n_cpuid = cpuid.head.nent * (uint32_t)sizeof cpuid.entry[0];
 	memcpy(s->cpuid, cpuid.entry, s->n_cpuid);
-	mv_state_save(&vcpu_table, s, out);
+	mv_state_save(&x86_vcpu_table, s, out);
 	return 0;
 }
 
@@ -286,21 +245,19 @@ static int check_tsc(struct vcpu *c, uint32_t saved_khz, struct mv_err *err)
 int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err)
 {
 	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
-	struct cpuid_list cpuid = { 0 };
+	struct x86_cpuid cpuid;
 	int r;
 
 	if (!s)
 		return mv_fail(err, ENOMEM, "out of memory");
-	if ((r = mv_state_load(&vcpu_table, bytes, len, s, err)))
+	if ((r = mv_state_load(&x86_vcpu_table, bytes, len, s, err)))
 		return r;
 	int need = kvm_capability(c->vm->vm_fd, KVM_CAP_XSAVE2);
-	if (s->n_cpuid % sizeof cpuid.entry[0] || s->n_msrs % sizeof(struct kvm_msr_entry) ||
+	if (x86_vcpu_cpuid(s, &cpuid) || s->n_msrs % sizeof(struct kvm_msr_entry) ||
 	    s->n_xsave < sizeof(struct kvm_xsave))
 		return mv_fail(err, EINVAL, "vCPU %u: damaged state", c->index);
 	if (need > (int)s->n_xsave)
 		s->n_xsave = (uint32_t)need; // zero beyond what was saved
-	cpuid.head.nent = s->n_cpuid / (uint32_t)sizeof cpuid.entry[0];
-	memcpy(cpuid.entry, s->cpuid, s->n_cpuid);
 	if ((r = kvm_call(c->fd, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2", err)) < 0 ||
 	    (r = check_tsc(c, s->tsc_khz, err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_MP_STATE, &s->mp_state, "KVM_SET_MP_STATE", err)) < 0 ||

@@ -4,15 +4,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "cpu_features.h"
 #include "microvm/kvm.h"
 #include "x86.h"
-
-#define MAX_LEAVES 256
-
-struct cpuid_list {
-	struct kvm_cpuid2 head;
-	struct kvm_cpuid_entry2 entry[MAX_LEAVES];
-};
 
 enum {
 	F1_ECX_VMX = 1u << 5,
@@ -82,7 +76,7 @@ static void patch(struct kvm_cpuid_entry2 *e, uint32_t cpu, uint32_t cpus, bool 
 
 // KVM since Linux 6.2 lists the topology leaves' first level alone, with which each CPU
 // would be a package of its own.
-static void add_core_level(struct cpuid_list *l, uint32_t function)
+static void add_core_level(struct x86_cpuid *l, uint32_t function)
 {
 	bool has_leaf = false;
 	for (uint32_t i = 0; i < l->head.nent; i++)
@@ -91,15 +85,27 @@ static void add_core_level(struct cpuid_list *l, uint32_t function)
 				return;
 			has_leaf = true;
 		}
-	if (has_leaf && l->head.nent < MAX_LEAVES)
+	if (has_leaf && l->head.nent < X86_MAX_CPUID)
 		l->entry[l->head.nent++] = (struct kvm_cpuid_entry2){
 			.function = function, .index = 1, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 		};
 }
 
+// Some KVMs (kvm-pvm) show a guest more than they were told to; then a mask is no use.
+static int check_mask(struct vcpu *c, const struct x86_cpuid *set, struct mv_err *err)
+{
+	struct x86_cpuid shown = { .head.nent = X86_MAX_CPUID };
+	MV_BUF more = { 0 };
+	int r = kvm_call(c->fd, KVM_GET_CPUID2, &shown, "KVM_GET_CPUID2", err);
+	if (r < 0 || !x86_features_missing(&shown, set, &more))
+		return r < 0 ? r : 0;
+	return mv_fail(err, ENOTSUP, "cpu: this host's KVM does not hide features from guests; it shows %.*s",
+		       (int)more.len, (const char *)more.p);
+}
+
 int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
 {
-	struct cpuid_list list = { .head.nent = MAX_LEAVES };
+	struct x86_cpuid list = { .head.nent = X86_MAX_CPUID };
 	uint32_t cpus = c->vm->cfg.vcpus;
 	bool deadline = kvm_capability(c->vm->vm_fd, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
 
@@ -110,6 +116,10 @@ int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
 	add_core_level(&list, 0x1f);
 	for (uint32_t i = 0; i < list.head.nent; i++)
 		patch(&list.entry[i], c->index, cpus, deadline);
+	if ((r = x86_features_mask(&list, &c->vm->cfg.cpu, err)))
+		return r;
 	r = kvm_call(c->fd, KVM_SET_CPUID2, &list, "KVM_SET_CPUID2", err);
-	return r < 0 ? r : 0;
+	if (r < 0)
+		return r;
+	return c->vm->cfg.cpu.present ? check_mask(c, &list, err) : 0;
 }

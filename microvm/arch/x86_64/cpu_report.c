@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/cpu_report.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "microvm/sections.h"
+#include "snapshot/format.h"
+#include "vcpu_state.h"
+
+#define F1_ECX_TSC_DEADLINE (1u << 24)
+
+// The CPUID of the first vCPU: all have the same features.
+static int read_guest(int state_fd, struct x86_cpuid *ret_list, struct mv_err *err)
+{
+	MV_FREE uint8_t *payload = NULL;
+	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
+	struct snap_section sec;
+	size_t len, pos = 0;
+	int r;
+
+	if (!s)
+		return mv_fail(err, ENOMEM, "out of memory");
+	r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,
+				err);
+	if (r)
+		return r;
+	while ((r = snap_section_next(payload, len, &pos, &sec, err)) > 0) {
+		if (sec.kind != SECTION_VCPU || sec.index)
+			continue;
+		r = mv_state_load(&x86_vcpu_table, sec.bytes, sec.len, s, err);
+		if (!r && x86_vcpu_cpuid(s, ret_list))
+			r = mv_fail(err, EINVAL, "state: the vCPU's CPUID is damaged");
+		return r;
+	}
+	return r ? r : mv_fail(err, EINVAL, "state: has no vCPU");
+}
+
+// What a vCPU of this host gets: what KVM says that it supports, and what it shows of its own
+// accord (kvm-pvm shows the guest's user mode the bare CPU, whatever is set).
+static bool ask_kvm(const char *kvm_path, struct x86_cpuid *ret_list)
+{
+	struct x86_cpuid shown = { .head.nent = X86_MAX_CPUID };
+	MV_FD kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC);
+	ret_list->head = (struct kvm_cpuid2){ .nent = X86_MAX_CPUID };
+	if (kvm_fd < 0 || ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, ret_list))
+		return false;
+	MV_FD vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0L);
+	MV_FD vcpu_fd = vm_fd < 0 ? -1 : ioctl(vm_fd, KVM_CREATE_VCPU, 0L);
+	if (vcpu_fd < 0 || ioctl(vcpu_fd, KVM_SET_CPUID2, ret_list) || ioctl(vcpu_fd, KVM_GET_CPUID2, &shown))
+		return false;
+	x86_features_add(ret_list, &shown);
+	// Not always among what KVM lists (KVM API 4.46).
+	struct kvm_cpuid_entry2 *e = x86_cpuid_find(ret_list, 1, 0);
+	if (e && ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
+		e->ecx |= F1_ECX_TSC_DEADLINE;
+	return true;
+}
+
+// Asked once per process: it takes a VM, and the answer stays the same.
+static bool read_host(const char *kvm_path, struct x86_cpuid *ret_list)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static struct x86_cpuid host;
+	static bool known;
+	pthread_mutex_lock(&lock);
+	known = known || ask_kvm(kvm_path, &host);
+	bool ok = known;
+	if (ok)
+		*ret_list = host;
+	pthread_mutex_unlock(&lock);
+	return ok;
+}
+
+static void describe(struct x86_cpuid *guest, struct cpu_report *r)
+{
+	const struct kvm_cpuid_entry2 *e = x86_cpuid_find(guest, 1, 0);
+	uint32_t v = e ? e->eax : 0;
+	x86_cpuid_vendor(guest, r->vendor);
+	r->stepping = v & 15;
+	r->model_number = (v >> 4 & 15) | (v >> 12 & 0xf0);
+	r->family = (v >> 8 & 15) + ((v >> 8 & 15) == 15 ? v >> 20 & 0xff : 0);
+	for (uint32_t i = 0; i < 3; i++)
+		if ((e = x86_cpuid_find(guest, 0x80000002 + i, 0)))
+			memcpy(r->model + 16 * i, &e->eax, 16);
+	for (char *p = r->model; *p; p++) // from a file
+		if (*p < 0x20 || *p > 0x7e)
+			*p = '?';
+	x86_features(guest, &r->features);
+}
+
+int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err)
+{
+	struct cpu_report report = { 0 };
+	struct x86_cpuid guest, host;
+	int r = read_guest(state_fd, &guest, err);
+	if (r)
+		return r;
+	describe(&guest, &report);
+	report.compared = kvm_path && read_host(kvm_path, &host);
+	if (report.compared)
+		report.n_missing = x86_features_missing(&guest, &host, &report.missing);
+	mv_buf_append(&report.features, "", 1);
+	mv_buf_append(&report.missing, "", 1);
+	if (report.features.failed || report.missing.failed) {
+		cpu_report_fini(&report);
+		return mv_fail(err, ENOMEM, "out of memory");
+	}
+	*ret_report = report;
+	return 0;
+}
+
+void cpu_report_fini(struct cpu_report *r)
+{
+	mv_buf_fini(&r->features);
+	mv_buf_fini(&r->missing);
+}

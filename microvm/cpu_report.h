@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU that a snapshot's guest has, and what of it this host's KVM can't give. Needs no VM:
+// the daemon asks once per snapshot, so that restores need not. Any thread. KVM is asked at the
+// first call (0.5 ms) and its answer kept.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "microvm/base/err.h"
+#include "microvm/base/util.h"
+
+struct cpu_report {
+	char vendor[13], model[49]; // as the guest sees them
+	uint32_t family, model_number, stepping;
+	bool compared; // `missing` counts: the host's KVM could be asked
+	unsigned n_missing;
+	struct mv_buf features, missing; // texts with ", " between the items
+};
+
+// Reads and checks a state file, and asks the KVM at this path (NULL: does not). A KVM that
+// can't be asked is no failure. -EINVAL: a damaged state; -ENOMEM.
+int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err);
+void cpu_report_fini(struct cpu_report *r); // idempotent
