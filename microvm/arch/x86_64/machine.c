@@ -20,7 +20,7 @@ static const struct mv_field machine_fields[] = {
 	MV_RAW(struct machine_state, clock, 2),
 	MV_RAW(struct machine_state, chip, 3),
 };
-static MV_DEFINE_TABLE(machine_table, struct machine_state, machine_fields);
+MV_DEFINE_TABLE(x86_machine_table, struct machine_state, machine_fields);
 
 _Static_assert(X86_VIRTIO_MMIO == 0xd0000000, "dsdt.asl spells the slots' addresses");
 
@@ -123,14 +123,14 @@ int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 	}
 	if (r < 0)
 		return r;
-	mv_state_save(&machine_table, &s, out);
+	mv_state_save(&x86_machine_table, &s, out);
 	return 0;
 }
 
 int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *err)
 {
 	struct machine_state s;
-	int r = mv_state_load(&machine_table, bytes, len, &s, err);
+	int r = mv_state_load(&x86_machine_table, bytes, len, &s, err);
 	for (uint32_t i = 0; r >= 0 && i < MV_ARRAY_LEN(s.chip); i++) {
 		if (s.chip[i].chip_id != i)
 			return mv_fail(err, EINVAL, "damaged interrupt controller state");

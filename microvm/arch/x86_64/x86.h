@@ -5,6 +5,8 @@
 #include "microvm/base/err.h"
 #include "microvm/vm.h"
 
+extern const struct mv_table x86_machine_table; // what is saved of the machine around the CPUs
+
 struct e820_range {
 	uint64_t start, size_bytes;
 	bool ram; // else reserved
