@@ -91,7 +91,7 @@ enter:
 	 * in its place: sleeps until an interrupt was taken, then returns behind the
 	 * hlt. Any other fault is an error and ends in a triple fault. rax is lost.
 	 */
-	.globl on_protection, on_serial, on_restored, on_button
+	.globl on_protection, on_serial, on_restored, on_button, on_timer
 on_protection:
 	add $8, %rsp			/* the error code */
 	mov (%rsp), %rax
@@ -113,6 +113,9 @@ on_restored:
 	iretq
 on_button:
 	movb $1, irq_button
+	iretq
+on_timer:
+	movb $1, irq_timer
 	iretq
 
 	.data
@@ -154,6 +157,7 @@ idt:	.fill VECTOR_PROTECTION * 2, 8, 0
 	gate on_serial
 	gate on_restored
 	gate on_button
+	gate on_timer
 idt_end:
 
 	.globl tss

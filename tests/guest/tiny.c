@@ -21,6 +21,8 @@
  *          RESTORED: nobody needs to ask, so it is the first I/O of a restored guest.
  *   pin 10 the power button. The answer is BUTTON and power-off.
  *
+ * `timer MS` arms the local APIC's timer, one shot; when it fires the guest says TIMER.
+ *
  * Nothing here is initialised at a command but the virtio-rng queue, at the
  * first `rand` (rng.c); so a snapshot can be taken at any time, also in mid-command.
  *
@@ -39,7 +41,7 @@
 extern char image_end[];
 void guest_main(u64 info, u32 kind);
 
-volatile u8 irq_serial, irq_restored, irq_button; // set by start.S
+volatile u8 irq_serial, irq_restored, irq_button, irq_timer; // set by start.S
 
 char cmdline[1024];
 static u64 ram_bytes, heap, heap_pages, rsdp_addr;
@@ -90,7 +92,12 @@ static u64 get64(u64 addr)
 #define LAPIC 0xfee00000ULL
 #define LAPIC_EOI 0x0b0
 #define LAPIC_SVR 0x0f0
+#define LAPIC_TIMER 0x320
 #define LAPIC_LINT0 0x350
+#define LAPIC_TIMER_COUNT 0x380
+#define LAPIC_TIMER_DIVIDE 0x3e0
+#define LAPIC_DIVIDE_16 3
+#define TICKS_PER_MS 62500ULL // KVM's local APIC counts 1 GHz
 #define LAPIC_MASKED 0x10000
 #define IOAPIC 0xfec00000ULL
 #define IOAPIC_DATA 0x10
@@ -493,6 +500,18 @@ static void do_chatter(char *args)
 		put(".");
 }
 
+// timer MS: the answer comes at once, TIMER when it fires; 0 takes it back.
+static void do_timer(char *args)
+{
+	u64 ms;
+	if (!arg_number(&args, &ms) || ms > 60000)
+		return error("not 0 to 60000 ms");
+	mmio_write(LAPIC + LAPIC_TIMER_DIVIDE, LAPIC_DIVIDE_16);
+	mmio_write(LAPIC + LAPIC_TIMER, VECTOR_TIMER); // one shot
+	mmio_write(LAPIC + LAPIC_TIMER_COUNT, (u32)(ms * TICKS_PER_MS));
+	put("OK\n");
+}
+
 static void do_exit(char *args)
 {
 	(void)args;
@@ -524,7 +543,7 @@ static const struct {
 	{ "rand", do_rand },       { "count", do_count },     { "store", do_store },   { "load", do_load },
 	{ "genid", do_genid },     { "cmdline", do_cmdline }, { "mem", do_mem },       { "heap", do_heap },
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
-	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple },
+	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 };
 
 static void run_line(char *line)
@@ -540,13 +559,15 @@ static void run_line(char *line)
 // --- events --------------------------------------------------------------------------
 static void end_interrupt(void)
 {
-	bool restored = irq_restored, button = irq_button;
+	bool restored = irq_restored, button = irq_button, timer = irq_timer;
 	// One at a time: the vectors have the same priority class.
-	if (irq_serial || restored || button)
+	if (irq_serial || restored || button || timer)
 		mmio_write(LAPIC + LAPIC_EOI, 0);
-	irq_serial = irq_restored = irq_button = 0;
+	irq_serial = irq_restored = irq_button = irq_timer = 0;
 	if (restored)
 		put("RESTORED\n");
+	if (timer)
+		put("TIMER\n");
 	if (button) {
 		put("BUTTON\n");
 		power_off();

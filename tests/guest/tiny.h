@@ -14,6 +14,7 @@
 #define VECTOR_SERIAL 0x30 /* one priority class: one in service at a time */
 #define VECTOR_RESTORED 0x31
 #define VECTOR_BUTTON 0x32
+#define VECTOR_TIMER 0x33
 
 #define BOOT_PVH 1
 #define BOOT_LINUX 2

@@ -223,6 +223,36 @@ static void test_vcpus(void **state)
 	}
 }
 
+// A timer that is pending at the snapshot fires in the source and in the clone, after
+// what was left of its time.
+static void test_timer(void **state)
+{
+	struct vmcfg c;
+	int fds[2];
+	(void)state;
+	t_tiny_config(&c);
+	boot(&a, &c);
+	ask(&a, "timer 50", "OK");
+	assert_int_equal(t_vmm_expect(&a, "TIMER\n", 5000), 0);
+	ask(&a, "timer 1500", "OK");
+	uint64_t armed = mv_now_ns();
+	snapshot(&a, fds);
+	uint64_t least = mv_now_ns() - armed < 1000000000u ? 200u * 1000000 : 0;
+	assert_int_equal(t_vmm_expect(&a, "TIMER\n", 5000), 0);
+	uint64_t start = mv_now_ns();
+	assert_int_equal(restore(&b, &c, fds), 0);
+	assert_int_equal(t_vmm_expect(&b, "RESTORED\n", 5000), 0);
+	assert_int_equal(t_vmm_expect(&b, "TIMER\n", 5000), 0);
+	uint64_t took = mv_now_ns() - start;
+	assert_in_range(took, least, 4000u * 1000000);
+	ask(&b, "timer 20", "OK"); // and goes on to work
+	assert_int_equal(t_vmm_expect(&b, "TIMER\n", 5000), 0);
+	assert_int_equal(t_vmm_end(&a), 0);
+	assert_int_equal(t_vmm_end(&b), 0);
+	close(fds[0]);
+	close(fds[1]);
+}
+
 static void test_pause(void **state)
 {
 	struct vmcfg c;
@@ -330,15 +360,11 @@ static void test_control_end(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_boot_protocols),
-		cmocka_unit_test(test_exit_reasons),
-		cmocka_unit_test(test_pause),
-		cmocka_unit_test(test_snapshot_and_clone),
-		cmocka_unit_test(test_vcpus),
-		cmocka_unit_test(test_bad_restore),
-		cmocka_unit_test(test_bad_kernels),
-		cmocka_unit_test(test_control_end),
-		cmocka_unit_test(test_console_while_printing),
+		cmocka_unit_test(test_boot_protocols), cmocka_unit_test(test_exit_reasons),
+		cmocka_unit_test(test_pause),          cmocka_unit_test(test_snapshot_and_clone),
+		cmocka_unit_test(test_vcpus),          cmocka_unit_test(test_timer),
+		cmocka_unit_test(test_bad_restore),    cmocka_unit_test(test_bad_kernels),
+		cmocka_unit_test(test_control_end),    cmocka_unit_test(test_console_while_printing),
 		cmocka_unit_test(test_live_snapshot),
 	};
 	vmm = getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm";

@@ -120,6 +120,13 @@ image_nonce() { # FILE: what the host sees
 set_address() { # VM N
 	guest "$1" "ip addr flush dev eth0; ip addr add 10.0.$2.2/24 dev eth0; ip link set eth0 up"
 }
+clock_right() { # VM: its wall clock is the host's, give or take 2 s
+	a=$(date +%s)
+	g=$(guest "$1" date +%s) || return 1
+	b=$(date +%s)
+	echo "host $a, guest $g, host $b"
+	[ "$g" -ge $((a - 2)) ] && [ "$g" -le $((b + 2)) ]
+}
 ping_guest() { ping -c 1 -W 10 "10.0.$1.2" && guest "$2" "ping -c 1 -W 10 10.0.$1.1"; }
 dial_out() { # VM: the guest connects to the host
 	vsock-call -t "$LIMIT" -l "$DIR/$1.vsock_6000" >"$DIR/dialled" &
@@ -142,7 +149,7 @@ boot() {
 	check "created and started" t create src --kernel "$KERNEL" --initrd "$INITRD" \
 		--cmdline "console=ttyS0 quiet panic=-1 reboot=k" --vcpus "$VCPUS" --memory 256 \
 		--drive "id=disk,path=$DIR/src.img" --net id=net0,tap=t1,mac=02:00:00:00:00:01 \
-		--vsock "cid=3,path=$DIR/src.vsock" --start || return 1
+		--vsock "cid=3,path=$DIR/src.vsock" --cpu disable=sse4_2 --start || return 1
 	check "boots to user space" \
 		timeout "$BOOT" thaw --socket "$DIR/thawd.sock" wait src --console GUEST-READY --timeout "$BOOT" ||
 		return 1
@@ -150,6 +157,8 @@ boot() {
 	case $SERIES in
 	6.*) same "kernel is of series $SERIES" "$SERIES" guest src "uname -r | cut -d. -f1,2" ;;
 	esac
+	check "the CPU feature that is masked is not there, others are" \
+		guest src "grep -qw sse4_1 /proc/cpuinfo && ! grep -qw sse4_2 /proc/cpuinfo"
 	same "$VCPUS vCPUs at work" "$VCPUS" guest src "grep -c ^processor /proc/cpuinfo"
 	same "in one socket" 0 guest src "sort -u /sys/devices/system/cpu/cpu*/topology/physical_package_id"
 	same "its clock is kvmclock" kvm-clock guest src \
@@ -176,14 +185,18 @@ freeze() {
 	held=$!
 	check "snapshot of the running VM" t snapshot src live || return 1
 	check "the source runs on" counts src
+	check "a timer is started" guest src \
+		'(sleep 30; touch /run/slept) </dev/null >/dev/null 2>&1 & sleep 1; test ! -e /run/slept'
 	check "pause" t pause src || return 1
 	check "shown as paused" has paused t show src --json
 	check "snapshot" t snapshot src snap || return 1
 	check "snapshot is listed" has snap t snapshots
 	check "snapshot is shown" t snapshot-show snap --json
+	check "this host can run it" has "this host can run it" t snapshot-show snap
 	for n in 0 1 2 3 9; do cp "$DIR/src.img" "$DIR/c-$n.img"; done
 	check "resume" t resume src || return 1
 	check "the source's counter goes on" counts src
+	check "the source's timer fires" until_ok guest src test -e /run/slept
 	check "the source has its nonce" guest src "grep -qx $NONCE /run/nonce"
 	check "the source's connection is asked to end" guest src "touch /run/go"
 	wait $held
@@ -209,6 +222,8 @@ clones() {
 		same "$c has the nonce in RAM" "$NONCE" guest "$c" cat /run/nonce
 		same "$c has the nonce on its disk" "$NONCE" read_nonce "$c"
 		check "$c counts on" counts "$c"
+		check "$c has the right time" clock_right "$c"
+		check "$c: the timer that was pending fires" until_ok guest "$c" test -e /run/slept
 		check "$c writes its disk" write_nonce "$c" "mine-$c"
 		check "$c has its own address" set_address "$c" "1$n"
 		check "$c ping both ways" ping_guest "1$n" "$c"
