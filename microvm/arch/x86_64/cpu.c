@@ -10,6 +10,7 @@
 #include "vcpu_state.h"
 #include "x86.h"
 
+#define MSR_TSC 0x10
 #define MSR_TSC_DEADLINE 0x6e0
 #define MSR_MISC_ENABLE 0x1a0
 #define MSR_MTRR_PHYS_BASE_0 0x200 // then its mask, then the next base
@@ -240,6 +241,18 @@ static int check_tsc(struct vcpu *c, uint32_t saved_khz, struct mv_err *err)
 			       "it cannot scale",
 			       saved_khz, khz);
 	return 0;
+}
+
+int x86_advance_tsc(struct vcpu *c, uint64_t ns, struct mv_err *err)
+{
+	struct msr_list list = { .head.nmsrs = 2,
+				 .entry = { { .index = MSR_TSC }, { .index = MSR_TSC_DEADLINE } } };
+	int khz = ioctl(c->fd, KVM_GET_TSC_KHZ, 0), n = ioctl(c->fd, KVM_GET_MSRS, &list);
+	if (khz <= 0 || n < 1)
+		return 0; // no TSC to be moved
+	list.entry[0].data += (uint64_t)((unsigned __int128)ns * (unsigned)khz / 1000000);
+	// The deadline again, behind the TSC: its timer was set by the old one. Zero is not armed.
+	return set_msrs(c, list.entry, n == 2 && list.entry[1].data ? 2 : 1, err);
 }
 
 int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err)

@@ -103,11 +103,13 @@ static int set_clock(struct vm *vm, struct mv_err *err)
 	struct kvm_clock_data c = vm->arch.clock;
 	int adjust = kvm_capability(vm->vm_fd, KVM_CAP_ADJUST_CLOCK);
 	c.flags &= KVM_CLOCK_REALTIME & (uint32_t)adjust;
-	if (!c.flags && c.realtime) {
-		uint64_t now = real_time_ns();
-		c.clock += now > c.realtime ? now - c.realtime : 0;
-	}
+	uint64_t now = real_time_ns(), passed = c.realtime && now > c.realtime ? now - c.realtime : 0;
+	if (!c.flags)
+		c.clock += passed;
 	int r = kvm_call(vm->vm_fd, KVM_SET_CLOCK, &c, "KVM_SET_CLOCK", err);
+	// Where the TSC is invariant, Linux takes the time from it and not from kvmclock.
+	for (unsigned i = 0; !r && passed && i < vm->n_vcpus; i++)
+		r = x86_advance_tsc(&vm->vcpu[i], passed, err);
 	if (!r)
 		vm->arch.clock_pending = false;
 	return r;

@@ -5,6 +5,9 @@
 #include "microvm/base/err.h"
 #include "microvm/vm.h"
 
+// Moves a vCPU's TSC on; a pending TSC deadline stays at its value.
+int x86_advance_tsc(struct vcpu *c, uint64_t ns, struct mv_err *err);
+
 extern const struct mv_table x86_machine_table; // what is saved of the machine around the CPUs
 
 struct e820_range {
