@@ -257,7 +257,7 @@ int main(int argc, char **argv)
 	}
 	s.vmm_path = o.vmm;
 	s.kvm_path = o.kvm;
-	s.store = (struct store){ -1, -1, -1, -1 };
+	s.store = (struct store)STORE_CLOSED;
 	r = mv_loop_init(&s.loop);
 	if (!r)
 		r = take_signals(&s, &g); // before any thread: all inherit the mask

@@ -203,9 +203,7 @@ static int hash_data(struct file_hash *f, int fd, uint64_t at, uint64_t end)
 	return 0;
 }
 
-// Where the next data at or after `at` begins and ends; [size, size) when only a hole
-// is left. A file system that knows no holes says that all is data.
-static int next_data(int fd, uint64_t at, uint64_t size_bytes, uint64_t *ret_start, uint64_t *ret_end)
+int snap_next_data(int fd, uint64_t at, uint64_t size_bytes, uint64_t *ret_start, uint64_t *ret_end)
 {
 	off_t start = lseek(fd, (off_t)at, SEEK_DATA);
 	if (start < 0 && errno == ENXIO) {
@@ -220,12 +218,17 @@ static int next_data(int fd, uint64_t at, uint64_t size_bytes, uint64_t *ret_sta
 	return 0;
 }
 
+uint64_t snap_xxh3_record(const void *head, size_t head_len, const void *bytes, size_t len)
+{
+	return XXH3_64bits_withSeed(bytes, len, XXH3_64bits(head, head_len));
+}
+
 static int hash_file(struct file_hash *f, int fd, uint64_t size_bytes)
 {
 	uint64_t at = 0, start, end; // `at`: the start of the first chunk not yet hashed
 
 	while (at < size_bytes) {
-		int r = next_data(fd, at, size_bytes, &start, &end);
+		int r = snap_next_data(fd, at, size_bytes, &start, &end);
 		if (r)
 			return r;
 		for (; at + CHUNK <= start; at += CHUNK)
@@ -247,7 +250,7 @@ static int count_data(int fd, uint64_t size_bytes, uint64_t *ret_data_bytes)
 	uint64_t at = 0, start, end, data = 0;
 
 	while (at < size_bytes) {
-		int r = next_data(fd, at, size_bytes, &start, &end);
+		int r = snap_next_data(fd, at, size_bytes, &start, &end);
 		if (r)
 			return r;
 		data += end - start;

@@ -60,3 +60,10 @@ int snap_section_next(const uint8_t *payload, size_t len, size_t *pos, struct sn
 // -ENODATA: the file is (or became) shorter than size_bytes.
 #define SNAP_HASH_CHUNK_BYTES (64u << 10)
 int snap_xxh3_file(int fd, uint64_t size_bytes, uint64_t *ret_xxh3, uint64_t *ret_data_bytes);
+
+// Where the next data at or after `at` begins and ends; [size, size) when only a hole
+// is left. A file system that knows no holes says that all is data.
+int snap_next_data(int fd, uint64_t at, uint64_t size_bytes, uint64_t *ret_start, uint64_t *ret_end);
+
+// XXH3-64 of `bytes`, seeded with that of a head before them.
+uint64_t snap_xxh3_record(const void *head, size_t head_len, const void *bytes, size_t len);

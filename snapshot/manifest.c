@@ -14,6 +14,16 @@ static const struct mv_field file_fields[] = {
 };
 static MV_DEFINE_TABLE(file_table, struct manifest_file, file_fields);
 
+// Tags that a reader without them may skip: what needs a parent is also told by its files.
+// clang-format off
+#define OPT_STRING(s, member, tag_)                                                               \
+	{ .name = #member, .tag = (tag_), .type = MV_STR, .flags = MV_OPTIONAL,                    \
+	  .offset = MV_OFF(s, member), .size = MV_SIZEOF(s, member) }
+#define OPT_FLAG(s, member, tag_)                                                                 \
+	{ .name = #member, .tag = (tag_), .type = MV_BOOL, .flags = MV_OPTIONAL,                   \
+	  .offset = MV_OFF(s, member), .size = 1, .max = 1 }
+// clang-format on
+
 static const struct mv_field manifest_fields[] = {
 	MV_STRING(struct manifest, name, 1),
 	MV_STRING(struct manifest, id, 2),
@@ -23,6 +33,9 @@ static const struct mv_field manifest_fields[] = {
 	MV_INT(struct manifest, arch, 6, MV_U32, MANIFEST_X86_64, MANIFEST_AARCH64),
 	MV_SUB(struct manifest, cfg, 7, vmcfg_table),
 	MV_ARRAY(struct manifest, file, n_files, 8, file_table),
+	OPT_STRING(struct manifest, parent_snapshot, MV_TAG_SKIP + 1),
+	OPT_STRING(struct manifest, parent_snapshot_id, MV_TAG_SKIP + 2),
+	OPT_FLAG(struct manifest, needs_parent, MV_TAG_SKIP + 3),
 };
 MV_DEFINE_TABLE(manifest_table, struct manifest, manifest_fields);
 
@@ -32,6 +45,17 @@ const struct manifest_file *manifest_file_find(const struct manifest *m, const c
 		if (!strcmp(m->file[i].name, name))
 			return &m->file[i];
 	return NULL;
+}
+
+static int check_parent(const struct manifest *m, struct mv_err *err)
+{
+	bool named = m->parent_snapshot[0];
+	if (named && (!vmcfg_name_ok(m->parent_snapshot) || strlen(m->parent_snapshot_id) != MV_UUID_LEN - 1))
+		return mv_fail(err, EINVAL, "manifest: \"%s\" with id \"%s\" is no parent snapshot",
+			       m->parent_snapshot, m->parent_snapshot_id);
+	if (!named && (m->parent_snapshot_id[0] || m->needs_parent))
+		return mv_fail(err, EINVAL, "manifest: a parent snapshot without a name");
+	return 0;
 }
 
 int manifest_check(const struct manifest *m, struct mv_err *err)
@@ -50,7 +74,7 @@ int manifest_check(const struct manifest *m, struct mv_err *err)
 	if (memory->size_bytes != (uint64_t)m->cfg.mem_mib << 20)
 		return mv_fail(err, EINVAL, "manifest: a memory file of %llu bytes for a VM of %u MiB",
 			       (unsigned long long)memory->size_bytes, m->cfg.mem_mib);
-	return 0;
+	return check_parent(m, err);
 }
 
 static int decode(const uint8_t *payload, size_t len, struct manifest *ret_m, struct mv_err *err)

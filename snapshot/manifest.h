@@ -6,6 +6,7 @@
 // of the file's 64 KiB chunks. It is a property of the content alone, so it survives
 // copying by tools that fill holes or make new ones, and holes are hashed for free.
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "microvm/base/state.h"
@@ -29,6 +30,10 @@ struct manifest {
 	struct vmcfg cfg; // of the VM, as it ran
 	struct manifest_file file[4];
 	uint32_t n_files;
+	// The snapshot that the VM was cloned from; empty: none. A plain snapshot only remembers
+	// it; one that needs_parent can't be restored without it.
+	char parent_snapshot[VMCFG_NAME_LEN], parent_snapshot_id[MV_UUID_LEN];
+	bool needs_parent;
 };
 
 extern const struct mv_table manifest_table;

@@ -5,10 +5,12 @@
 //   store_commit   ... + manifest, all files and the folder synced      removed
 //                  renameat2(NOREPLACE) -> snapshots/<name>/   published
 //                  both parents synced                         published
+//   store_begin_import, store_draft_file, store_commit_import: the same
 //   store_delete   renameat2 -> incoming/gone-<uuid>/          removed
 //                  files unlinked, folder removed              removed
 //
-// So everything in incoming/ is rubbish whenever nobody holds the lock.
+// So everything in incoming/ is rubbish whenever nobody holds the lock; while somebody does,
+// everything but the folders that their drafts have locked (flock).
 #include "snapshot/store.h"
 
 #include <dirent.h>
@@ -24,7 +26,6 @@
 #include "snapshot/format.h"
 
 enum {
-	MAX_CLEAN = 4096,     // leftovers removed per open
 	MAX_DIR_ENTRIES = 64, // a folder with more is none of ours
 	MAX_LIST = 65536,
 	WRITER_WAIT_MS = 1000,
@@ -55,32 +56,29 @@ static DIR *open_stream(int parent_fd, const char *name)
 
 static bool is_dot(const char *name) { return !strcmp(name, ".") || !strcmp(name, ".."); }
 
+static int remove_file(int parent_fd, const char *name, uint64_t *ret_bytes)
+{
+	struct stat st;
+	if (fstatat(parent_fd, name, &st, AT_SYMLINK_NOFOLLOW) || unlinkat(parent_fd, name, 0))
+		return -errno;
+	*ret_bytes += (uint64_t)st.st_blocks * 512;
+	return 0;
+}
+
 // Removes a flat folder (or a stray file); what is deeper stays and is left alone.
-static void remove_entry(int parent_fd, const char *name)
+// Adds what it took on disk to *ret_bytes.
+static int remove_entry(int parent_fd, const char *name, uint64_t *ret_bytes)
 {
 	AUTO_DIR *d = open_stream(parent_fd, name);
-	if (!d) {
-		unlinkat(parent_fd, name, 0);
-		return;
-	}
+	if (!d)
+		return remove_file(parent_fd, name, ret_bytes);
 	struct dirent *e;
 	for (int n = 0; n < MAX_DIR_ENTRIES && (e = readdir(d));)
 		if (!is_dot(e->d_name)) {
-			unlinkat(dirfd(d), e->d_name, 0);
+			remove_file(dirfd(d), e->d_name, ret_bytes);
 			n++;
 		}
-	unlinkat(parent_fd, name, AT_REMOVEDIR);
-}
-
-static void clean_incoming(struct store *s)
-{
-	AUTO_DIR *d = open_stream(s->incoming_fd, ".");
-	struct dirent *e;
-	for (int n = 0; d && n < MAX_CLEAN && (e = readdir(d));)
-		if (!is_dot(e->d_name)) {
-			remove_entry(s->incoming_fd, e->d_name);
-			n++;
-		}
+	return unlinkat(parent_fd, name, AT_REMOVEDIR) ? -errno : 0;
 }
 
 static int open_subdir(struct store *s, const char *name, int *ret_fd, struct mv_err *err)
@@ -125,14 +123,14 @@ static int open_root(struct store *s, const char *root, struct mv_err *err)
 
 int store_open(struct store *s, const char *root, struct mv_err *err)
 {
-	*s = (struct store){ -1, -1, -1, -1 };
+	*s = (struct store)STORE_CLOSED;
 	int r = open_root(s, root, err);
 	if (r) {
 		store_close(s);
 		mv_wrap(err, "store %s", root);
 		return r;
 	}
-	clean_incoming(s);
+	store_gc(s, NULL, NULL, &s->cleaned, NULL);
 	return 0;
 }
 
@@ -219,7 +217,22 @@ static int create_file(int dir_fd, const char *name, int *ret_fd, struct mv_err 
 	return *ret_fd < 0 ? mv_fail(err, errno, "cannot make the file %s: %s", name, strerror(errno)) : 0;
 }
 
-int store_begin(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
+// The folder, locked before store_gc() can look at it.
+static int make_folder(struct store *s, struct store_draft *d, struct mv_err *err)
+{
+	int r = 0;
+	pthread_mutex_lock(&s->lock);
+	if (mkdirat(s->incoming_fd, d->dir, 0700))
+		r = mv_fail(err, errno, "cannot make its folder: %s", strerror(errno));
+	if (!r)
+		d->dir_fd = openat(s->incoming_fd, d->dir, OPEN_DIR);
+	if (!r && (d->dir_fd < 0 || flock(d->dir_fd, LOCK_EX | LOCK_NB)))
+		r = mv_fail(err, errno, "cannot open its folder: %s", strerror(errno));
+	pthread_mutex_unlock(&s->lock);
+	return r;
+}
+
+int store_begin_import(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
 {
 	struct store_draft d = { .dir_fd = -1, .state_fd = -1, .memory_fd = -1 };
 	struct stat st;
@@ -236,12 +249,23 @@ int store_begin(struct store *s, const char *name, struct store_draft *ret_draft
 	mv_uuid(uuid);
 	snprintf(d.name, sizeof d.name, "%s", name);
 	snprintf(d.dir, sizeof d.dir, "draft-%s", uuid);
-	if (mkdirat(s->incoming_fd, d.dir, 0700))
-		return mv_fail(err, errno, "snapshot %s: cannot make its folder: %s", name, strerror(errno));
-	d.dir_fd = openat(s->incoming_fd, d.dir, OPEN_DIR);
-	r = d.dir_fd < 0 ? mv_fail(err, errno, "cannot open its folder: %s", strerror(errno)) : 0;
-	if (!r)
-		r = create_file(d.dir_fd, "state", &d.state_fd, err);
+	r = make_folder(s, &d, err);
+	if (r) {
+		store_abort(s, &d);
+		mv_wrap(err, "snapshot %s", name);
+		return r;
+	}
+	*ret_draft = d;
+	return 0;
+}
+
+int store_begin(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
+{
+	struct store_draft d;
+	int r = store_begin_import(s, name, &d, err);
+	if (r)
+		return r;
+	r = create_file(d.dir_fd, "state", &d.state_fd, err);
 	if (!r)
 		r = create_file(d.dir_fd, "memory", &d.memory_fd, err);
 	if (r) {
@@ -265,8 +289,16 @@ void store_abort(struct store *s, struct store_draft *d)
 {
 	if (!d->dir[0])
 		return;
-	remove_entry(s->incoming_fd, d->dir);
+	uint64_t freed_bytes = 0;
+	remove_entry(s->incoming_fd, d->dir, &freed_bytes);
 	close_draft(d);
+}
+
+int store_draft_file(struct store_draft *d, const char *file, int *ret_fd, struct mv_err *err)
+{
+	if (!vmcfg_name_ok(file) || !strcmp(file, "manifest"))
+		return mv_fail(err, EINVAL, "\"%.40s\" is no name for a file of a snapshot", file);
+	return create_file(d->dir_fd, file, ret_fd, err);
 }
 
 // The kernel grants a read lease only on a file that nobody has open for writing
@@ -343,6 +375,35 @@ static int write_manifest(struct store_draft *d, struct manifest *m, struct mv_e
 	return r ? r : finish_file(fd, "manifest", err);
 }
 
+// What a manifest says of other snapshots of this store. One thread publishes and deletes.
+struct relatives {
+	const struct manifest *m;
+	bool has_parent, same_id;
+};
+
+static int find_relatives(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
+{
+	struct relatives *v = arg;
+	(void)name, (void)err;
+	v->has_parent |= m && !strcmp(m->id, v->m->parent_snapshot_id);
+	v->same_id |= m && !strcmp(m->id, v->m->id);
+	return 0;
+}
+
+static int check_has_parent(struct store *s, const struct manifest *m, struct mv_err *err)
+{
+	struct relatives v = { .m = m };
+	if (!m->needs_parent)
+		return 0;
+	int r = store_list(s, find_relatives, &v);
+	if (r)
+		return mv_fail(err, -r, "cannot list the store: %s", strerror(-r));
+	if (!v.has_parent)
+		return mv_fail(err, ENOENT, "it needs its parent snapshot %s (id %s), which is not here",
+			       m->parent_snapshot, m->parent_snapshot_id);
+	return 0;
+}
+
 static int publish(struct store *s, struct store_draft *d, struct mv_err *err)
 {
 	if (fsync(d->dir_fd))
@@ -372,6 +433,59 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 	int r = take_file(d, "state", 0, &m->file[0], err);
 	if (!r)
 		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, &m->file[1], err);
+	if (!r)
+		r = check_has_parent(s, m, err);
+	if (!r)
+		r = write_manifest(d, m, err);
+	if (!r)
+		r = publish(s, d, err);
+	if (r) {
+		store_abort(s, d);
+		mv_wrap(err, "snapshot %s", m->name);
+		return r;
+	}
+	close_draft(d);
+	return 0;
+}
+
+// A file that was imported must be what the manifest says.
+static int take_imported(struct store_draft *d, struct manifest_file *f, struct mv_err *err)
+{
+	struct manifest_file is;
+	MV_FD fd = -1;
+	uint64_t size_bytes = 0;
+	int r = open_file(d->dir_fd, f->name, &fd, err);
+	if (!r)
+		r = file_size(fd, f->name, &size_bytes, err);
+	if (!r && size_bytes != f->size_bytes)
+		r = mv_fail(err, EINVAL, "%s: %llu bytes came, the manifest says %llu", f->name,
+			    (unsigned long long)size_bytes, (unsigned long long)f->size_bytes);
+	if (!r && !strcmp(f->name, "state"))
+		r = check_state(fd, err);
+	if (!r)
+		r = hash_file(fd, f->name, size_bytes, &is, err);
+	if (!r && is.xxh3 != f->xxh3)
+		r = mv_fail(err, EINVAL, "%s: checksum wrong: it was damaged before it was exported",
+			    f->name);
+	if (r)
+		return r;
+	f->data_bytes = is.data_bytes;
+	return finish_file(fd, f->name, err);
+}
+
+int store_commit_import(struct store *s, struct store_draft *d, struct manifest *m, struct mv_err *err)
+{
+	struct relatives v = { .m = m };
+	int r = 0;
+	memcpy(m->name, d->name, sizeof m->name);
+	for (uint32_t i = 0; !r && i < m->n_files; i++)
+		r = take_imported(d, &m->file[i], err);
+	if (!r)
+		r = check_has_parent(s, m, err);
+	if (!r && (r = store_list(s, find_relatives, &v)))
+		mv_fail(err, -r, "cannot list the store: %s", strerror(-r));
+	if (v.same_id)
+		mv_uuid(m->id);
 	if (!r)
 		r = write_manifest(d, m, err);
 	if (!r)
@@ -466,6 +580,36 @@ int store_files(struct store *s, const struct manifest *m, bool verify_memory, i
 	return 0;
 }
 
+int store_open_file(struct store *s, const struct manifest *m, const char *file, bool verify, int *ret_fd,
+		    struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	int r = open_snapshot(s, m->name, &dir_fd, err);
+	if (r)
+		return r;
+	r = strcmp(file, "manifest") ? open_checked(dir_fd, m, file, verify, ret_fd, err)
+				     : open_file(dir_fd, file, ret_fd, err);
+	if (r)
+		mv_wrap(err, "snapshot %s", m->name);
+	return r;
+}
+
+struct store_usage store_usage(struct store *s, const struct manifest *m)
+{
+	struct store_usage u = { 0 };
+	char path[VMCFG_NAME_LEN + sizeof m->file[0].name + 1];
+	struct stat st;
+
+	for (uint32_t i = 0; i <= m->n_files; i++) {
+		snprintf(path, sizeof path, "%s/%s", m->name, i < m->n_files ? m->file[i].name : "manifest");
+		if (fstatat(s->snapshots_fd, path, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+			continue;
+		u.apparent_bytes += (uint64_t)st.st_size;
+		u.disk_bytes += (uint64_t)st.st_blocks * 512;
+	}
+	return u;
+}
+
 // --- list ---
 
 struct names {
@@ -517,6 +661,15 @@ static void make_printable(char *name)
 			*name = '?';
 }
 
+int store_names(struct store *s, int (*fn)(void *arg, const char *name), void *arg)
+{
+	__attribute__((cleanup(free_names))) struct names v = { 0 };
+	int r = read_names(s, &v);
+	for (size_t i = 0; !r && i < v.n; i++)
+		r = fn(arg, v.list[i]);
+	return r;
+}
+
 int store_list(struct store *s,
 	       int (*fn)(void *arg, const char *name, const struct manifest *m, const struct mv_err *err),
 	       void *arg)
@@ -542,17 +695,27 @@ int store_list(struct store *s,
 
 // --- delete ---
 
+static bool is_ours(const struct manifest *m, const char *file)
+{
+	return !strcmp(file, "manifest") || !strcmp(file, "state") || !strcmp(file, "memory") ||
+	       manifest_file_find(m, file);
+}
+
 // Only what thaw itself puts there may be removed.
-static int check_only_ours(int dir_fd, struct mv_err *err)
+static int check_only_ours(int dir_fd, const char *name, struct mv_err *err)
 {
 	AUTO_DIR *d = open_stream(dir_fd, ".");
+	MV_FREE struct manifest *m = calloc(1, sizeof *m);
 	struct dirent *e;
+
+	if (!m)
+		return mv_fail(err, ENOMEM, "out of memory");
+	load_manifest(dir_fd, name, m, NULL); // may be damaged: then it lists nothing
 
 	if (!d)
 		return mv_fail(err, errno, "cannot read its folder: %s", strerror(errno));
 	while ((e = readdir(d)))
-		if (!is_dot(e->d_name) && strcmp(e->d_name, "manifest") && strcmp(e->d_name, "state") &&
-		    strcmp(e->d_name, "memory")) {
+		if (!is_dot(e->d_name) && !is_ours(m, e->d_name)) {
 			make_printable(e->d_name);
 			return mv_fail(err, ENOTEMPTY, "its folder holds %.80s as well; remove that by hand",
 				       e->d_name);
@@ -563,20 +726,62 @@ static int check_only_ours(int dir_fd, struct mv_err *err)
 int store_delete(struct store *s, const char *name, struct mv_err *err)
 {
 	MV_FD dir_fd = -1;
+	uint64_t freed_bytes = 0;
 	char uuid[MV_UUID_LEN], gone[64];
 	int r = open_snapshot(s, name, &dir_fd, err);
 	if (r)
 		return r;
-	r = check_only_ours(dir_fd, err);
+	r = check_only_ours(dir_fd, name, err);
 	if (r) {
 		mv_wrap(err, "snapshot %s", name);
 		return r;
 	}
 	mv_uuid(uuid);
 	snprintf(gone, sizeof gone, "gone-%s", uuid);
-	if (renameat2(s->snapshots_fd, name, s->incoming_fd, gone, RENAME_NOREPLACE) ||
-	    fsync(s->snapshots_fd))
+	if (renameat2(s->snapshots_fd, name, s->incoming_fd, gone, RENAME_NOREPLACE))
 		return mv_fail(err, errno, "snapshot %s: cannot remove: %s", name, strerror(errno));
-	remove_entry(s->incoming_fd, gone);
+	if (fsync(s->snapshots_fd)) {
+		int e = errno;
+		renameat2(s->incoming_fd, gone, s->snapshots_fd, name, RENAME_NOREPLACE);
+		return mv_fail(err, e, "snapshot %s: cannot sync the store: %s", name, strerror(e));
+	}
+	remove_entry(s->incoming_fd, gone, &freed_bytes);
+	return 0;
+}
+
+// --- leftovers ---
+
+// 1: removed; 0: a draft holds it; -errno: stays.
+static int collect_entry(struct store *s, const char *name, uint64_t *ret_bytes)
+{
+	MV_FD fd = openat(s->incoming_fd, name, OPEN_DIR);
+	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
+		return 0;
+	int r = remove_entry(s->incoming_fd, name, ret_bytes);
+	return r ? r : 1;
+}
+
+int store_gc(struct store *s, void (*fn)(void *arg, const char *entry, uint64_t bytes), void *arg,
+	     struct store_gc *ret_gc, struct mv_err *err)
+{
+	struct store_gc gc = { 0 };
+	struct dirent *e;
+	AUTO_DIR *d = open_stream(s->incoming_fd, ".");
+
+	if (!d)
+		return mv_fail(err, errno, "cannot read the folder incoming: %s", strerror(errno));
+	pthread_mutex_lock(&s->lock);
+	while ((e = readdir(d))) {
+		uint64_t bytes = 0;
+		int r = is_dot(e->d_name) ? 0 : collect_entry(s, e->d_name, &bytes);
+		gc.freed_bytes += bytes;
+		gc.removed += r > 0;
+		gc.kept += r < 0;
+		make_printable(e->d_name);
+		if (r > 0 && fn)
+			fn(arg, e->d_name, bytes);
+	}
+	pthread_mutex_unlock(&s->lock);
+	*ret_gc = gc;
 	return 0;
 }

@@ -4,10 +4,10 @@
 // A snapshot is published by one rename(2) of a finished, synced folder from
 // <root>/incoming/, so it is there whole or not at all; leftovers of a crash are
 // removed at open. Published files are immutable. All files are hostile until checked.
-// After store_open a struct store is only read, and what has to be exclusive is done
-// by one system call: every function may run in any thread (commit hashes and syncs
-// the whole memory file, so it is best not run in an event loop).
+// What has to be exclusive is done by one system call or under the lock: every function may run in any thread
+// (commit hashes and syncs the whole memory file, so it is best not run in an event loop).
 #pragma once
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -17,8 +17,18 @@
 
 struct store {
 	int root_fd, snapshots_fd, incoming_fd;
-	int lock_fd; // one daemon per root
+	int lock_fd;                    // one daemon per root
+	pthread_mutex_t lock;           // a draft is made, or leftovers are looked for
+	struct store_gc {               // what store_gc() did; here: at open
+		unsigned removed, kept; // kept: could not be removed
+		uint64_t freed_bytes;
+	} cleaned;
 };
+
+#define STORE_CLOSED                                                                                         \
+	{                                                                                                    \
+		.root_fd = -1, .snapshots_fd = -1, .incoming_fd = -1, .lock_fd = -1                          \
+	}
 
 // Makes the folders if missing (mode 0700); the parent of root must exist. -EBUSY when
 // another daemon uses the root; -EPERM when others may write to it.
@@ -32,6 +42,7 @@ struct store_draft {
 	int dir_fd, state_fd, memory_fd;
 };
 
+// While dir_fd is open the folder is locked (flock), so that store_gc() leaves it alone.
 // -EEXIST when the name is taken, -EINVAL for a bad name, -ENOSPC...
 int store_begin(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err);
 
@@ -42,6 +53,16 @@ int store_begin(struct store *s, const char *name, struct store_draft *ret_draft
 // write to them, commit waits up to a second and then fails with -EBUSY. (Told by a
 // read lease, fcntl(2); file systems without leases skip this.)
 int store_commit(struct store *s, struct store_draft *d, struct manifest *m, struct mv_err *err);
+
+// A draft of a snapshot that was made elsewhere: without files; they are made one by one
+// (-EINVAL: no name for a file of a snapshot) and closed by the caller.
+int store_begin_import(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err);
+int store_draft_file(struct store_draft *d, const char *file, int *ret_fd, struct mv_err *err);
+
+// As store_commit, but the manifest has the file list and each file must be as it says.
+// The name becomes the draft's; the id a new one when the store has a snapshot of that id.
+// -ENOENT: it needs a parent snapshot that is not here.
+int store_commit_import(struct store *s, struct store_draft *d, struct manifest *m, struct mv_err *err);
 void store_abort(struct store *s, struct store_draft *d); // idempotent
 
 // Reads and checks a manifest (magic, version, checksum, every field). -ENOENT: no
@@ -54,6 +75,21 @@ int store_show(struct store *s, const char *name, struct manifest *ret_m, struct
 int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
 		int *ret_memory_fd, struct mv_err *err);
 
+// Opens one of the manifest's files, or the manifest itself (file "manifest"), read-only;
+// with verify it is hashed. Errors as of store_files.
+int store_open_file(struct store *s, const struct manifest *m, const char *file, bool verify, int *ret_fd,
+		    struct mv_err *err);
+
+// What its files are long, and what they take on disk, now.
+struct store_usage {
+	uint64_t apparent_bytes, disk_bytes;
+};
+struct store_usage store_usage(struct store *s, const struct manifest *m);
+
+// Calls fn for every entry as it is in the file system, by name order, and reads none. Stops
+// when fn returns nonzero and returns that.
+int store_names(struct store *s, int (*fn)(void *arg, const char *name), void *arg);
+
 // Calls fn for every published snapshot by name order; damaged ones come with m NULL and
 // the reason in err. Stops when fn returns nonzero and returns that. In the name of a
 // foreign entry each character outside [A-Za-z0-9_.-] is shown as '?'.
@@ -64,3 +100,13 @@ int store_list(struct store *s,
 // Removes a snapshot: renamed away first, so that it is there whole or not at all. Open
 // descriptors of it stay good. -ENOTEMPTY: the folder holds something else as well.
 int store_delete(struct store *s, const char *name, struct mv_err *err);
+
+// Removes it with the snapshots that can't be restored without it (force), those first; without
+// force -EBUSY, naming one, when there are any. fn is called for each that is gone.
+int store_delete_tree(struct store *s, const char *name, bool force, void (*fn)(void *arg, const char *name),
+		      void *arg, struct mv_err *err);
+
+// Removes what crashes left in incoming/: everything that no draft holds. fn (may be NULL) is
+// called for each removed entry. An entry with folders inside is not ours and stays.
+int store_gc(struct store *s, void (*fn)(void *arg, const char *entry, uint64_t bytes), void *arg,
+	     struct store_gc *ret_gc, struct mv_err *err);

@@ -417,7 +417,7 @@ static void forge_manifest(struct fixture *f, unsigned major, unsigned minor, co
 
 static void other_versions(void **state)
 {
-	static const uint8_t skippable[] = { 0x01, 0x80, 0, 0, 2, 0, 0, 0, 'h', 'i' };
+	static const uint8_t skippable[] = { 0x01, 0xf0, 0, 0, 2, 0, 0, 0, 'h', 'i' };
 	static const uint8_t unknown[] = { 0x01, 0x70, 0, 0, 2, 0, 0, 0, 'h', 'i' };
 	struct fixture *f = *state;
 	must_make(f, "x");

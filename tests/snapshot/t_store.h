@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// A store in a temporary folder, with snapshots that no VM was needed for.
+#pragma once
+#include "snapshot/store.h"
+#include "tests/t.h"
+
+enum { T_MEM_MIB = 4 };
+
+struct t_store {
+	char dir[64];
+	struct store s;
+	struct mv_err err;
+	struct manifest m; // of the last one made
+	int fds;
+};
+
+// Setup and teardown of a cmocka test; *state is the struct t_store. Leaked descriptors fail.
+int t_store_setup(void **state);
+int t_store_teardown(void **state);
+
+// Publishes a snapshot. parent (NULL: none) becomes its parent snapshot.
+void t_store_make(struct t_store *t, const char *name, const struct manifest *parent, bool needs_parent);
+
+// Loads all of it and compares checksums: 0 or -errno, with t->err filled.
+int t_store_use(struct t_store *t, const char *name);
+
+char *t_store_path(const struct t_store *t, const char *below); // until the next call
+unsigned t_store_entries(const struct t_store *t, const char *below);
