@@ -7,13 +7,19 @@
 // One request: on_uri() makes it -> on_access() with headers, with each piece of the body,
 // and once more at its end -> handler. Answered inside the handler: the response is queued
 // there. Otherwise the connection is suspended, http_reply() resumes it, and on_access()
-// comes once more and queues. on_completed() frees it in every case.
+// comes once more and queues. on_completed() frees it; only when the connection of an upload
+// breaks it lives on until it is answered.
+//
+// Bodies that flow: a connection whose pipe is full (upload) or empty (stream) is suspended, and
+// a watch of the pipe resumes it.
 #include "api/http.h"
 
 #include <errno.h>
 #include <microhttpd.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 
 #include "microvm/base/log.h"
@@ -21,14 +27,32 @@
 
 #define DISCARD_MAX (16u * 1024 * 1024) // of a body that is too large, before we hang up
 #define PUMP_ROUNDS 8
+#define STREAM_BLOCK (128u * 1024)
+
+// An answer that flows; made by http_reply_stream(), freed by stream_end().
+struct stream {
+	LIST_ENTRY(stream) link;
+	struct http *h;
+	struct MHD_Connection *con;
+	int fd; // -1: cut off
+	struct mv_watch watch;
+	bool suspended;
+	http_stream_fn *fn;
+	void *arg;
+};
 
 struct request {
 	struct http_req pub;
 	struct http *h;
-	struct MHD_Connection *con;
+	struct MHD_Connection *con; // NULL: an upload whose connection broke
 	struct mv_buf body;
 	size_t discarded;
 	bool handed_over, answered, suspended;
+	// upload
+	LIST_ENTRY(request) link;
+	int body_fd; // -1: not there, or the rest is thrown away
+	struct mv_watch body_watch;
+	bool body_suspended;
 	// the answer
 	unsigned status;
 	char content_type[40];
@@ -36,6 +60,7 @@ struct request {
 	size_t reply_len;
 	struct http_header headers[HTTP_MAX_HEADERS];
 	unsigned n_headers;
+	struct stream *stream;
 };
 
 struct http {
@@ -46,6 +71,9 @@ struct http {
 	http_handler *fn;
 	void *arg;
 	int listen_fd;
+	http_is_upload_fn *is_upload;
+	LIST_HEAD(, request) uploads; // with a body_fd
+	LIST_HEAD(, stream) streams;  // with an fd
 	unsigned pending;
 	bool work; // something was resumed
 };
@@ -89,9 +117,127 @@ static void *on_uri(void *arg, const char *uri, struct MHD_Connection *con)
 	if (r) {
 		r->h = arg;
 		r->con = con;
+		r->body_fd = -1;
 		r->pub.received_ns = mv_now_ns();
 	}
 	return r;
+}
+
+// --- bodies that flow ---
+
+static void resume(struct http *h, struct MHD_Connection *con, struct mv_watch *w, bool *suspended)
+{
+	mv_watch_del(w);
+	if (!*suspended)
+		return;
+	*suspended = false;
+	h->work = true;
+	MHD_resume_connection(con);
+}
+
+static void body_ready(void *arg, uint32_t events)
+{
+	struct request *r = arg;
+	(void)events;
+	resume(r->h, r->con, &r->body_watch, &r->body_suspended);
+}
+
+static void body_end(struct request *r)
+{
+	if (r->body_fd < 0)
+		return;
+	resume(r->h, r->con, &r->body_watch, &r->body_suspended);
+	mv_close(&r->body_fd);
+	LIST_REMOVE(r, link);
+}
+
+// Takes what the pipe takes; the rest comes again.
+static enum MHD_Result body_data(struct request *r, const char *data, size_t *data_size)
+{
+	ssize_t n = r->body_fd < 0 ? 0 : write(r->body_fd, data, *data_size);
+	if (n < 0 && errno == EAGAIN) {
+		if (mv_watch_add(r->h->loop, &r->body_watch, r->body_fd, EPOLLOUT, body_ready, r))
+			return MHD_NO;
+		r->body_suspended = true;
+		MHD_suspend_connection(r->con);
+	} else if (n <= 0) { // the reader wants no more
+		body_end(r);
+		*data_size = 0;
+	} else {
+		*data_size -= (size_t)n;
+	}
+	return MHD_YES;
+}
+
+static void stream_ready(void *arg, uint32_t events)
+{
+	struct stream *t = arg;
+	(void)events;
+	resume(t->h, t->con, &t->watch, &t->suspended);
+}
+
+static ssize_t stream_read(void *arg, uint64_t pos, char *buf, size_t max)
+{
+	struct stream *t = arg;
+	(void)pos;
+	if (t->fd < 0)
+		return MHD_CONTENT_READER_END_WITH_ERROR;
+	ssize_t n = read(t->fd, buf, max);
+	if (n > 0)
+		return n;
+	if (n == 0)
+		return t->fn(t->arg, true) ? MHD_CONTENT_READER_END_OF_STREAM
+					   : MHD_CONTENT_READER_END_WITH_ERROR;
+	if (errno != EAGAIN || mv_watch_add(t->h->loop, &t->watch, t->fd, EPOLLIN, stream_ready, t))
+		return MHD_CONTENT_READER_END_WITH_ERROR;
+	t->suspended = true;
+	MHD_suspend_connection(t->con);
+	return 0;
+}
+
+static void stream_close(struct stream *t)
+{
+	if (t->fd < 0)
+		return;
+	resume(t->h, t->con, &t->watch, &t->suspended);
+	mv_close(&t->fd);
+	LIST_REMOVE(t, link);
+	t->fn(t->arg, false);
+}
+
+static void stream_end(void *arg)
+{
+	struct stream *t = arg;
+	stream_close(t);
+	free(t);
+}
+
+void http_set_uploads(struct http *h, http_is_upload_fn *fn) { h->is_upload = fn; }
+
+void http_take_body(struct http_req *pub, int fd)
+{
+	struct request *r = (struct request *)pub;
+	r->body_fd = fd;
+	LIST_INSERT_HEAD(&r->h->uploads, r, link);
+}
+
+void http_abort_bodies(struct http *h)
+{
+	while (!LIST_EMPTY(&h->uploads))
+		body_end(LIST_FIRST(&h->uploads));
+	while (!LIST_EMPTY(&h->streams))
+		stream_close(LIST_FIRST(&h->streams));
+}
+
+// --- requests ---
+
+static void request_free(struct request *r)
+{
+	if (r->stream) // never got to be sent
+		stream_end(r->stream);
+	free(r->reply);
+	mv_buf_fini(&r->body);
+	free(r);
 }
 
 static void on_completed(void *arg, struct MHD_Connection *con, void **con_cls,
@@ -102,22 +248,30 @@ static void on_completed(void *arg, struct MHD_Connection *con, void **con_cls,
 	*con_cls = NULL;
 	if (!r)
 		return;
+	if (r->handed_over && !r->answered && r->pub.upload) {
+		body_end(r); // the handler will learn it from the pipe, and answer
+		r->con = NULL;
+		r->pub.path = r->pub.method = "(gone)";
+		return;
+	}
 	if (r->handed_over && !r->answered) { // can't happen while suspended
 		mv_log(MV_ERROR, "http: a request ended unanswered");
 		return; // its owner still points to it
 	}
-	free(r->reply);
-	mv_buf_fini(&r->body);
-	free(r);
+	body_end(r);
+	request_free(r);
 }
 
 static enum MHD_Result queue_reply(struct request *r)
 {
 	struct MHD_Response *m =
-		MHD_create_response_from_buffer(r->reply_len, r->reply, MHD_RESPMEM_MUST_FREE);
+		r->stream ? MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, stream_read,
+							      r->stream, stream_end)
+			  : MHD_create_response_from_buffer(r->reply_len, r->reply, MHD_RESPMEM_MUST_FREE);
 	if (!m)
 		return MHD_NO;
 	r->reply = NULL;
+	r->stream = NULL;
 	if (r->content_type[0])
 		MHD_add_response_header(m, MHD_HTTP_HEADER_CONTENT_TYPE, r->content_type);
 	for (unsigned i = 0; i < r->n_headers; i++)
@@ -144,6 +298,29 @@ static bool announced_too_large(struct MHD_Connection *con)
 	return s && strtoull(s, NULL, 10) > DISCARD_MAX;
 }
 
+static bool expects_continue(struct MHD_Connection *con)
+{
+	const char *s = MHD_lookup_connection_value(con, MHD_HEADER_KIND, MHD_HTTP_HEADER_EXPECT);
+	return s && !strcasecmp(s, "100-continue");
+}
+
+static enum MHD_Result wait_for_answer(struct request *r)
+{
+	r->suspended = true;
+	MHD_suspend_connection(r->con);
+	return MHD_YES;
+}
+
+// All calls for an upload after its headers. An early answer waits for the body's end: most
+// clients read none before.
+static enum MHD_Result on_upload(struct request *r, const char *data, size_t *data_size)
+{
+	if (*data_size)
+		return body_data(r, data, data_size);
+	body_end(r);
+	return r->answered ? queue_reply(r) : wait_for_answer(r);
+}
+
 static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const char *url, const char *method,
 				 const char *version, const char *data, size_t *data_size, void **con_cls)
 {
@@ -151,11 +328,18 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 	(void)arg, (void)version;
 	if (!r)
 		return MHD_NO;
+	if (r->pub.upload)
+		return on_upload(r, data, data_size);
 	if (r->answered)
 		return queue_reply(r);
 	if (!r->pub.path) { // the headers are there
 		r->pub.path = url;
 		r->pub.method = method;
+		r->pub.upload = r->h->is_upload && r->h->is_upload(method, url);
+		if (r->pub.upload) {
+			hand_over(r);
+			return r->answered && expects_continue(con) ? queue_reply(r) : MHD_YES;
+		}
 		if (!announced_too_large(con))
 			return MHD_YES;
 		r->pub.body_too_large = true; // answered before the body is read
@@ -176,9 +360,7 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 	hand_over(r);
 	if (r->answered)
 		return queue_reply(r);
-	r->suspended = true;
-	MHD_suspend_connection(con);
-	return MHD_YES;
+	return wait_for_answer(r);
 }
 
 int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, struct http **ret_http,
@@ -286,6 +468,40 @@ bool http_client_gone(struct http_req *pub)
 	return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
 }
 
+// The answer is there: it is sent now, or when the body has ended.
+static void answered(struct request *r)
+{
+	r->answered = true;
+	r->h->pending--;
+	mv_buf_fini(&r->body);
+	if (r->suspended) {
+		r->suspended = false;
+		r->h->work = true;
+		MHD_resume_connection(r->con);
+	}
+	if (!r->con)
+		request_free(r);
+}
+
+void http_reply_stream(struct http_req *pub, unsigned status, const char *content_type, int fd,
+		       http_stream_fn *fn, void *arg)
+{
+	struct request *r = (struct request *)pub;
+	struct stream *t = calloc(1, sizeof *t);
+	if (!t) {
+		close(fd);
+		fn(arg, false);
+		http_reply(pub, 503, NULL, NULL, 0, NULL, 0);
+		return;
+	}
+	*t = (struct stream){ .h = r->h, .con = r->con, .fd = fd, .fn = fn, .arg = arg };
+	LIST_INSERT_HEAD(&r->h->streams, t, link);
+	r->stream = t;
+	r->status = status;
+	mv_strcpy(r->content_type, sizeof r->content_type, content_type);
+	answered(r);
+}
+
 void http_reply(struct http_req *pub, unsigned status, const char *content_type, void *body, size_t body_len,
 		const struct http_header *headers, unsigned n_headers)
 {
@@ -297,12 +513,5 @@ void http_reply(struct http_req *pub, unsigned status, const char *content_type,
 	r->reply_len = body_len;
 	for (unsigned i = 0; i < n_headers && i < HTTP_MAX_HEADERS; i++)
 		r->headers[r->n_headers++] = headers[i];
-	r->answered = true;
-	r->h->pending--;
-	mv_buf_fini(&r->body);
-	if (r->suspended) {
-		r->suspended = false;
-		r->h->work = true;
-		MHD_resume_connection(r->con);
-	}
+	answered(r);
 }

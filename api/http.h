@@ -5,7 +5,9 @@
 // A complete request goes to the handler, which answers at once or later, each request
 // exactly once, by http_reply(). Until then the connection is suspended: it costs nothing
 // and does not time out. A client that went away is noticed at the reply; nothing special
-// is to be done for it. Limits: body 1 MiB, HTTP_MAX_CONNECTIONS, HTTP_IDLE_SECONDS.
+// is to be done for it. A body of an upload route is not collected but flows through a pipe, and
+// an answer may come from one. Limits: body 1 MiB (not of an upload), HTTP_MAX_CONNECTIONS,
+// HTTP_IDLE_SECONDS.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,6 +32,7 @@ struct http_req {                  // valid until http_reply()
 	const char *body;          // not NUL-terminated
 	size_t body_len;
 	bool body_too_large;  // the body was thrown away
+	bool upload;          // of an upload route: the body is still to come
 	uint64_t received_ns; // CLOCK_MONOTONIC when its first line was there
 };
 
@@ -37,6 +40,21 @@ typedef void http_handler(void *arg, struct http_req *r);
 
 int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, struct http **ret_http,
 	     struct mv_err *err);
+
+// Which requests are uploads. Their handler is called as soon as the headers are there; it
+// answers at once, or calls http_take_body().
+typedef bool http_is_upload_fn(const char *method, const char *path);
+void http_set_uploads(struct http *h, http_is_upload_fn *fn);
+
+// The body is written into fd, a non-blocking pipe that is taken over and closed when the body
+// has ended, also by a broken connection: what is written must tell by itself whether all of
+// it is there. When the reader closes its side the rest is thrown away. The answer is sent
+// when the body has ended.
+void http_take_body(struct http_req *r, int fd);
+
+// Cuts all bodies off, both ways: the other ends of their pipes see the end.
+void http_abort_bodies(struct http *h);
+
 // Every request must have been answered. Closes listen_fd. NULL allowed.
 void http_free(struct http *h);
 
@@ -55,3 +73,10 @@ bool http_client_gone(struct http_req *r);
 // Takes over body (malloc'd; NULL: empty). Ends the request.
 void http_reply(struct http_req *r, unsigned status, const char *content_type, void *body, size_t body_len,
 		const struct http_header *headers, unsigned n_headers);
+
+// Answers with what comes out of a non-blocking pipe until its end. Ends the request. Later
+// fn(arg, true) is called at the pipe's end: false makes the client see a broken answer. And
+// once fn(arg, false): the pipe was closed, nothing is called any more.
+typedef bool http_stream_fn(void *arg, bool at_end);
+void http_reply_stream(struct http_req *r, unsigned status, const char *content_type, int fd,
+		       http_stream_fn *fn, void *arg);
