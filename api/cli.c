@@ -22,12 +22,34 @@ int cli_fail(int status, const char *fmt, ...)
 	return status;
 }
 
-int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
-	    struct client_reply *ret_r)
+static int open_client(struct cli *c)
 {
 	struct mv_err err;
 	if (!c->client && client_new(c->socket, &c->client, &err))
 		return cli_fail(EXIT_DAEMON_ERROR, "%s", err.msg);
+	return EXIT_OK;
+}
+
+int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, int out_fd,
+	       struct client_reply *ret_r)
+{
+	struct mv_err err;
+	int status = open_client(c);
+	if (status)
+		return status;
+	int r = client_stream(c->client, method, path, in_fd, out_fd, ret_r, &err);
+	if (r)
+		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);
+	return cli_check(c, ret_r);
+}
+
+int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
+	    struct client_reply *ret_r)
+{
+	struct mv_err err;
+	int status = open_client(c);
+	if (status)
+		return status;
 	int r = client_call(c->client, method, path, body, len, ret_r, &err);
 	if (r)
 		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);

@@ -30,7 +30,7 @@ struct cli {
 	unsigned n_drives, n_nets;
 	unsigned long vcpus, memory, count, timeout_s, wait_s;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait;
-	bool no_rng, start, follow, read, paused;
+	bool no_rng, start, follow, read, paused, force, tree;
 };
 
 typedef int cli_fn(struct cli *c);
@@ -38,8 +38,9 @@ cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_l
 	cli_wait;   // cli_vm.c
 cli_fn cli_console; // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_delete,
-	cli_clone; // cli_snapshot.c
-cli_fn cli_doctor; // doctor.c
+	cli_clone;                                       // cli_snapshot.c
+cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc; // cli_store.c
+cli_fn cli_doctor;                                       // doctor.c
 
 // Prints "thaw: ..." on standard error and returns status.
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -50,9 +51,14 @@ int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const c
 	__attribute__((format(printf, 5, 6)));
 int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
 	    struct client_reply *ret_r);
+// A body from in_fd or an answer to out_fd; -1: none. Otherwise the error has been printed.
+int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, int out_fd,
+	       struct client_reply *ret_r);
 // EXIT_OK for 2xx; otherwise prints the daemon's error.
 int cli_check(struct cli *c, const struct client_reply *r);
 
+void cli_print_snapshot(js *v);
+void cli_print_tree(js *list); // of snapshots
 // Prints v as JSON and frees it.
 int cli_print_json(js *v);
 bool cli_name_ok(const char *name); // complains itself

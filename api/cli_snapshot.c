@@ -34,7 +34,7 @@ static void print_cpu(js *cpu)
 		print_list("missing:", missing);
 }
 
-static void print_snapshot(js *v)
+void cli_print_snapshot(js *v)
 {
 	printf("name:     %s\nid:       %s\nvm:       %s\ncreated:  %s\nversion:  %s, %s\n",
 	       js_str(v, "name", ""), js_str(v, "id", ""), js_str(v, "vm", ""), js_str(v, "created", ""),
@@ -43,6 +43,11 @@ static void print_snapshot(js *v)
 	       js_int(v, "files.state.size_bytes", 0));
 	printf("memory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\n", js_int(v, "config.memory_mib", 0),
 	       js_int(v, "files.memory.data_bytes", 0) / 1024);
+	printf("storage:  %" PRId64 " KiB on disk of %" PRId64 " KiB\n",
+	       js_int(v, "storage.disk_bytes", 0) / 1024, js_int(v, "storage.apparent_bytes", 0) / 1024);
+	if (js_get(v, "parent_snapshot"))
+		printf("parent:   %s%s\n", js_str(v, "parent_snapshot", ""),
+		       js_true(v, "needs_parent") ? ", needed" : "");
 	if (js_get(v, "cpu"))
 		print_cpu(js_get(v, "cpu"));
 	if (js_get(v, "pause_us"))
@@ -57,7 +62,7 @@ static int finish(struct cli *c, int status, js *v)
 		return status;
 	if (c->json)
 		return cli_print_json(v);
-	print_snapshot(v);
+	cli_print_snapshot(v);
 	js_free(v);
 	return EXIT_OK;
 }
@@ -80,6 +85,11 @@ int cli_snapshots(struct cli *c)
 	if (c->json)
 		return cli_print_json(v);
 	js *list = js_get(v, "snapshots");
+	if (c->tree) {
+		cli_print_tree(list);
+		js_free(v);
+		return EXIT_OK;
+	}
 	printf("%-24s %-16s %5s %8s %12s  %s\n", "NAME", "VM", "VCPUS", "MIB", "KIB ON DISK", "CREATED");
 	for (size_t i = 0; i < js_len(list); i++) {
 		js *s = js_at(list, i);
@@ -89,8 +99,10 @@ int cli_snapshots(struct cli *c)
 		}
 		printf("%-24s %-16s %5" PRId64 " %8" PRId64 " %12" PRId64 "  %s\n", js_str(s, "name", ""),
 		       js_str(s, "vm", ""), js_int(s, "config.vcpus", 0), js_int(s, "config.memory_mib", 0),
-		       js_int(s, "files.memory.data_bytes", 0) / 1024, js_str(s, "created", ""));
+		       js_int(s, "storage.disk_bytes", 0) / 1024, js_str(s, "created", ""));
 	}
+	printf("%zu snapshots, %" PRId64 " KiB on disk of %" PRId64 " KiB\n", js_len(list),
+	       js_int(v, "storage.disk_bytes", 0) / 1024, js_int(v, "storage.apparent_bytes", 0) / 1024);
 	js_free(v);
 	return EXIT_OK;
 }
@@ -119,7 +131,7 @@ int cli_snapshot_verify(struct cli *c)
 int cli_snapshot_delete(struct cli *c)
 {
 	js *v = NULL;
-	int status = by_name(c, "DELETE", "", &v);
+	int status = by_name(c, "DELETE", c->force ? "?force=true" : "", &v);
 	if (!status && !c->json)
 		printf("%s deleted\n", c->pos[0]);
 	js_free(v);

@@ -13,6 +13,7 @@
 #include "microvm/base/util.h"
 
 #define MAX_REPLY (256u * 1024 * 1024)
+#define STREAM_BLOCK (512l * 1024)
 
 struct client {
 	CURL *curl;
@@ -21,6 +22,8 @@ struct client {
 };
 
 struct incoming {
+	CURL *curl;
+	int out_fd, error; // out_fd: -1: into body
 	struct mv_buf body;
 	struct client_reply *r;
 };
@@ -28,7 +31,14 @@ struct incoming {
 static size_t on_body(char *data, size_t one, size_t n, void *arg)
 {
 	struct incoming *in = arg;
+	long status = 0;
 	(void)one;
+	if (in->out_fd >= 0)
+		curl_easy_getinfo(in->curl, CURLINFO_RESPONSE_CODE, &status);
+	if (status / 100 == 2) {
+		in->error = -mv_write_full(in->out_fd, data, n);
+		return in->error ? 0 : n;
+	}
 	if (in->body.len + n > MAX_REPLY)
 		return 0;
 	mv_buf_append(&in->body, data, n);
@@ -96,12 +106,19 @@ static int explain(const struct client *c, CURLcode code, struct mv_err *err)
 	return mv_fail(err, EIO, "talking to the daemon on %s: %s", c->socket_path, curl_easy_strerror(code));
 }
 
-int client_call(struct client *c, const char *method, const char *path, const void *body, size_t len,
-		struct client_reply *ret_r, struct mv_err *err)
+static size_t read_body(char *buf, size_t one, size_t n, void *arg)
+{
+	ssize_t got = read(*(int *)arg, buf, one * n);
+	return got < 0 ? CURL_READFUNC_ABORT : (size_t)got;
+}
+
+// As the two functions of the header, which say what is not there.
+static int call(struct client *c, const char *method, const char *path, const void *body, size_t len,
+		int in_fd, int out_fd, struct client_reply *ret_r, struct mv_err *err)
 {
 	char url[512];
 	struct client_reply r = { 0 };
-	struct incoming in = { .r = &r };
+	struct incoming in = { .curl = c->curl, .out_fd = out_fd, .r = &r };
 	long status = 0;
 
 	if (snprintf(url, sizeof url, "http://thaw%s", path) >= (int)sizeof url)
@@ -116,7 +133,14 @@ int client_call(struct client *c, const char *method, const char *path, const vo
 	curl_easy_setopt(c->curl, CURLOPT_WRITEDATA, &in);
 	curl_easy_setopt(c->curl, CURLOPT_HEADERFUNCTION, on_header);
 	curl_easy_setopt(c->curl, CURLOPT_HEADERDATA, &in);
-	if (strcmp(method, "GET")) {
+	if (in_fd >= 0) { // chunked; with "Expect: 100-continue", so that a refusal comes before the body
+		curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, NULL);
+		curl_easy_setopt(c->curl, CURLOPT_UPLOAD, 1L);
+		curl_easy_setopt(c->curl, CURLOPT_READFUNCTION, read_body);
+		curl_easy_setopt(c->curl, CURLOPT_READDATA, &in_fd);
+		curl_easy_setopt(c->curl, CURLOPT_UPLOAD_BUFFERSIZE, STREAM_BLOCK);
+		curl_easy_setopt(c->curl, CURLOPT_CUSTOMREQUEST, method);
+	} else if (strcmp(method, "GET")) {
 		curl_easy_setopt(c->curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)len);
 		curl_easy_setopt(c->curl, CURLOPT_POSTFIELDS, body ? body : "");
 		curl_easy_setopt(c->curl, CURLOPT_CUSTOMREQUEST, method);
@@ -124,6 +148,8 @@ int client_call(struct client *c, const char *method, const char *path, const vo
 	CURLcode code = curl_easy_perform(c->curl);
 	if (code != CURLE_OK) {
 		mv_buf_fini(&in.body);
+		if (in.error)
+			return mv_fail(err, in.error, "can't write: %s", strerror(in.error));
 		return explain(c, code, err);
 	}
 	curl_easy_getinfo(c->curl, CURLINFO_RESPONSE_CODE, &status);
@@ -137,6 +163,18 @@ int client_call(struct client *c, const char *method, const char *path, const vo
 	r.len = in.body.len - 1;
 	*ret_r = r;
 	return 0;
+}
+
+int client_call(struct client *c, const char *method, const char *path, const void *body, size_t len,
+		struct client_reply *ret_r, struct mv_err *err)
+{
+	return call(c, method, path, body, len, -1, -1, ret_r, err);
+}
+
+int client_stream(struct client *c, const char *method, const char *path, int in_fd, int out_fd,
+		  struct client_reply *ret_r, struct mv_err *err)
+{
+	return call(c, method, path, NULL, 0, in_fd, out_fd, ret_r, err);
 }
 
 void client_reply_fini(struct client_reply *r)

@@ -23,4 +23,9 @@ void client_free(struct client *c); // NULL allowed
 // reached; other errors: the connection broke. Free the reply with client_reply_fini().
 int client_call(struct client *c, const char *method, const char *path, const void *body, size_t len,
 		struct client_reply *ret_r, struct mv_err *err);
+
+// A request whose body is read from in_fd to its end (-1: none), or whose answer goes to out_fd
+// (-1: into the reply) when its status is 2xx.
+int client_stream(struct client *c, const char *method, const char *path, int in_fd, int out_fd,
+		  struct client_reply *ret_r, struct mv_err *err);
 void client_reply_fini(struct client_reply *r); // idempotent

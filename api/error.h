@@ -32,8 +32,8 @@
 	  "the message says which state is needed")                                                \
 	X(BUSY, 409, "busy", "another operation on this VM is in progress",                        \
 	  "try again when it is done")                                                             \
-	X(IN_USE, 409, "in_use", "a disk, tap or socket path is used by another VM or program",    \
-	  "give the VM its own: a drive, net or vsock override for a clone")                       \
+	X(IN_USE, 409, "in_use", "a disk, tap, socket path or snapshot is used by others",           \
+	  "give the VM its own (drive, net, vsock of a clone), or see the message")                \
 	X(VM_GONE, 409, "vm_gone", "the VM ended or was deleted while the request waited",         \
 	  "look at the VM's exit reason")                                                          \
 	X(BODY_TOO_LARGE, 413, "body_too_large", "the request body is larger than 1 MiB",          \
@@ -56,6 +56,8 @@
 	X(SNAPSHOT_CORRUPT, 422, "snapshot_corrupt",                                               \
 	  "a file of the snapshot is damaged, truncated or foreign",                               \
 	  "delete the snapshot and take it again")                                                 \
+	X(IMPORT_INVALID, 422, "import_invalid", "not an exported snapshot, or not all of it",      \
+	  "export it again; see the message")                                                      \
 	X(SNAPSHOT_MISMATCH, 422, "snapshot_mismatch",                                             \
 	  "the snapshot's state does not fit the clone's devices or this version",                 \
 	  "give overrides of the same kind and size as the snapshot's devices; see the message")   \

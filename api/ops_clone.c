@@ -203,6 +203,7 @@ static int start_item(struct clone_item *it, const struct clone_spec *spec, stru
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
 	memcpy(it->vm->from_snapshot, j->m.name, sizeof it->vm->from_snapshot);
+	memcpy(it->vm->from_snapshot_id, j->m.id, sizeof it->vm->from_snapshot_id);
 	it->vm->requested_ns = j->req->received_ns;
 	r = vms_add(j->s, it->vm, err);
 	if (!r && (r = launch(it, it->vm, err)))

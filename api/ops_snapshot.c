@@ -2,6 +2,7 @@
 // Handlers of /v1/snapshots, but for clone. Hashing, syncing and deleting are done by the
 // worker; the VM goes on as soon as its own part is finished.
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
@@ -67,12 +68,25 @@ static void put_cpu(js *o, struct server *s, const struct manifest *m)
 	cpu_report_fini(&r);
 }
 
-static js *manifest_json(const struct manifest *m)
+void put_usage(js *o, const char *key, const struct store_usage *u)
+{
+	js *v = js_object();
+	js_put_uint(v, "apparent_bytes", u->apparent_bytes);
+	js_put_uint(v, "disk_bytes", u->disk_bytes);
+	js_put(o, key, v);
+}
+
+js *manifest_json(struct server *s, const struct manifest *m)
 {
 	js *o = js_object(), *files = js_object();
 	js_put_str(o, "name", m->name);
 	js_put_str(o, "id", m->id);
 	js_put_str(o, "vm", m->parent);
+	if (m->parent_snapshot[0]) {
+		js_put_str(o, "parent_snapshot", m->parent_snapshot);
+		js_put_str(o, "parent_snapshot_id", m->parent_snapshot_id);
+		js_put_bool(o, "needs_parent", m->needs_parent);
+	}
 	put_time(o, "created", m->created_unix_ns);
 	js_put_str(o, "thaw_version", m->thaw_version);
 	js_put_str(o, "arch", m->arch == MANIFEST_X86_64 ? "x86_64" : "aarch64");
@@ -83,6 +97,8 @@ static js *manifest_json(const struct manifest *m)
 		js_put(files, m->file[i].name, f);
 	}
 	js_put(o, "files", files);
+	struct store_usage u = store_usage(&s->store, m);
+	put_usage(o, "storage", &u);
 	js_put(o, "config", js_encode(&config_table, &m->cfg));
 	return o;
 }
@@ -98,6 +114,8 @@ struct snap_op {
 	struct mv_err err;
 	int result;
 	uint64_t pause_ns;
+	bool force;            // delete
+	struct mv_buf deleted; // names, each with its NUL
 };
 
 static struct snap_op *snap_op_new(struct server *s, struct http_req *r, struct api_err *err)
@@ -117,7 +135,7 @@ static void create_end(struct snap_op *o, const struct api_err *err)
 	if (err) {
 		reply_err(o->req, err);
 	} else {
-		js *v = manifest_json(&o->m);
+		js *v = manifest_json(o->s, &o->m);
 		js_put_uint(v, "pause_us", o->pause_ns / 1000);
 		reply_json(o->req, 201, v);
 	}
@@ -166,6 +184,8 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 	mv_strcpy(m->thaw_version, sizeof m->thaw_version, THAW_VERSION);
 	m->created_unix_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 	m->arch = !uname(&u) && !strcmp(u.machine, "aarch64") ? MANIFEST_AARCH64 : MANIFEST_X86_64;
+	memcpy(m->parent_snapshot, vm->from_snapshot, sizeof m->parent_snapshot);
+	memcpy(m->parent_snapshot_id, vm->from_snapshot_id, sizeof m->parent_snapshot_id);
 	m->cfg = vm->cfg;
 }
 
@@ -221,26 +241,38 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 }
 
 // --- read -------------------------------------------------------------------------------
+struct listing {
+	struct server *s;
+	js *list;
+	struct store_usage total;
+};
+
 static int add_snapshot(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
 {
+	struct listing *l = arg;
 	js *o;
 	if (m) {
-		o = manifest_json(m);
+		struct store_usage u = store_usage(&l->s->store, m);
+		l->total.apparent_bytes += u.apparent_bytes;
+		l->total.disk_bytes += u.disk_bytes;
+		o = manifest_json(l->s, m);
 	} else {
 		o = js_object();
 		js_put_str(o, "name", name);
 		js_put_str(o, "damaged", err->msg);
 	}
-	js_add(arg, o);
+	js_add(l->list, o);
 	return 0;
 }
 
 void op_snap_list(struct server *s, struct http_req *r, const char *name)
 {
-	js *o = js_object(), *list = js_list();
+	js *o = js_object();
+	struct listing l = { .s = s, .list = js_list() };
 	(void)name;
-	store_list(&s->store, add_snapshot, list);
-	js_put(o, "snapshots", list);
+	store_list(&s->store, add_snapshot, &l);
+	js_put(o, "snapshots", l.list);
+	put_usage(o, "storage", &l.total);
 	reply_json(r, 200, o);
 }
 
@@ -255,7 +287,7 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 	if (result)
 		reply_err(r, &err);
 	else {
-		js *o = manifest_json(&m);
+		js *o = manifest_json(s, &m);
 		put_cpu(o, s, &m);
 		reply_json(r, 200, o);
 	}
@@ -281,17 +313,24 @@ static void verify_done(struct worker_job *j)
 		template_drop(o->s, o->m.name);
 		reply_err(o->req, &err);
 	} else {
-		js *v = manifest_json(&o->m);
+		js *v = manifest_json(o->s, &o->m);
 		js_put_bool(v, "verified", true);
 		reply_json(o->req, 200, v);
 	}
 	free(o);
 }
 
+// All that went, also when one of them then failed.
+static void on_deleted(void *arg, const char *name)
+{
+	struct snap_op *o = arg;
+	mv_buf_append(&o->deleted, name, strlen(name) + 1);
+}
+
 static void delete_run(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
-	o->result = store_delete(&o->s->store, o->m.name, &o->err);
+	o->result = store_delete_tree(&o->s->store, o->m.name, o->force, on_deleted, o, &o->err);
 }
 
 static void delete_done(struct worker_job *j)
@@ -302,13 +341,33 @@ static void delete_done(struct worker_job *j)
 		snap_error(&err, &o->err, API_INTERNAL);
 		reply_err(o->req, &err);
 	} else {
-		template_drop(o->s, o->m.name);
 		reply_empty(o->req);
 	}
+	for (size_t at = 0; at < o->deleted.len; at += strlen((char *)o->deleted.p + at) + 1)
+		template_drop(o->s, (char *)o->deleted.p + at);
+	mv_buf_fini(&o->deleted);
 	free(o);
 }
 
-static void by_worker(struct server *s, struct http_req *r, const char *name,
+#define MAX_NAMED 3
+
+struct users {                 // VMs with a process that were cloned from a snapshot
+	const char *name, *id; // id: empty: not known, the snapshot is damaged
+	unsigned n;
+	char text[MAX_NAMED * (VMCFG_NAME_LEN + 4)];
+};
+
+static void find_user(void *arg, struct vm *vm)
+{
+	struct users *u = arg;
+	if (!vm_has_process(vm) || strcmp(vm->from_snapshot, u->name) ||
+	    (u->id[0] && strcmp(vm->from_snapshot_id, u->id)) || u->n++ >= MAX_NAMED)
+		return;
+	size_t used = strlen(u->text);
+	snprintf(u->text + used, sizeof u->text - used, "%s%s", used ? ", " : "VM ", vm->cfg.name);
+}
+
+static void by_worker(struct server *s, struct http_req *r, const char *name, bool force,
 		      void (*run)(struct worker_job *), void (*done)(struct worker_job *))
 {
 	struct api_err err;
@@ -323,6 +382,7 @@ static void by_worker(struct server *s, struct http_req *r, const char *name,
 		return;
 	}
 	mv_strcpy(o->m.name, sizeof o->m.name, name);
+	o->force = force;
 	o->job.run = run;
 	o->job.done = done;
 	worker_add(&s->worker, &o->job);
@@ -330,10 +390,31 @@ static void by_worker(struct server *s, struct http_req *r, const char *name,
 
 void op_snap_verify(struct server *s, struct http_req *r, const char *name)
 {
-	by_worker(s, r, name, verify_run, verify_done);
+	by_worker(s, r, name, false, verify_run, verify_done);
 }
 
 void op_snap_delete(struct server *s, struct http_req *r, const char *name)
 {
-	by_worker(s, r, name, delete_run, delete_done);
+	static struct manifest m; // the loop's thread only
+	struct users u = { .name = name, .id = m.id };
+	struct mv_err e;
+	struct api_err err;
+	bool force = false;
+	if (query_bool(r, "force", &force, &err)) {
+		reply_err(r, &err);
+		return;
+	}
+	if (store_show(&s->store, name, &m, NULL))
+		m.id[0] = 0;
+	vms_each(s, find_user, &u);
+	if (u.n && !force) { // EBUSY: in_use
+		mv_fail(&e, EBUSY,
+			"snapshot %s: %s%s run%s from it; delete them first, or give force=true and they "
+			"go on without it",
+			name, u.text, u.n > MAX_NAMED ? " and others" : "", u.n == 1 ? "s" : "");
+		snap_error(&err, &e, API_INTERNAL);
+		reply_err(r, &err);
+		return;
+	}
+	by_worker(s, r, name, force, delete_run, delete_done);
 }

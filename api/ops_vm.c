@@ -8,6 +8,7 @@
 #include <sys/sysinfo.h>
 
 #include "api/ops.h"
+#include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
@@ -186,20 +187,12 @@ static void count(void *arg, struct vm *vm)
 	c->by_state[vm->state <= VM_EXITED ? vm->state : 0]++;
 }
 
-static int count_snapshot(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
-{
-	(void)name, (void)m, (void)err;
-	++*(unsigned *)arg;
-	return 0;
-}
-
 void op_info(struct server *s, struct http_req *r, const char *name)
 {
 	struct counts c = { 0 };
-	unsigned snapshots = 0;
 	(void)name;
 	vms_each(s, count, &c);
-	store_list(&s->store, count_snapshot, &snapshots);
+	store_index_refresh(&s->index, &s->store); // failed: the last numbers
 	js *o = js_object(), *v = js_object();
 	js_put_str(o, "version", THAW_VERSION);
 	js_put_str(o, "api", "v1");
@@ -209,7 +202,8 @@ void op_info(struct server *s, struct http_req *r, const char *name)
 	for (unsigned i = VM_CREATED; i <= VM_EXITED; i++)
 		js_put_uint(v, vm_state_name(i), c.by_state[i]);
 	js_put(o, "vms", v);
-	js_put_uint(o, "snapshots", snapshots);
+	js_put_uint(o, "snapshots", s->index.n);
+	put_usage(o, "storage", &s->index.total);
 	js_put_uint(o, "connections", http_connections(s->http));
 	reply_json(r, 200, o);
 }

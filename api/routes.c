@@ -25,9 +25,12 @@ const struct route api_routes[] = {
 	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
 	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },
-	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, { 0 }, "delete a snapshot" },
+	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, { "force" }, "delete a snapshot" },
+	{ "GET", "/v1/snapshots/{name}/export", op_snap_export, { 0 }, "a snapshot as one stream" },
+	{ "PUT", "/v1/snapshots/{name}/import", op_snap_import, { 0 }, "a snapshot from such a stream" },
 	{ "POST", "/v1/snapshots/{name}/verify", op_snap_verify, { 0 }, "hash all its files" },
 	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },
+	{ "POST", "/v1/gc", op_gc, { 0 }, "remove leftovers of crashes" },
 };
 const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);
 
@@ -103,6 +106,15 @@ int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t othe
 	return 0;
 }
 
+int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err *err)
+{
+	const char *s = http_query(r, name);
+	if (s && strcmp(s, "true") && strcmp(s, "false"))
+		return api_fail(err, API_INVALID_VALUE, "%s: \"%.32s\" is neither true nor false", name, s);
+	*ret_v = s && !strcmp(s, "true");
+	return 0;
+}
+
 // Not found, or found with another method: then Allow lists the right ones.
 static void no_route(struct http_req *r, const char *allow)
 {
@@ -149,4 +161,14 @@ void api_dispatch(void *arg, struct http_req *r)
 		snprintf(allow + used, sizeof allow - used, "%s%s", used ? ", " : "", t->method);
 	}
 	no_route(r, allow);
+}
+
+bool api_is_upload(const char *method, const char *path)
+{
+	char name[ROUTE_NAME_LEN];
+	for (unsigned i = 0; i < api_n_routes; i++)
+		if (api_routes[i].fn == op_snap_import)
+			return !strcmp(api_routes[i].method, method) &&
+			       route_match(api_routes[i].pattern, path, name);
+	return false;
 }

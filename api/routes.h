@@ -21,6 +21,9 @@ extern const unsigned api_n_routes;
 // The http_handler; arg is the struct server.
 void api_dispatch(void *arg, struct http_req *r);
 
+// The http_is_upload_fn.
+bool api_is_upload(const char *method, const char *path);
+
 // Does path fit pattern? Copies what stands at {name} (at most 64 bytes) when there is one.
 #define ROUTE_NAME_LEN 65
 bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN]);
@@ -35,9 +38,13 @@ js *err_json(const struct api_err *err); // {"code":..., "message":...}
 int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t otherwise, uint64_t *ret_v,
 	       struct api_err *err);
 
+// A query parameter that is true or false; false when it is not there.
+int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err *err);
+
 // Handlers, by file.
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
 	op_vm_delete;                                                                // ops_vm.c
 route_fn op_console_read, op_console_write;                                          // ops_console.c
 route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete; // ops_snapshot.c
+route_fn op_gc, op_snap_export, op_snap_import;                                      // ops_store.c
 route_fn op_clone;                                                                   // ops_clone.c

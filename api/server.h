@@ -6,7 +6,10 @@
 #include "api/http.h"
 #include "api/worker.h"
 #include "microvm/base/loop.h"
+#include "snapshot/index.h"
 #include "snapshot/store.h"
+
+#define MAX_TRANSFERS 4 // exports and imports at a time
 
 struct vm_call;
 LIST_HEAD(vm_calls, vm_call);
@@ -20,6 +23,8 @@ struct server {
 	struct http *http;
 	struct worker worker;
 	struct store store;
+	struct store_index index;               // of store, for counts
+	struct worker transfers[MAX_TRANSFERS]; // ops_store.c: a thread per export or import
 	// VMs (vms.c)
 	void *by_name, *by_id;  // tsearch(3) trees
 	unsigned n_vms, n_live; // listed; with a process

@@ -14,7 +14,7 @@ enum opt {
 	O_JSON, O_SOCKET, O_HELP, O_VERSION, // for all
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
-	O_NAME, O_PAUSED, O_CPU,
+	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -31,7 +31,8 @@ static const struct option long_options[] = {
 	BARE("no-rng", O_NO_RNG), BARE("start", O_START), WITH("mode", O_MODE),
 	BARE("follow", O_FOLLOW), BARE("read", O_READ), WITH("write", O_WRITE),
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
-	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU), { 0 },
+	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
+	BARE("force", O_FORCE), BARE("tree", O_TREE), { 0 },
 };
 
 // clang-format on
@@ -68,15 +69,21 @@ static const struct command {
 	  "NAME --console TEXT | --state STATE [--timeout SEC]",
 	  "wait for output or a state (30 s, or --timeout)" },
 	{ "snapshot", 2, 0, cli_snapshot, "VM NAME", "take a snapshot; the VM goes on" },
-	{ "snapshots", 0, 0, cli_snapshots, "", "list snapshots" },
+	{ "snapshots", 0, BIT(O_TREE), cli_snapshots, "[--tree]", "list snapshots" },
 	{ "snapshot-show", 1, 0, cli_snapshot_show, "NAME", "show a snapshot" },
 	{ "snapshot-verify", 1, 0, cli_snapshot_verify, "NAME", "check all its bytes" },
-	{ "snapshot-delete", 1, 0, cli_snapshot_delete, "NAME", "delete a snapshot" },
+	{ "snapshot-delete", 1, BIT(O_FORCE), cli_snapshot_delete,
+	  "NAME [--force]\n"
+	  "         --force: with the snapshots that need it, and although clones of it run",
+	  "delete a snapshot" },
+	{ "snapshot-export", 2, 0, cli_snapshot_export, "NAME FILE|-", "write it to a file as one stream" },
+	{ "snapshot-import", 2, 0, cli_snapshot_import, "NAME FILE|-", "make a snapshot from such a file" },
 	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive id=ID[,path=FILE][,ro]]...\n"
 	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
+	{ "gc", 0, 0, cli_gc, "", "remove leftovers of crashes" },
 	{ "info", 0, 0, cli_info, "", "the daemon's version and counts" },
 	{ "doctor", 0, 0, cli_doctor, "", "can this host run VMs? Needs no daemon" },
 };
@@ -136,6 +143,8 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_COUNT: return number(arg, &c->count, &c->has_count);
 	case O_NAME: c->name = arg; return true;
 	case O_PAUSED: return c->paused = true;
+	case O_FORCE: return c->force = true;
+	case O_TREE: return c->tree = true;
 	default: return false;
 	}
 }

@@ -140,6 +140,10 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 	int r = paths_make_dirs(o->state_dir, 0700, err);
 	if (!r)
 		r = store_open(&s->store, o->state_dir, err);
+	if (!r && (s->store.cleaned.removed || s->store.cleaned.kept))
+		mv_log(MV_INFO, "leftovers of unfinished work: %u removed, %llu bytes freed, %u stay",
+		       s->store.cleaned.removed, (unsigned long long)s->store.cleaned.freed_bytes,
+		       s->store.cleaned.kept);
 	if (!r)
 		r = open_vsock_dir(s, o->state_dir, err);
 	if (!r && (r = vm_calls_init(s)))
@@ -153,6 +157,8 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 	r = http_new(&s->loop, *ret_listen_fd, api_dispatch, s, &s->http, err);
 	if (r)
 		unlink(o->socket);
+	else
+		http_set_uploads(s->http, api_is_upload);
 	return r;
 }
 
@@ -216,6 +222,10 @@ static void first_vm(void *arg, struct vm *vm)
 
 static void stop(struct server *s, const struct options *o, struct signals *g, bool listening)
 {
+	if (listening)
+		http_abort_bodies(s->http); // so that exports and imports end
+	for (unsigned i = 0; i < MAX_TRANSFERS; i++)
+		worker_fini(&s->transfers[i]);
 	worker_fini(&s->worker); // jobs in progress end and answer
 	if (listening) {
 		http_free(s->http);
@@ -228,6 +238,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 		vms_remove(vm);
 	}
 	templates_free(s);
+	store_index_free(&s->index);
 	store_close(&s->store);
 	mv_timer_fini(&s->call_timer);
 	mv_timer_fini(&g->timer);

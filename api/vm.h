@@ -38,7 +38,7 @@ struct vm {
 	unsigned refs;
 	// fixed
 	struct vmcfg cfg;
-	char from_snapshot[VMCFG_NAME_LEN];
+	char from_snapshot[VMCFG_NAME_LEN], from_snapshot_id[MV_UUID_LEN]; // of a clone
 	uint64_t created_unix_ns, requested_ns;
 	// what it is now
 	bool listed;          // in the table, so its name and id are taken

@@ -21,7 +21,7 @@ allowed() {
 	api/doctor.c) echo 'api/* microvm/kvm_probe.h microvm/base/*' ;; # thaw doctor asks KVM itself
 	api/ops_snapshot.[ch] | api/ops_clone.c) # the daemon compares CPUs itself, once per snapshot
 		echo 'api/* microvm/cpu_report.h snapshot/store.h snapshot/manifest.h microvm/base/*' ;;
-	api/*) echo 'api/* snapshot/store.h snapshot/manifest.h microvm/base/*' ;;
+	api/*) echo 'api/* snapshot/store.h snapshot/manifest.h snapshot/index.h snapshot/transfer.h microvm/base/*' ;;
 	esac
 }
 

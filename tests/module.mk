@@ -19,5 +19,11 @@ $(call in,snapshot,$(TEST_PROGRAMS)): $(SNAP_O) $(BASE_O) $(call in,snapshot,$(T
 $(call in,api,$(TEST_PROGRAMS)): $(API_COMMON) $(SNAP_O) $(BASE_O) $(call in,api,$(T_O))
 $(call in,microvm,$(TEST_PROGRAMS)): $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) $(call in,microvm,$(T_O))
 
+# Preloaded into the daemon by tests/e2e/test_store.py.
+FAULTS := $(B)/tests/faults/shim.so
+$(FAULTS): tests/faults/shim.c
+	$(Q)mkdir -p $(@D)
+	$(call say,CC,$<)$(CC) $(BASE_CFLAGS) -U_FORTIFY_SOURCE -fPIC -shared $(CFLAGS) $< -o $@
+
 include tests/fuzz/fuzz.mk
-tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest $(B)/bench/bench
+tests: $(FAULTS) $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest $(B)/bench/bench
