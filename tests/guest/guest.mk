@@ -7,7 +7,8 @@ ALL_TARGETS += $(GUEST)
 GUEST_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Wshadow -Wconversion -ffreestanding \
 	-fno-pie -fno-stack-protector -fno-asynchronous-unwind-tables -mgeneral-regs-only \
 	-fcf-protection=none
-GUEST_SRC := tests/guest/start.S tests/guest/tiny.c tests/guest/rng.c
+GUEST_SRC := tests/guest/start.S tests/guest/tiny.c tests/guest/virtio.c \
+	tests/guest/rng.c tests/guest/blk.c
 
 $(GUEST): $(GUEST_SRC) tests/guest/tiny.h tests/guest/tiny.ld tests/guest/guest.mk
 	@mkdir -p $(@D)

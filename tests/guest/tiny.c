@@ -23,8 +23,8 @@
  *
  * `timer MS` arms the local APIC's timer, one shot; when it fires the guest says TIMER.
  *
- * Nothing here is initialised at a command but the virtio-rng queue, at the
- * first `rand` (rng.c); so a snapshot can be taken at any time, also in mid-command.
+ * Nothing here is initialised at a command but the virtio queues, at the first
+ * `rand` and `blk` (virtio.c); so a snapshot can be taken at any time, also in mid-command.
  *
  * Sources: PVH start info, xen/include/public/arch-x86/hvm/start_info.h; Linux
  * Documentation/arch/x86/{boot,zero-page}.rst; ACPI 6.5 sections 4.8.3.7 (sleep
@@ -418,6 +418,35 @@ static void do_rand(char *args)
 	put("\n");
 }
 
+// blk r SECTOR | w SECTOR TEXT | f: a sector as text, and flush.
+static void do_blk(char *args)
+{
+	static u8 data[BLK_SECTOR + 1];
+	const char *how = word(&args);
+	u64 sector = 0;
+	bool ok;
+	if (!same(how, "f") && !arg_number(&args, &sector))
+		return error("bad sector");
+	if (!blk_init())
+		return error("no virtio-blk device");
+	if (same(how, "r")) {
+		ok = blk_read(sector, data);
+		if (ok)
+			return ok_text((const char *)data);
+	} else if (same(how, "w")) {
+		memset(data, 0, sizeof data);
+		copy_text((char *)data, args, BLK_SECTOR);
+		ok = blk_write(sector, data);
+	} else if (same(how, "f")) {
+		ok = blk_flush();
+	} else {
+		return error("not r, w or f");
+	}
+	if (!ok)
+		return error("virtio-blk failed");
+	put("OK\n");
+}
+
 static void do_count(char *args)
 {
 	(void)args;
@@ -544,6 +573,7 @@ static const struct {
 	{ "genid", do_genid },     { "cmdline", do_cmdline }, { "mem", do_mem },       { "heap", do_heap },
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
+	{ "blk", do_blk },
 };
 
 static void run_line(char *line)

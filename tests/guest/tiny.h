@@ -52,6 +52,46 @@ bool starts(const char *s, const char *with);
 // Decimal, or hexadecimal behind 0x; *s moves behind the digits.
 bool number(const char **s, u64 *v);
 
+// virtio.c: a device and its only queue.
+#define VIRTIO_BLK 2
+#define VIRTIO_RNG 4
+#define VIRTIO_BLK_F_FLUSH (1u << 9)
+#define VIRTIO_QUEUE 4
+struct virtio {
+	volatile struct {
+		u64 addr;
+		u32 len;
+		u16 flags, next;
+	} desc[VIRTIO_QUEUE] __attribute__((aligned(16)));
+	volatile struct {
+		u16 flags, idx, ring[VIRTIO_QUEUE];
+	} avail;
+	volatile struct {
+		u16 flags, idx;
+		struct {
+			u32 id, len;
+		} ring[VIRTIO_QUEUE];
+	} used __attribute__((aligned(4)));
+	u64 base; // 0: not found yet
+	u16 idx;
+};
+struct virtio_buf {
+	volatile void *at;
+	u32 len;
+	bool writable; // by the device
+};
+// The first device of this kind; idempotent. False: there is none.
+bool virtio_init(struct virtio *d, u32 id);
+// One request, waited for; bufs up to VIRTIO_QUEUE. False: no answer in time.
+bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 *ret_len);
+
+// blk.c. False: no such device; an error or no answer.
+#define BLK_SECTOR 512
+bool blk_init(void);
+bool blk_read(u64 sector, u8 to[BLK_SECTOR]);
+bool blk_write(u64 sector, u8 from[BLK_SECTOR]);
+bool blk_flush(void);
+
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);
 bool rng_fill(u8 *to, u64 n);

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The tiny guest's virtio drivers' common part: one queue of four, one request at a
+ * time, polled, over virtio-mmio version 2. Virtio 1.2 sections 2.7 and 4.2.
+ */
+#include "tiny.h"
+
+static inline void barrier(void) { __asm__ volatile("mfence" : : : "memory"); }
+
+#define VIRTIO_FIRST 0xd0000000ULL
+#define VIRTIO_SLOTS 32
+#define VIRTIO_MAGIC 0x74726976
+
+// Registers, virtio 1.2 section 4.2.2.
+#define R_MAGIC 0x00
+#define R_VERSION 0x04
+#define R_DEVICE 0x08
+#define R_DRIVER_FEATURES 0x20
+#define R_DRIVER_FEATURES_SEL 0x24
+#define R_QUEUE_SEL 0x30
+#define R_QUEUE_NUM_MAX 0x34
+#define R_QUEUE_NUM 0x38
+#define R_QUEUE_READY 0x44
+#define R_NOTIFY 0x50
+#define R_IRQ_STATUS 0x60
+#define R_IRQ_ACK 0x64
+#define R_STATUS 0x70
+#define R_DESC 0x80
+#define R_AVAIL 0x90
+#define R_USED 0xa0
+
+#define S_ACKNOWLEDGE 1
+#define S_DRIVER 2
+#define S_DRIVER_OK 4
+#define S_FEATURES_OK 8
+
+#define DESC_NEXT 1
+#define DESC_WRITE 2
+#define AVAIL_NO_IRQ 1
+#define POLL_ROUNDS 200000000ULL
+
+static bool is_device(u64 base, u32 id)
+{
+	return mmio_read(base + R_MAGIC) == VIRTIO_MAGIC && mmio_read(base + R_VERSION) == 2 &&
+	       mmio_read(base + R_DEVICE) == id;
+}
+
+// By the kernel's parameter virtio_mmio.device=SIZE@ADDR:IRQ, else by looking.
+static u64 find_device(u32 id)
+{
+	bool named = false;
+	for (const char *p = cmdline; *p; p++) {
+		u64 v;
+		if (!starts(p, "virtio_mmio.device="))
+			continue;
+		while (*p && *p != ' ' && *p != '@')
+			p++;
+		if (*p != '@')
+			break;
+		const char *s = p + 1;
+		named = true;
+		if (number(&s, &v) && v < MAPPED_END && is_device(v, id))
+			return v;
+	}
+	for (u64 a = VIRTIO_FIRST; !named && a < VIRTIO_FIRST + VIRTIO_SLOTS * PAGE; a += PAGE)
+		if (is_device(a, id))
+			return a;
+	return 0;
+}
+
+bool virtio_init(struct virtio *d, u32 id)
+{
+	if (d->base)
+		return true;
+	u64 b = find_device(id);
+	if (!b)
+		return false;
+	mmio_write(b + R_STATUS, 0);
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
+	mmio_write(b + R_DRIVER_FEATURES, id == VIRTIO_BLK ? VIRTIO_BLK_F_FLUSH : 0);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);
+	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
+	mmio_write(b + R_QUEUE_SEL, 0);
+	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) || mmio_read(b + R_QUEUE_NUM_MAX) < VIRTIO_QUEUE)
+		return false;
+	d->avail.flags = AVAIL_NO_IRQ;
+	mmio_write(b + R_QUEUE_NUM, VIRTIO_QUEUE);
+	const u64 part[3][2] = { { R_DESC, (u64)d->desc },
+				 { R_AVAIL, (u64)&d->avail },
+				 { R_USED, (u64)&d->used } };
+	for (int i = 0; i < 3; i++) {
+		mmio_write(b + part[i][0], (u32)part[i][1]);
+		mmio_write(b + part[i][0] + 4, 0);
+	}
+	mmio_write(b + R_QUEUE_READY, 1);
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK | S_DRIVER_OK);
+	d->base = b;
+	return true;
+}
+
+bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 *ret_len)
+{
+	u16 slot = d->idx % VIRTIO_QUEUE;
+	for (u32 i = 0; i < n; i++) {
+		d->desc[i].addr = (u64)bufs[i].at;
+		d->desc[i].len = bufs[i].len;
+		d->desc[i].flags = (u16)((bufs[i].writable ? DESC_WRITE : 0) | (i + 1 < n ? DESC_NEXT : 0));
+		d->desc[i].next = (u16)(i + 1);
+	}
+	d->avail.ring[slot] = 0;
+	barrier();
+	d->avail.idx = ++d->idx;
+	barrier();
+	mmio_write(d->base + R_NOTIFY, 0);
+	for (u64 i = 0; d->used.idx != d->idx; i++) {
+		if (i == POLL_ROUNDS)
+			return false;
+		__asm__ volatile("pause");
+	}
+	mmio_write(d->base + R_IRQ_ACK, mmio_read(d->base + R_IRQ_STATUS));
+	*ret_len = d->used.ring[slot].len;
+	return true;
+}
