@@ -163,7 +163,7 @@ static int put_pair(js *o, const char *option, const char *key, const char *valu
 		if (*value < '0' || *value > '9' || *end)
 			return cli_fail(EXIT_USAGE, "--%s: %s=%s is not a number", option, key, value);
 		js_put_uint(o, key, v);
-	} else if (!strcmp(key, "path")) {
+	} else if (!strcmp(key, "path") || !strcmp(key, "layer_path")) {
 		if (!cli_absolute(value, path))
 			return cli_fail(EXIT_USAGE, "--%s: the path is too long", option);
 		js_put_str(o, key, path);

@@ -162,7 +162,7 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	js_add(list, o);
 	if (c->name && !c->has_count)
 		js_put_str(o, "name", c->name);
-	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro", n);
+	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro layer layer_path", n);
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets, "id tap mac", n);
 	if (status || !c->vsock)

@@ -27,8 +27,13 @@ static void print_vm(js *v)
 	       js_str(v, "config.kernel", ""));
 	for (size_t i = 0; i < js_len(js_get(v, "config.drives")); i++) {
 		js *d = js_at(js_get(v, "config.drives"), i);
-		printf("drive:     %s %s%s\n", js_str(d, "id", ""), js_str(d, "path", ""),
+		const char *layer = js_str(d, "layer", "none");
+		printf("drive:     %s %s%s", js_str(d, "id", ""), js_str(d, "path", ""),
 		       js_true(d, "read_only") ? " (read-only)" : "");
+		if (strcmp(layer, "none"))
+			printf(" (%s layer%s%s)", layer, js_get(d, "layer_path") ? " " : "",
+			       js_str(d, "layer_path", ""));
+		printf("\n");
 	}
 	for (size_t i = 0; i < js_len(js_get(v, "config.nets")); i++) {
 		js *n = js_at(js_get(v, "config.nets"), i);
@@ -78,7 +83,7 @@ static int put_devices(struct cli *c, js *o)
 	js_put(o, "drives", drives);
 	js_put(o, "nets", nets);
 	for (unsigned i = 0; i < c->n_drives; i++) {
-		if (!(v = cli_parse_pairs("drive", c->drive[i], "id path serial ro", "", 0)))
+		if (!(v = cli_parse_pairs("drive", c->drive[i], "id path serial ro layer layer_path", "", 0)))
 			return EXIT_USAGE;
 		js_add(drives, v);
 	}

@@ -2,9 +2,15 @@
 // What the handlers share. Loop's thread only.
 #pragma once
 #include "api/vm.h"
+#include "snapshot/manifest.h"
 
 // Gives the vsock device a path of the daemon's choice when it has none.
 void ops_default_vsock(struct server *s, struct vmcfg *cfg);
+
+// Opens all files of a VM that is to be booted (from NULL) or cloned, but the snapshot's state
+// and memory. On failure nothing is left behind; ops_close_files() undoes it.
+int ops_open_files(struct vm *vm, const struct manifest *from, struct vm_fds *ret_fds, struct api_err *err);
+void ops_close_files(struct vm *vm, struct vm_fds *fds);
 
 // Marks `what` (static) as the operation in progress, or fails with busy. vm->op = NULL ends it.
 int ops_begin(struct vm *vm, const char *what, struct api_err *err);

@@ -18,7 +18,6 @@
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/templates.h"
-#include "api/vmfds.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
 #include "microvm/base/util.h"
@@ -171,7 +170,7 @@ static int launch(struct clone_item *it, struct vm *vm, struct api_err *err)
 {
 	struct clone_job *j = it->job;
 	struct vm_fds fds;
-	int r = vmfds_open(&vm->cfg, j->s->kvm_path, false, &fds, err);
+	int r = ops_open_files(vm, &j->m, &fds, err);
 	if (r)
 		return r;
 	fds.state = fcntl(j->state_fd, F_DUPFD_CLOEXEC, 3);
@@ -179,9 +178,7 @@ static int launch(struct clone_item *it, struct vm *vm, struct api_err *err)
 	vm->op = "clone";
 	if (fds.state >= 0 && fds.memory >= 0)
 		return vm_launch(vm, MSG_RESTORE, j->body.run, &fds, on_restored, it, err);
-	if (fds.vsock >= 0)
-		unlink(vm->cfg.vsock.path);
-	vm_fds_close(&fds);
+	ops_close_files(vm, &fds);
 	return api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
 }
 

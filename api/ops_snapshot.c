@@ -8,6 +8,7 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include "api/layers.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
@@ -168,6 +169,13 @@ static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *er
 		create_end(o, err);
 		return;
 	}
+	if (layers_link(vm, &o->draft, &o->err)) {
+		struct api_err e;
+		store_abort(&o->s->store, &o->draft);
+		snap_error(&e, &o->err, API_INTERNAL);
+		create_end(o, &e);
+		return;
+	}
 	o->pause_ns = reply->pause_ns;
 	o->job.run = commit_run;
 	o->job.done = commit_done;
@@ -195,9 +203,17 @@ static int create_begin(struct snap_op *o, const char *name, struct api_err *err
 	if (store_begin(&o->s->store, name, &o->draft, &e))
 		return snap_error(err, &e, API_INTERNAL);
 	fill_manifest(&o->m, o->vm);
-	int fds[2] = { o->draft.state_fd, o->draft.memory_fd };
-	int r = vm_call(o->vm, MSG_SNAPSHOT, NULL, NULL, fds, 2, SNAPSHOT_TIMEOUT_MS, "snapshot",
-			on_snapshot_taken, o, err);
+	struct layer_fds layers;
+	int r = layers_freeze(o->vm, &layers, err);
+	if (!r) {
+		int fds[2 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
+		memcpy(fds + 2, layers.fd, layers.n * sizeof fds[0]);
+		r = vm_call(o->vm, MSG_SNAPSHOT, NULL, NULL, fds, 2 + layers.n, SNAPSHOT_TIMEOUT_MS,
+			    "snapshot", on_snapshot_taken, o, err);
+		layer_fds_close(&layers);
+		if (r)
+			layers_freeze_end(o->vm, false);
+	}
 	if (r)
 		store_abort(&o->s->store, &o->draft);
 	return r;

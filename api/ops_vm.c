@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#include "api/layers.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
@@ -65,6 +66,27 @@ void ops_default_vsock(struct server *s, struct vmcfg *cfg)
 {
 	if (cfg->vsock.present && !cfg->vsock.path[0])
 		snprintf(cfg->vsock.path, sizeof cfg->vsock.path, "%s/%s.vsock", s->vsock_dir, cfg->id);
+}
+
+int ops_open_files(struct vm *vm, const struct manifest *from, struct vm_fds *ret_fds, struct api_err *err)
+{
+	struct vm_fds f;
+	int r = vmfds_open(&vm->cfg, vm->srv->kvm_path, !from, &f, err);
+	if (r)
+		return r;
+	if ((r = layers_open(vm, from, &f, err)))
+		ops_close_files(vm, &f);
+	else
+		*ret_fds = f;
+	return r;
+}
+
+void ops_close_files(struct vm *vm, struct vm_fds *fds)
+{
+	if (fds->vsock >= 0)
+		unlink(vm->cfg.vsock.path);
+	layers_remove(vm);
+	vm_fds_close(fds);
 }
 
 int ops_begin(struct vm *vm, const char *what, struct api_err *err)
@@ -135,7 +157,7 @@ static int create_begin(struct server *s, struct http_req *r, struct vm *vm, boo
 	struct op *o = op_new(s, r, vm, err);
 	if (!o)
 		return -ENOMEM;
-	result = vmfds_open(&vm->cfg, s->kvm_path, true, &fds, err);
+	result = ops_open_files(vm, NULL, &fds, err);
 	if (!result) {
 		o->start = start;
 		vm->op = "create";

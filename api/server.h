@@ -18,6 +18,7 @@ struct server {
 	// configuration
 	const char *vmm_path, *kvm_path;
 	char vsock_dir[54]; // default place of vsock sockets; leaves room for <id>.vsock_<port> in sun_path
+	int layers_fd;      // folder of ephemeral layers (layers.c)
 	// parts
 	struct mv_loop loop;
 	struct http *http;

@@ -50,8 +50,8 @@ static const struct command {
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
-	  "         [--drive id=ID,path=FILE[,serial=S][,ro]]... [--net id=ID,tap=TAP[,mac=MAC]]...\n"
-	  "         [--vsock cid=N[,path=SOCKET]]\n"
+	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
+	  "         [--net id=ID,tap=TAP[,mac=MAC]]... [--vsock cid=N[,path=SOCKET]]\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]",
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
@@ -79,7 +79,8 @@ static const struct command {
 	{ "snapshot-export", 2, 0, cli_snapshot_export, "NAME FILE|-", "write it to a file as one stream" },
 	{ "snapshot-import", 2, 0, cli_snapshot_import, "NAME FILE|-", "make a snapshot from such a file" },
 	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
-	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive id=ID[,path=FILE][,ro]]...\n"
+	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
+	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },

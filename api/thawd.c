@@ -14,6 +14,7 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
+#include "api/layers.h"
 #include "api/listen.h"
 #include "api/paths.h"
 #include "api/routes.h"
@@ -146,6 +147,8 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		       s->store.cleaned.kept);
 	if (!r)
 		r = open_vsock_dir(s, o->state_dir, err);
+	if (!r)
+		r = layers_init(s, o->state_dir, err);
 	if (!r && (r = vm_calls_init(s)))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
@@ -239,6 +242,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	}
 	templates_free(s);
 	store_index_free(&s->index);
+	mv_close(&s->layers_fd);
 	store_close(&s->store);
 	mv_timer_fini(&s->call_timer);
 	mv_timer_fini(&g->timer);
@@ -269,6 +273,7 @@ int main(int argc, char **argv)
 	s.vmm_path = o.vmm;
 	s.kvm_path = o.kvm;
 	s.store = (struct store)STORE_CLOSED;
+	s.layers_fd = -1;
 	r = mv_loop_init(&s.loop);
 	if (!r)
 		r = take_signals(&s, &g); // before any thread: all inherit the mask

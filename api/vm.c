@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "api/layers.h"
 #include "api/spawn.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
@@ -231,6 +232,8 @@ static int on_reply(struct vm *vm, const struct msg *m)
 	if (!c || mv_state_load(&msg_reply_table, m->body, m->body_len, &reply, &e))
 		return -EPROTO;
 	merge_times(&vm->times, &reply.times);
+	if (c->type == MSG_SNAPSHOT)
+		layers_freeze_end(vm, reply.layers_frozen);
 	if (!reply.code) {
 		state_after(vm, c->type);
 		end_call(c, NULL, &reply);
@@ -360,6 +363,7 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	if (vm->owns_vsock)
 		unlink(vm->cfg.vsock.path);
 	vm->owns_vsock = false;
+	layers_remove(vm);
 	note_reason(vm, si);
 	vm->state = VM_EXITED;
 	if (vm->shown)
@@ -482,5 +486,7 @@ int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, v
 		unlink(vm->cfg.vsock.path);
 		vm->owns_vsock = false;
 	}
+	if (r)
+		layers_remove(vm);
 	return r;
 }

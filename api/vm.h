@@ -57,6 +57,9 @@ struct vm {
 	int pidfd, socket;
 	struct mv_watch pid_watch, socket_watch;
 	bool kill_sent, timed_out, exit_told, owns_vsock;
+	// layers of drives (layers.c)
+	bool owns_layers, freezing;
+	uint32_t n_layers[VMCFG_MAX_DRIVES];
 	uint64_t next_id;
 	unsigned n_calls;
 	struct mv_ratelimit events;

@@ -63,7 +63,8 @@ static int open_drive(const struct vmcfg_drive *d, int *ret_fd, struct api_err *
 {
 	char what[VMCFG_NAME_LEN + 8];
 	snprintf(what, sizeof what, "drive %s", d->id);
-	return open_file(what, d->path, !d->read_only, true, ret_fd, err);
+	bool writing = !d->read_only && d->layer == VMCFG_LAYER_NONE;
+	return open_file(what, d->path, writing, true, ret_fd, err);
 }
 
 static int open_kvm(const char *path, int *ret_fd, struct api_err *err)

@@ -7,7 +7,7 @@
 #include "api/error.h"
 #include "microvm/base/vmcfg.h"
 
-// Fills all but state and memory; kernel and initrd only with `boot`. The caller owns
+// Fills all but state, memory and layers (layers.h); kernel and initrd only with `boot`. The caller owns
 // ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
 int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
 	       struct api_err *err);

@@ -29,6 +29,7 @@
 	const struct js_table var = { .fields = (array), .n_fields = MV_ARRAY_LEN(array) }
 
 static const char *const discovery_words[] = { "acpi", "cmdline", NULL };
+static const char *const layer_words[] = { "none", "ephemeral", "kept", NULL };
 static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
 static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
 
@@ -40,6 +41,10 @@ static const struct js_field drive_fields[] = {
 	F_TEXT(struct vmcfg_drive, serial, "serial", JS_STR, JS_OMIT_EMPTY,
 	       "up to 20 bytes, shown to the guest; default: the id"),
 	F_BOOL(struct vmcfg_drive, read_only, "read_only", "default false"),
+	F_WORD(struct vmcfg_drive, layer, "layer", layer_words,
+	       "where writes go: none (the file itself; default), ephemeral, kept"),
+	F_TEXT(struct vmcfg_drive, layer_path, "layer_path", JS_PATH, JS_OMIT_EMPTY,
+	       "kept: absolute path of the layer's folder, made when it is not there"),
 };
 static DEFINE_JS(drive_table, drive_fields);
 
@@ -115,6 +120,10 @@ static const struct js_field clone_drive_fields[] = {
 	  .doc = "default: the snapshot's" },
 	{ .name = "read_only", .type = JS_BOOL, .offset = MV_OFF(struct clone_drive, read_only),
 	  .size = 1, PRESENT(struct clone_drive, has_read_only), .doc = "default: the snapshot's" },
+	{ .name = "layer", .type = JS_WORD, .offset = MV_OFF(struct clone_drive, layer), .size = 4,
+	  .words = layer_words, PRESENT(struct clone_drive, has_layer),
+	  .doc = "default: ephemeral where the snapshot has a layer, else none" },
+	F_TEXT(struct clone_drive, layer_path, "layer_path", JS_PATH, 0, "kept: an empty folder"),
 };
 static DEFINE_JS(clone_drive_table, clone_drive_fields);
 
@@ -236,6 +245,15 @@ static int override_drive(struct vmcfg *c, const struct clone_drive *o, struct a
 			memcpy(c->drive[i].path, o->path, sizeof o->path);
 		if (o->has_read_only)
 			c->drive[i].read_only = o->read_only;
+		if (o->has_layer && o->layer == VMCFG_LAYER_NONE && c->drive[i].layer && !o->has_path)
+			return api_fail(
+				err, API_INVALID_VALUE,
+				"drives: layer none leaves out what drive \"%s\" has in the snapshot's "
+				"layers; give path, a file with all of it",
+				o->id);
+		if (o->has_layer)
+			c->drive[i].layer = o->layer;
+		memcpy(c->drive[i].layer_path, o->layer_path, sizeof o->layer_path);
 		return 0;
 	}
 	return api_fail(err, API_INVALID_VALUE, "drives: the snapshot has no drive \"%s\"", o->id);
@@ -260,6 +278,11 @@ int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vm
 	*c = *base;
 	memset(c->vsock.path, 0, sizeof c->vsock.path);
 	mv_uuid(c->id);
+	for (uint32_t i = 0; i < c->n_drives; i++) {
+		if (c->drive[i].layer)
+			c->drive[i].layer = VMCFG_LAYER_EPHEMERAL;
+		memset(c->drive[i].layer_path, 0, sizeof c->drive[i].layer_path);
+	}
 	if (s->name[0])
 		memcpy(c->name, s->name, sizeof c->name);
 	for (uint32_t i = 0; !r && i < s->n_nets; i++)

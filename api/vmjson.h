@@ -22,8 +22,9 @@ struct clone_net {
 	bool has_tap, has_mac;
 };
 struct clone_drive {
-	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN];
-	bool read_only, has_path, has_read_only;
+	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN], layer_path[VMCFG_PATH_LEN];
+	uint32_t layer; // enum vmcfg_layer
+	bool read_only, has_path, has_read_only, has_layer;
 };
 struct clone_vsock {
 	char path[VMCFG_SOCKET_LEN];

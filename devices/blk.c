@@ -2,16 +2,18 @@
 // virtio-blk (virtio 1.2 section 5.2) on an io_uring shared by the VM's drives.
 //
 // queue -> vq_pop() into a preallocated request -> header copied and checked -> ring ->
-// on_done(): the rest of a short transfer, or status byte, used ring, interrupt.
+// on_done(): the rest of a transfer, or status byte, used ring, interrupt. A transfer
+// has a rest when it was short, or when a read's sectors lie in different layers of the
+// disk (disk.h): those are read one after the other.
 // With all N_REQUESTS in flight, buffers stay in the queue; the next completion goes on.
 // A completed write is in the page cache; FLUSH makes it durable.
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "devices/devices.h"
+#include "devices/disk.h"
 #include "microvm/base/util.h"
 
 enum { N_REQUESTS = 128, QUEUE_SIZE = 256, POPS_PER_KICK = 256, SECTOR = 512, ID_BYTES = 20 };
@@ -49,10 +51,15 @@ struct blk_req {
 	struct mv_io io;
 	struct vio_blk *blk;
 	struct blk_req *next_free;
-	struct vq_span *data;  // what is left to transfer: part of chain
-	uint32_t written;      // bytes of data given to the driver
-	uint8_t *status;       // in guest memory
-	struct vq_chain chain; // the large part: only its used front is ever touched
+	struct disk_wait wait;
+	uint64_t sector, n_sectors; // as asked for
+	uint64_t pos;               // byte of the disk where what is left begins
+	struct vq_span *data;       // what is left to transfer: part of chain
+	uint32_t written;           // bytes of data given to the driver
+	uint8_t *status;            // in guest memory
+	// the large part: only the used fronts are ever touched
+	struct vq_chain chain;
+	struct iovec piece[VQ_MAX_IOV]; // a part of data
 };
 
 struct vio_blk {
@@ -60,7 +67,7 @@ struct vio_blk {
 	struct blk_config config;
 	struct blk_state saved;
 	struct mv_ring *ring;
-	int fd;
+	struct disk disk;
 	char serial[ID_BYTES];       // padded with NULs, no NUL when full
 	bool starved;                // buffers left in the queue for want of a request
 	unsigned n_inflight, n_used; // n_used: requests ever handed out, the rest is untouched memory
@@ -93,50 +100,80 @@ static void finish(struct blk_req *r, uint8_t status)
 	give_req(r->blk, r);
 }
 
-static void queue_io(struct blk_req *r)
+// The first `bytes` of what is left, as iovecs of the request.
+static unsigned cut_piece(struct blk_req *r, uint64_t bytes)
 {
-	r->io.iov = r->data->iov;
-	r->io.n_iov = r->data->n;
-	mv_ring_queue(r->blk->ring, &r->io);
+	unsigned n = 0;
+	for (; bytes; n++) {
+		r->piece[n] = r->data->iov[n];
+		if (r->piece[n].iov_len > bytes)
+			r->piece[n].iov_len = bytes;
+		bytes -= r->piece[n].iov_len;
+	}
+	return n;
 }
 
-static void queue_sync(struct blk_req *r)
+static void queue_io(struct blk_req *r)
 {
-	r->io.op = MV_IO_FDATASYNC;
-	mv_ring_queue(r->blk->ring, &r->io);
+	struct vio_blk *b = r->blk;
+	uint64_t bytes = r->data->bytes;
+	r->io.iov = r->data->iov;
+	r->io.n_iov = r->data->n;
+	if (r->io.op == MV_IO_WRITEV) {
+		disk_write_place(&b->disk, r->pos, &r->io.fd, &r->io.offset);
+	} else if ((bytes = disk_read_place(&b->disk, r->pos, bytes, &r->io.fd, &r->io.offset)) !=
+		   r->data->bytes) {
+		r->io.n_iov = cut_piece(r, bytes);
+		r->io.iov = r->piece;
+	}
+	mv_ring_queue(b->ring, &r->io);
 }
 
 static void run_queue(struct vio_blk *b);
 
-// A transfer may be short (a signal, the end of the file): go on until nothing is left.
+static void end_request(struct blk_req *r, uint8_t status)
+{
+	struct vio_blk *b = r->blk;
+	b->n_inflight--;
+	finish(r, status);
+	vio_signal_queue(&b->dev, 0);
+	if (b->starved)
+		run_queue(b);
+}
+
+static void on_flushed(struct disk_wait *w, int result)
+{
+	end_request(MV_CONTAINER(w, struct blk_req, wait), result ? S_IOERR : S_OK);
+}
+
 static void on_done(struct mv_io *io, int result)
 {
 	struct blk_req *r = MV_CONTAINER(io, struct blk_req, io);
 	struct vio_blk *b = r->blk;
-	bool sync = io->op == MV_IO_FDATASYNC, write = io->op == MV_IO_WRITEV;
+	bool write = io->op == MV_IO_WRITEV;
 
-	if (!sync && result > 0) {
-		vq_span_skip(r->data, (size_t)result);
-		io->offset += (uint64_t)result;
-		if (!write)
-			r->written += (uint32_t)result;
-		if (r->data->bytes) {
-			queue_io(r);
-			mv_ring_submit(b->ring);
-			return;
-		}
-		// Section 5.2.6.2: for a driver that cannot flush, a write is durable when done.
-		if (write && !(b->dev.s.features_acked & F_FLUSH)) {
-			queue_sync(r);
-			mv_ring_submit(b->ring);
-			return;
-		}
+	if (result <= 0) { // 0: the file became shorter
+		end_request(r, S_IOERR);
+		return;
 	}
-	b->n_inflight--;
-	finish(r, result < 0 || (!sync && !result) ? S_IOERR : S_OK); // 0: the file became shorter
-	vio_signal_queue(&b->dev, 0);
-	if (b->starved)
-		run_queue(b);
+	vq_span_skip(r->data, (size_t)result);
+	r->pos += (uint64_t)result;
+	if (!write)
+		r->written += (uint32_t)result;
+	if (r->data->bytes) {
+		queue_io(r);
+		mv_ring_submit(b->ring);
+		return;
+	}
+	if (write)
+		disk_wrote(&b->disk, r->sector, r->n_sectors);
+	// Section 5.2.6.2: for a driver that cannot flush, a write is durable when done.
+	if (write && !(b->dev.s.features_acked & F_FLUSH)) {
+		disk_flush(&b->disk, &r->wait);
+		mv_ring_submit(b->ring);
+		return;
+	}
+	end_request(r, S_OK);
 }
 
 static bool range_ok(const struct vio_blk *b, uint64_t sector, size_t bytes)
@@ -155,7 +192,9 @@ static void start_transfer(struct blk_req *r, enum mv_io_op op, struct vq_span *
 		finish(r, S_OK);
 	} else {
 		r->io.op = op;
-		r->io.offset = sector * SECTOR;
+		r->sector = sector;
+		r->n_sectors = data->bytes / SECTOR;
+		r->pos = sector * SECTOR;
 		b->n_inflight++;
 		queue_io(r);
 	}
@@ -173,7 +212,7 @@ static void start(struct vio_blk *b, struct blk_req *r)
 	}
 	r->blk = b;
 	r->io.done = on_done;
-	r->io.fd = b->fd;
+	r->wait.done = on_flushed;
 	r->data = &c->readable;
 	r->written = 0;
 	switch (le32_get(h.type)) {
@@ -181,7 +220,7 @@ static void start(struct vio_blk *b, struct blk_req *r)
 	case T_OUT: start_transfer(r, MV_IO_WRITEV, &c->readable, le64_get(h.sector)); break;
 	case T_FLUSH:
 		b->n_inflight++;
-		queue_sync(r);
+		disk_flush(&b->disk, &r->wait);
 		break;
 	case T_GET_ID:
 		r->data = &c->writable;
@@ -258,7 +297,7 @@ static void blk_free(struct vio_dev *d)
 {
 	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
 	blk_reset(d);
-	mv_close(&b->fd); // gives the lock back
+	disk_close(&b->disk); // gives the locks back
 	vio_dev_fini(d);
 	free(b);
 }
@@ -277,49 +316,52 @@ static const struct vio_ops blk_ops = {
 	.free = blk_free,
 };
 
-static int lock_file(int fd, bool read_only, const char *name, struct mv_err *err)
+int vio_blk_new_layered(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
+			const char *serial, const struct disk_files *files, struct vio_dev **ret_dev,
+			struct mv_err *err)
 {
-	int mode = fcntl(fd, F_GETFL);
-	if (mode < 0 || (!read_only && (mode & O_ACCMODE) != O_RDWR))
-		return mv_fail(err, EACCES, "%s: the file is not open for writing", name);
-	struct flock lock = { .l_type = read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET };
-	if (!fcntl(fd, F_OFD_SETLK, &lock))
-		return 0;
-	if (errno == EAGAIN || errno == EACCES)
-		return mv_fail(err, EBUSY,
-			       "%s: another VM uses the file%s; "
-			       "give each VM its own copy or make it read-only",
-			       name, read_only ? " and writes to it" : "");
-	return mv_fail(err, errno, "%s: cannot lock the file: %s", name, strerror(errno));
-}
-
-int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
-		const char *serial, int fd_, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
-{
-	MV_FD fd = fd_;
+	bool read_only = files->read_only;
 	char label[VIO_NAME_BYTES];
+	struct disk disk;
 	snprintf(label, sizeof label, "drive %s", name);
-	off_t bytes = lseek(fd, 0, SEEK_END);
-	if (bytes < SECTOR)
-		return mv_fail(err, EINVAL, "%s: not a file or block device of at least 512 bytes", label);
-	int r = lock_file(fd, read_only, label, err);
+	int r = disk_open(&disk, files, ring, err);
 	if (r)
 		return r;
 	MV_FREE struct vio_blk *b = calloc(1, sizeof *b);
-	if (!b)
-		return mv_fail(err, ENOMEM, "out of memory");
 	uint64_t features = VIO_FEATURES | F_FLUSH | F_SEG_MAX | F_BLK_SIZE | (read_only ? F_RO : 0);
-	r = vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features, err);
-	if (r)
+	r = b ? vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features, err)
+	      : mv_fail(err, ENOMEM, "out of memory");
+	if (r) {
+		disk_close(&disk);
 		return r;
-	b->saved = (struct blk_state){ .capacity_sectors = (uint64_t)bytes / SECTOR, .read_only = read_only };
+	}
+	b->saved = (struct blk_state){ .capacity_sectors = disk.n_sectors, .read_only = read_only };
 	b->config = (struct blk_config){ .capacity_sectors = le64_make(b->saved.capacity_sectors),
 					 .seg_max = le32_make(VQ_MAX_DATA),
 					 .blk_size = le32_make(SECTOR) };
 	b->dev.config = &b->config;
 	memcpy(b->serial, serial, strnlen(serial, sizeof b->serial));
 	b->ring = ring;
-	b->fd = MV_TAKE_FD(fd);
+	b->disk = disk;
 	*ret_dev = &MV_TAKE(b)->dev;
 	return 0;
+}
+
+int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
+		const char *serial, int fd, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
+{
+	struct disk_files f = { .base_fd = fd, .read_only = read_only };
+	return vio_blk_new_layered(mem, loop, ring, name, serial, &f, ret_dev, err);
+}
+
+int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err *err)
+{
+	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
+	int r = disk_freeze(&b->disk, reader_fd, fresh_fd, err);
+	return r ? mv_wrap(err, "%s", d->name) : 0;
+}
+
+void vio_blk_freeze_end(struct vio_dev *d, bool commit)
+{
+	disk_freeze_end(&MV_CONTAINER(d, struct vio_blk, dev)->disk, commit);
 }

@@ -16,6 +16,17 @@
 int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
 		const char *serial, int fd, bool read_only, struct vio_dev **ret_dev, struct mv_err *err);
 
+// The same over copy-on-write layers. Takes all descriptors of files, also on failure.
+struct disk_files;
+int vio_blk_new_layered(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
+			const char *serial, const struct disk_files *files, struct vio_dev **ret_dev,
+			struct mv_err *err);
+
+// For a snapshot, quiesced: the newest layer becomes read-only, the guest goes on with a
+// fresh one. Prepared first (disk_freeze() in disk.h has the errors), then carried out or dropped.
+int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err *err);
+void vio_blk_freeze_end(struct vio_dev *d, bool commit); // nothing prepared: nothing happens
+
 // virtio-net (section 5.1) on a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, else
 // -EINVAL.
 int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6], int tap_fd,

@@ -165,17 +165,20 @@ static void on_snapshot(void *arg, const struct live_snapshot *s, const struct l
 	rep->memory_bytes = result->memory_bytes;
 	rep->memory_data_bytes = result->memory_data_bytes;
 	rep->pause_ns = s->pause_ns;
+	rep->layers_frozen = s->layers_frozen;
 	reply(c, c->snapshot_id, rep, -result->code, &err);
 }
 
 // Answered by on_snapshot(), when everything is written.
-static int do_snapshot(struct control *c, const struct msg *m, struct mv_err *err)
+static int do_snapshot(struct control *c, struct msg *m, struct msg_reply *rep, struct mv_err *err)
 {
-	if (m->n_fds != 2)
+	if (m->n_fds < 2)
 		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
-	int r = live_start(&c->snapshot, c->vm, m->fds[0], m->fds[1], on_snapshot, c, err);
+	int r = live_start(&c->snapshot, c->vm, m->fds, m->n_fds, on_snapshot, c, err);
 	if (!r)
 		c->snapshot_id = m->id;
+	else // of this one, not of one that is under way
+		rep->layers_frozen = !c->snapshot.pid && c->snapshot.layers_frozen;
 	return r;
 }
 
@@ -207,7 +210,7 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT:
-		r = do_snapshot(c, m, &err);
+		r = do_snapshot(c, m, rep, &err);
 		if (!r)
 			return;
 		break;

@@ -134,7 +134,7 @@ static int start_child(struct live_snapshot *s, struct vm *vm, const struct mv_b
 	return r;
 }
 
-int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_fd,
+int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
 	       void *arg, struct mv_err *err)
 {
@@ -151,9 +151,14 @@ int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_
 		return r;
 	// A guest that was about to end (power off) is not worth a snapshot.
 	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending")
-					    : saved_vm_state(vm, &state, err);
+					    : vm_freeze(vm, fds + 2, n_fds - 2, err);
 	if (!r)
-		r = start_child(s, vm, &state, state_fd, memory_fd, err);
+		r = saved_vm_state(vm, &state, err);
+	// Before the fork: the child must not have a frozen layer mapped from a writable descriptor.
+	s->layers_frozen = !r;
+	vm_freeze_end(vm, !r);
+	if (!r)
+		r = start_child(s, vm, &state, fds[0], fds[1], err);
 	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
 		int back = vm_run(vm, r ? &ignored : err);
 		s->pause_ns = mv_now_ns() - start;

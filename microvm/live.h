@@ -21,15 +21,17 @@ struct live_snapshot {
 	pid_t pid; // 0: none under way
 	int result_fd;
 	struct mv_watch watch;
-	uint64_t pause_ns; // how long the vCPUs stood still
+	uint64_t pause_ns;  // how long the vCPUs stood still
+	bool layers_frozen; // the drives have fresh layers, also when the rest failed
 	void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result);
 	void *arg;
 };
 
 // Freezes a running or paused VM, lets it go on in the state it had, and calls done() from
-// the loop when the child has ended. The descriptors stay the caller's; the child has
-// copies. -EBUSY: one is under way, or the VM is in no state for it.
-int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_fd,
+// the loop when the child has ended. fds: as MSG_SNAPSHOT has them; those of layers that are
+// used are taken and set to -1, the others stay the caller's, the child has copies. -EBUSY: one is under way,
+// or the VM is in no state for it.
+int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
 	       void *arg, struct mv_err *err);
 

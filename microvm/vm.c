@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 
 #include "devices/devices.h"
+#include "devices/disk.h"
 #include "microvm/base/log.h"
 #include "microvm/kvm.h"
 #include "microvm/save.h"
@@ -91,6 +92,20 @@ static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
 	return r < 0 ? r : 0;
 }
 
+static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev **ret_dev,
+		     struct mv_err *err)
+{
+	const struct vmcfg_drive *drive = &vm->cfg.drive[i];
+	struct disk_files files = { .read_only = drive->read_only, .keep = drive->layer == VMCFG_LAYER_KEPT };
+	files.base_fd = MV_TAKE_FD(f->drive[i]);
+	while (files.n_layers < VMCFG_MAX_LAYERS && f->layer[i][files.n_layers] >= 0) {
+		files.layer_fd[files.n_layers] = MV_TAKE_FD(f->layer[i][files.n_layers]);
+		files.n_layers++;
+	}
+	return vio_blk_new_layered(&vm->mem, &vm->loop, vm->ring, drive->id,
+				   drive->serial[0] ? drive->serial : drive->id, &files, ret_dev, err);
+}
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
@@ -100,11 +115,8 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	if (c->n_drives)
 		r = mv_ring_new(&vm->loop, RING_ENTRIES, false, &vm->ring, err);
 	for (uint32_t i = 0; !r && i < c->n_drives; i++) {
-		const struct vmcfg_drive *drive = &c->drive[i];
-		r = vio_blk_new(&vm->mem, &vm->loop, vm->ring, drive->id,
-				drive->serial[0] ? drive->serial : drive->id, MV_TAKE_FD(f->drive[i]),
-				drive->read_only, &d, err);
-		r = r ? mv_wrap(err, "drive %s", drive->id) : add_device(vm, d, err);
+		r = new_drive(vm, f, i, &d, err);
+		r = r ? mv_wrap(err, "drive %s", c->drive[i].id) : add_device(vm, d, err);
 	}
 	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
 		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac, MV_TAKE_FD(f->tap[i]), &d,
@@ -127,7 +139,8 @@ static int check_fds(const struct vmcfg *c, const struct vm_fds *f, struct mv_er
 {
 	bool ok = f->kvm >= 0 && (!c->vsock.present || f->vsock >= 0);
 	for (uint32_t i = 0; i < c->n_drives; i++)
-		ok = ok && f->drive[i] >= 0;
+		ok = ok && f->drive[i] >= 0 &&
+		     (c->drive[i].layer == VMCFG_LAYER_NONE) == (f->layer[i][0] < 0);
 	for (uint32_t i = 0; i < c->n_nets; i++)
 		ok = ok && f->tap[i] >= 0;
 	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
@@ -242,6 +255,27 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 		vio_quiesce(vm->dev[i]);
 	vm->state = VM_PAUSED;
 	return 0;
+}
+
+void vm_freeze_end(struct vm *vm, bool commit)
+{
+	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
+		vio_blk_freeze_end(vm->dev[i], commit);
+}
+
+int vm_freeze(struct vm *vm, int *fds, unsigned n_fds, struct mv_err *err)
+{
+	unsigned used = 0;
+	int r = 0;
+	for (uint32_t i = 0; !r && i < vm->cfg.n_drives; i++) {
+		if (vm->cfg.drive[i].layer == VMCFG_LAYER_NONE)
+			continue;
+		if (used + 2 > n_fds)
+			return mv_fail(err, EPROTO, "a descriptor of a layer is missing");
+		r = vio_blk_freeze(vm->dev[i], MV_TAKE_FD(fds[used]), MV_TAKE_FD(fds[used + 1]), err);
+		used += 2;
+	}
+	return r;
 }
 
 void vm_fini(struct vm *vm)

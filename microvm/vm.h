@@ -78,6 +78,12 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struc
 int vm_run(struct vm *vm, struct mv_err *err);
 int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs and devices are quiet
 
+// Freezes the layers of all drives that have some, paused: prepared, then carried out (which
+// can't fail) or dropped. fds: two for each such drive, as MSG_SNAPSHOT has them; those
+// used are taken and set to -1.
+int vm_freeze(struct vm *vm, int *fds, unsigned n_fds, struct mv_err *err);
+void vm_freeze_end(struct vm *vm, bool commit);
+
 // From a vCPU thread or the loop, lock held: the VM is to end for this reason (the first counts).
 void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail);
 

@@ -2,6 +2,7 @@
 #include "snapshot/manifest.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "snapshot/format.h"
@@ -58,6 +59,36 @@ static int check_parent(const struct manifest *m, struct mv_err *err)
 	return 0;
 }
 
+void manifest_layer_name(char ret_name[32], uint32_t drive, uint32_t n)
+{
+	snprintf(ret_name, 32, "layer-%u.%u", drive, n);
+}
+
+uint32_t manifest_layers(const struct manifest *m, uint32_t drive)
+{
+	char name[32];
+	uint32_t n = 0;
+	for (;; n++) {
+		manifest_layer_name(name, drive, n);
+		if (n == VMCFG_MAX_LAYERS || !manifest_file_find(m, name))
+			return n;
+	}
+}
+
+static int check_layers(const struct manifest *m, uint32_t *ret_n, struct mv_err *err)
+{
+	uint32_t total = 0;
+	for (uint32_t i = 0; i < m->cfg.n_drives; i++) {
+		uint32_t n = manifest_layers(m, i);
+		if ((n > 0) != (m->cfg.drive[i].layer != VMCFG_LAYER_NONE))
+			return mv_fail(err, EINVAL, "manifest: drive %s and its layers do not fit",
+				       m->cfg.drive[i].id);
+		total += n;
+	}
+	*ret_n = total;
+	return 0;
+}
+
 int manifest_check(const struct manifest *m, struct mv_err *err)
 {
 	const struct manifest_file *state = manifest_file_find(m, "state");
@@ -69,7 +100,11 @@ int manifest_check(const struct manifest *m, struct mv_err *err)
 		return mv_fail(err, EINVAL, "manifest: \"%s\" is not a snapshot's id", m->id);
 	if (vmcfg_check(&m->cfg, err))
 		return mv_wrap(err, "manifest: configuration of the VM");
-	if (!state || !memory || m->n_files != 2)
+	uint32_t n_layers = 0;
+	int r = check_layers(m, &n_layers, err);
+	if (r)
+		return r;
+	if (!state || !memory || m->n_files != 2 + n_layers)
 		return mv_fail(err, EINVAL, "manifest: it must list one state and one memory file");
 	if (memory->size_bytes != (uint64_t)m->cfg.mem_mib << 20)
 		return mv_fail(err, EINVAL, "manifest: a memory file of %llu bytes for a VM of %u MiB",

@@ -14,8 +14,10 @@
 
 enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
 
+#define MANIFEST_MAX_FILES (4 + VMCFG_MAX_DRIVES * VMCFG_MAX_LAYERS)
+
 struct manifest_file {
-	char name[32];                   // "state", "memory"
+	char name[32];                   // "state", "memory", manifest_layer_name()
 	uint64_t size_bytes, data_bytes; // data: without holes, as it was when published
 	uint64_t xxh3;                   // of the content; holes count as zeros
 };
@@ -28,7 +30,7 @@ struct manifest {
 	uint64_t created_unix_ns;
 	uint32_t arch;    // enum manifest_arch
 	struct vmcfg cfg; // of the VM, as it ran
-	struct manifest_file file[4];
+	struct manifest_file file[MANIFEST_MAX_FILES];
 	uint32_t n_files;
 	// The snapshot that the VM was cloned from; empty: none. A plain snapshot only remembers
 	// it; one that needs_parent can't be restored without it.
@@ -44,8 +46,14 @@ int manifest_save(int fd, const struct manifest *m, struct mv_err *err);
 int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err);
 
 // What ranges can't say: names, the VM's configuration, exactly one state and one
-// memory file, memory as large as the VM's. 0 or -EINVAL.
+// memory file, memory as large as the VM's, layers for the drives that have some. 0 or -EINVAL.
 int manifest_check(const struct manifest *m, struct mv_err *err);
+
+// The copy-on-write layers of drive i are files "layer-<i>.<n>", n from 0, the oldest. Each
+// snapshot has all that its drives need but the base (hard links, so shared): none depends
+// on another one.
+void manifest_layer_name(char ret_name[32], uint32_t drive, uint32_t n);
+uint32_t manifest_layers(const struct manifest *m, uint32_t drive); // how many
 
 // NULL when there is no such file.
 const struct manifest_file *manifest_file_find(const struct manifest *m, const char *name);

@@ -2,6 +2,7 @@
 // Where a snapshot is, step by step, and what a crash leaves there:
 //
 //   store_begin    incoming/draft-<uuid>/ {state, memory}      removed at the next open
+//   store_link     ... + layer-<drive>.<n>                     removed
 //   store_commit   ... + manifest, all files and the folder synced      removed
 //                  renameat2(NOREPLACE) -> snapshots/<name>/   published
 //                  both parents synced                         published
@@ -26,10 +27,12 @@
 #include "snapshot/format.h"
 
 enum {
-	MAX_DIR_ENTRIES = 64, // a folder with more is none of ours
+	MAX_DIR_ENTRIES = 2 * MANIFEST_MAX_FILES, // a folder with more is none of ours
 	MAX_LIST = 65536,
 	WRITER_WAIT_MS = 1000,
 };
+
+#define LAYER_PREFIX "layer-" // see manifest_layer_name()
 
 #define OPEN_DIR (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
 // Not blocking: a FIFO in place of a file must not hang the open.
@@ -320,6 +323,8 @@ static int wait_for_writers(int fd, const char *name, struct mv_err *err)
 	return mv_fail(err, EBUSY, "%s: the VM process still has it open for writing", name);
 }
 
+#define ANY_SIZE UINT64_MAX // layers: the VM process checks them
+
 // Is it what restore can read? Sections are not interpreted here, only walked.
 static int check_state(int fd, struct mv_err *err)
 {
@@ -341,7 +346,7 @@ static int finish_file(int fd, const char *name, struct mv_err *err)
 	return 0;
 }
 
-// Everything of one written file: wait, check, hash, sync.
+// Everything of one written file: wait, check, hash, sync. must_be_bytes 0: a state.
 static int take_file(struct store_draft *d, const char *name, uint64_t must_be_bytes,
 		     struct manifest_file *ret_file, struct mv_err *err)
 {
@@ -354,7 +359,7 @@ static int take_file(struct store_draft *d, const char *name, uint64_t must_be_b
 		r = file_size(fd, name, &size_bytes, err);
 	if (r)
 		return r;
-	if (must_be_bytes && size_bytes != must_be_bytes)
+	if (must_be_bytes && must_be_bytes != ANY_SIZE && size_bytes != must_be_bytes)
 		return mv_fail(err, EINVAL, "%s: %llu bytes were written, it should be %llu", name,
 			       (unsigned long long)size_bytes, (unsigned long long)must_be_bytes);
 	if (!must_be_bytes) {
@@ -364,6 +369,29 @@ static int take_file(struct store_draft *d, const char *name, uint64_t must_be_b
 	}
 	r = hash_file(fd, name, size_bytes, ret_file, err);
 	return r ? r : finish_file(fd, name, err);
+}
+
+int store_link(struct store_draft *d, int src_dir_fd, const char *src_name, const char *name,
+	       struct mv_err *err)
+{
+	if (linkat(src_dir_fd, src_name, d->dir_fd, name, 0))
+		return mv_fail(err, errno, "snapshot %s: cannot add %s: %s", d->name, name, strerror(errno));
+	return 0;
+}
+
+// The layers that were linked: the manifest's check says whether there are enough.
+static int take_layers(struct store_draft *d, struct manifest *m, struct mv_err *err)
+{
+	int r = 0;
+	for (uint32_t i = 0; i < m->cfg.n_drives; i++)
+		for (uint32_t n = 0; !r && n < VMCFG_MAX_LAYERS; n++) {
+			char name[32];
+			manifest_layer_name(name, i, n);
+			if (faccessat(d->dir_fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
+				break;
+			r = take_file(d, name, ANY_SIZE, &m->file[m->n_files++], err);
+		}
+	return r;
 }
 
 static int write_manifest(struct store_draft *d, struct manifest *m, struct mv_err *err)
@@ -433,6 +461,8 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 	int r = take_file(d, "state", 0, &m->file[0], err);
 	if (!r)
 		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, &m->file[1], err);
+	if (!r)
+		r = take_layers(d, m, err);
 	if (!r)
 		r = check_has_parent(s, m, err);
 	if (!r)
@@ -571,6 +601,11 @@ int store_files(struct store *s, const struct manifest *m, bool verify_memory, i
 	r = open_checked(dir_fd, m, "state", true, &state_fd, err);
 	if (!r)
 		r = open_checked(dir_fd, m, "memory", verify_memory, &memory_fd, err);
+	for (uint32_t i = 0; !r && i < m->n_files; i++) {
+		MV_FD fd = -1;
+		if (!strncmp(m->file[i].name, LAYER_PREFIX, strlen(LAYER_PREFIX)))
+			r = open_checked(dir_fd, m, m->file[i].name, verify_memory, &fd, err);
+	}
 	if (r) {
 		mv_wrap(err, "snapshot %s", m->name);
 		return r;
@@ -608,6 +643,23 @@ struct store_usage store_usage(struct store *s, const struct manifest *m)
 		u.disk_bytes += (uint64_t)st.st_blocks * 512;
 	}
 	return u;
+}
+
+int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive, int dst_dir_fd,
+		      struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	uint32_t layers = manifest_layers(m, drive);
+	int r = open_snapshot(s, m->name, &dir_fd, err);
+	for (uint32_t n = 0; !r && n < layers; n++) {
+		char from[32], to[16];
+		manifest_layer_name(from, drive, n);
+		snprintf(to, sizeof to, "%u", n);
+		if (linkat(dir_fd, from, dst_dir_fd, to, 0))
+			r = mv_fail(err, errno, "snapshot %s: cannot link %s: %s", m->name, from,
+				    strerror(errno));
+	}
+	return r;
 }
 
 // --- list ---
@@ -698,7 +750,7 @@ int store_list(struct store *s,
 static bool is_ours(const struct manifest *m, const char *file)
 {
 	return !strcmp(file, "manifest") || !strcmp(file, "state") || !strcmp(file, "memory") ||
-	       manifest_file_find(m, file);
+	       !strncmp(file, LAYER_PREFIX, strlen(LAYER_PREFIX)) || manifest_file_find(m, file);
 }
 
 // Only what thaw itself puts there may be removed.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The snapshot store: a folder of snapshots, each a folder that describes itself:
-//   <root>/snapshots/<name>/{manifest,state,memory}
+//   <root>/snapshots/<name>/{manifest,state,memory,layer-<drive>.<n>...}
 // A snapshot is published by one rename(2) of a finished, synced folder from
 // <root>/incoming/, so it is there whole or not at all; leftovers of a crash are
 // removed at open. Published files are immutable. All files are hostile until checked.
@@ -46,6 +46,11 @@ struct store_draft {
 // -EEXIST when the name is taken, -EINVAL for a bad name, -ENOSPC...
 int store_begin(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err);
 
+// Adds a file that exists (of the store's file system) by a hard link: a drive's layer.
+// Nobody may have it open for writing from here on.
+int store_link(struct store_draft *d, int src_dir_fd, const char *src_name, const char *name,
+	       struct mv_err *err);
+
 // Checks and hashes what was written, writes the manifest, syncs, publishes. Fills the
 // manifest's name and file list; the caller filled the rest. The memory file must be
 // cfg.mem_mib long. The draft is finished either way.
@@ -70,8 +75,8 @@ void store_abort(struct store *s, struct store_draft *d); // idempotent
 int store_show(struct store *s, const char *name, struct manifest *ret_m, struct mv_err *err);
 
 // Opens state and memory (read-only) for a restore; sizes and the state's checksum are
-// checked against the manifest. With verify_memory the memory file is hashed too (reads
-// all of it, 8 GB/s from the page cache).
+// checked against the manifest. With verify_memory the memory file and layers are hashed too
+// (reads all of them, 8 GB/s from the page cache).
 int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
 		int *ret_memory_fd, struct mv_err *err);
 
@@ -89,6 +94,11 @@ struct store_usage store_usage(struct store *s, const struct manifest *m);
 // Calls fn for every entry as it is in the file system, by name order, and reads none. Stops
 // when fn returns nonzero and returns that.
 int store_names(struct store *s, int (*fn)(void *arg, const char *name), void *arg);
+
+// Links all layers of a drive into a folder, as "0", "1"...; what is there already is an
+// error (-EEXIST). -EXDEV: not the store's file system.
+int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive, int dst_dir_fd,
+		      struct mv_err *err);
 
 // Calls fn for every published snapshot by name order; damaged ones come with m NULL and
 // the reason in err. Stops when fn returns nonzero and returns that. In the name of a

@@ -18,7 +18,7 @@ static MV_DEFINE_TABLE(times_table, struct msg_times, times_fields);
 
 static const struct mv_field setup_fields[] = {
 	MV_SUB(struct msg_setup, cfg, 1, vmcfg_table),
-	MV_INT(struct msg_setup, fd_mask, 2, MV_U32, 0, UINT32_MAX),
+	MV_RAW(struct msg_setup, fd_mask, 2),
 	MV_FLAG(struct msg_setup, run, 3),
 };
 MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
@@ -52,6 +52,7 @@ static const struct mv_field reply_fields[] = {
 	MV_INT(struct msg_reply, console_offset, 9, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct msg_reply, console_end, 10, MV_U64, 0, UINT64_MAX),
 	MV_VAR(struct msg_reply, data, n_data, 11),
+	MV_FLAG(struct msg_reply, layers_frozen, 12),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 

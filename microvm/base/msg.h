@@ -17,12 +17,13 @@
 
 enum msg_type {
 	// daemon -> VM; each is answered by one MSG_REPLY with the same id
-	MSG_BOOT = 1,      // struct msg_setup + kvm, kernel, initrd, drive, tap, vsock: load, do not run
-	MSG_RESTORE,       // struct msg_setup + kvm, state, memory, drive, tap, vsock; runs if run is set
-	MSG_RUN,           // empty: first start, or resume
-	MSG_PAUSE,         // empty
-	MSG_SNAPSHOT,      // empty body; fds state, memory (both empty files open for writing)
-	MSG_STOP,          // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
+	MSG_BOOT = 1, // struct msg_setup + kvm, kernel, initrd, drive, tap, vsock, layer: load, do not run
+	MSG_RESTORE,  // struct msg_setup + kvm, state, memory, drive, tap, vsock, layer; runs if run is set
+	MSG_RUN,      // empty: first start, or resume
+	MSG_PAUSE,    // empty
+	MSG_SNAPSHOT, // empty body; fds state, memory (both empty files open for writing), and
+		      // per drive with a layer: the newest one, read-only; an empty file for a fresh one
+	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
 	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
 	MSG_CONSOLE_WRITE, // struct msg_bytes
 	// VM -> daemon
@@ -55,7 +56,7 @@ const char *vm_exit_name(unsigned exit);
 
 struct msg_setup {
 	struct vmcfg cfg;
-	uint32_t fd_mask; // see vm_fds_pack()
+	vm_fd_mask fd_mask; // see vm_fds_pack()
 	bool run;
 };
 
@@ -93,6 +94,7 @@ struct msg_reply {
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
 	uint64_t pause_ns;                                     // how long the vCPUs stood still
+	bool layers_frozen; // the drives go on with their fresh layers, also if the rest failed
 	// MSG_CONSOLE_READ
 	uint64_t console_offset; // of data[0]; larger than asked when older output was overwritten
 	uint64_t console_end;    // total bytes the guest ever wrote

@@ -73,6 +73,9 @@ struct mv_table {
 #define MV_STRING(s, member, tag_)                                                                \
 	{ .name = #member, .tag = (tag_), .type = MV_STR, .offset = MV_OFF(s, member),             \
 	  .size = MV_SIZEOF(s, member) }
+#define MV_OPT_STRING(s, member, tag_)                                                            \
+	{ .name = #member, .tag = (tag_), .type = MV_STR, .flags = MV_OPTIONAL,                    \
+	  .offset = MV_OFF(s, member), .size = MV_SIZEOF(s, member) }
 #define MV_RAW(s, member, tag_)                                                                   \
 	{ .name = #member, .tag = (tag_), .type = MV_BYTES, .offset = MV_OFF(s, member),           \
 	  .size = MV_SIZEOF(s, member) }

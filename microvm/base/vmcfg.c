@@ -10,6 +10,8 @@ static const struct mv_field drive_fields[] = {
 	MV_STRING(struct vmcfg_drive, path, 2),
 	MV_STRING(struct vmcfg_drive, serial, 3),
 	MV_FLAG(struct vmcfg_drive, read_only, 4),
+	MV_OPT_INT(struct vmcfg_drive, layer, 5, MV_U32, VMCFG_LAYER_NONE, VMCFG_LAYER_KEPT),
+	MV_OPT_STRING(struct vmcfg_drive, layer_path, 6),
 };
 static MV_DEFINE_TABLE(drive_table, struct vmcfg_drive, drive_fields);
 
@@ -91,6 +93,20 @@ static int check_net(const struct vmcfg_net *n, struct mv_err *err)
 	return 0;
 }
 
+static int check_drive(const struct vmcfg_drive *d, struct mv_err *err)
+{
+	if (!d->path[0])
+		return mv_fail(err, EINVAL, "drive %s: path is missing", d->id);
+	if (d->read_only && d->layer != VMCFG_LAYER_NONE)
+		return mv_fail(err, EINVAL, "drive %s: a read-only drive can have no layer", d->id);
+	if (d->layer == VMCFG_LAYER_KEPT && d->layer_path[0] != '/')
+		return mv_fail(err, EINVAL, "drive %s: a kept layer needs layer_path, a folder for it",
+			       d->id);
+	if (d->layer != VMCFG_LAYER_KEPT && d->layer_path[0])
+		return mv_fail(err, EINVAL, "drive %s: layer_path is for layer kept only", d->id);
+	return 0;
+}
+
 int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 {
 	int r = check_id("name", c->name, err);
@@ -104,8 +120,8 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	for (uint32_t i = 0; i < c->n_drives; i++) {
 		if ((r = check_id("drive", c->drive[i].id, err)))
 			return r;
-		if (!c->drive[i].path[0])
-			return mv_fail(err, EINVAL, "drive %s: path is missing", c->drive[i].id);
+		if ((r = check_drive(&c->drive[i], err)))
+			return r;
 		for (uint32_t k = 0; k < i; k++)
 			if (!strcmp(c->drive[k].id, c->drive[i].id))
 				return mv_fail(err, EINVAL, "drive %s: there twice", c->drive[i].id);
@@ -136,27 +152,35 @@ void vm_fds_close(struct vm_fds *f)
 
 _Static_assert(sizeof(struct vm_fds) == VM_FDS_MAX * sizeof(int), "VM_FDS_MAX counts the members");
 
-unsigned vm_fds_pack(const struct vm_fds *f, int ret_list[VM_FDS_MAX], uint32_t *ret_mask)
+unsigned vm_fds_pack(const struct vm_fds *f, int ret_list[VM_FDS_MAX], vm_fd_mask *ret_mask)
 {
 	const int *fd = (const int *)f;
 	unsigned n = 0;
-	*ret_mask = 0;
+	*ret_mask = (vm_fd_mask){ { 0 } };
 	for (unsigned i = 0; i < VM_FDS_MAX; i++)
 		if (fd[i] >= 0) {
 			ret_list[n++] = fd[i];
-			*ret_mask |= 1u << i;
+			ret_mask->bits[i / 8] |= (uint8_t)(1u << i % 8);
 		}
 	return n;
 }
 
-int vm_fds_unpack(const int *list, unsigned n, uint32_t mask, struct vm_fds *ret_fds)
+static bool bit(const vm_fd_mask *m, unsigned i) { return m->bits[i / 8] >> i % 8 & 1; }
+
+int vm_fds_unpack(const int *list, unsigned n, vm_fd_mask mask, struct vm_fds *ret_fds)
 {
-	if ((mask >> VM_FDS_MAX) || (unsigned)__builtin_popcount(mask) != n)
+	unsigned set = 0;
+	for (unsigned i = 0; i < 8 * sizeof mask.bits; i++) {
+		if (bit(&mask, i) && i >= VM_FDS_MAX)
+			return -EPROTO;
+		set += bit(&mask, i);
+	}
+	if (set != n)
 		return -EPROTO;
 	vm_fds_init(ret_fds);
 	int *fd = (int *)ret_fds;
 	for (unsigned i = 0; i < VM_FDS_MAX; i++)
-		if (mask & 1u << i)
+		if (bit(&mask, i))
 			fd[i] = *list++;
 	return 0;
 }

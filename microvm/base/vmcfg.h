@@ -15,6 +15,7 @@
 #define VMCFG_PATH_LEN 1024
 #define VMCFG_CMDLINE_LEN 2048 // Linux x86 COMMAND_LINE_SIZE
 #define VMCFG_MAX_DRIVES 8
+#define VMCFG_MAX_LAYERS 16 // over the base of one drive
 #define VMCFG_MAX_NETS 4
 #define VMCFG_MAX_VCPUS 32
 #define VMCFG_MIN_MEM_MIB 4
@@ -28,11 +29,16 @@ enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virti
 // 64-bit protocol.
 enum vmcfg_boot { VMCFG_BOOT_AUTO, VMCFG_BOOT_PVH, VMCFG_BOOT_LINUX64 };
 
+// A drive's copy-on-write layer: none, gone with the VM, or kept in layer_path.
+enum vmcfg_layer { VMCFG_LAYER_NONE, VMCFG_LAYER_EPHEMERAL, VMCFG_LAYER_KEPT };
+
 struct vmcfg_drive {
 	char id[VMCFG_NAME_LEN];
 	char path[VMCFG_PATH_LEN];
 	char serial[VMCFG_SERIAL_LEN]; // empty: the id, cut to 20
 	bool read_only;
+	uint32_t layer;                  // enum vmcfg_layer
+	char layer_path[VMCFG_PATH_LEN]; // kept: a folder
 };
 
 struct vmcfg_net {
@@ -96,13 +102,17 @@ struct vm_fds {
 	int memory; // restore only: the snapshot's memory file
 	int drive[VMCFG_MAX_DRIVES];
 	int tap[VMCFG_MAX_NETS];
-	int vsock; // listening Unix socket at vsock.path
+	int vsock;                                     // listening Unix socket at vsock.path
+	int layer[VMCFG_MAX_DRIVES][VMCFG_MAX_LAYERS]; // oldest first; the last is open for writing
 };
-#define VM_FDS_MAX (6 + VMCFG_MAX_DRIVES + VMCFG_MAX_NETS)
+#define VM_FDS_MAX (6 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1
 
 // To and from the order used in messages: a bit mask says which are there.
-unsigned vm_fds_pack(const struct vm_fds *f, int ret_list[VM_FDS_MAX], uint32_t *ret_mask);
-int vm_fds_unpack(const int *list, unsigned n, uint32_t mask, struct vm_fds *ret_fds);
+typedef struct {
+	uint8_t bits[(VM_FDS_MAX + 7) / 8];
+} vm_fd_mask;
+unsigned vm_fds_pack(const struct vm_fds *f, int ret_list[VM_FDS_MAX], vm_fd_mask *ret_mask);
+int vm_fds_unpack(const int *list, unsigned n, vm_fd_mask mask, struct vm_fds *ret_fds);

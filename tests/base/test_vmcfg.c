@@ -97,27 +97,32 @@ static void descriptors(void **state)
 {
 	struct vm_fds f, g;
 	int list[VM_FDS_MAX];
-	uint32_t mask;
+	vm_fd_mask mask;
 	(void)state;
 	vm_fds_init(&f);
 	assert_int_equal(vm_fds_pack(&f, list, &mask), 0);
-	assert_int_equal(mask, 0);
+	assert_int_equal(mask.bits[0] | mask.bits[sizeof mask.bits - 1], 0);
 	f.kvm = 10;
 	f.memory = 11;
 	f.drive[7] = 12;
 	f.tap[3] = 13;
 	f.vsock = 14;
-	assert_int_equal(vm_fds_pack(&f, list, &mask), 5);
-	assert_int_equal(vm_fds_unpack(list, 5, mask, &g), 0);
+	f.layer[7][VMCFG_MAX_LAYERS - 1] = 15;
+	assert_int_equal(vm_fds_pack(&f, list, &mask), 6);
+	assert_int_equal(vm_fds_unpack(list, 6, mask, &g), 0);
 	assert_memory_equal(&f, &g, sizeof f);
 
 	memset(&g, 0, sizeof g);
 	const struct vm_fds before = g;
-	assert_int_equal(vm_fds_unpack(list, 4, mask, &g), -EPROTO);
-	assert_int_equal(vm_fds_unpack(list, 6, mask, &g), -EPROTO);
-	assert_int_equal(vm_fds_unpack(list, 1, 1u << VM_FDS_MAX, &g), -EPROTO);
-	assert_int_equal(vm_fds_unpack(list, 1, 1u << 31, &g), -EPROTO);
-	assert_int_equal(vm_fds_unpack(list, 0, UINT32_MAX, &g), -EPROTO);
+	assert_int_equal(vm_fds_unpack(list, 5, mask, &g), -EPROTO);
+	assert_int_equal(vm_fds_unpack(list, 7, mask, &g), -EPROTO);
+	for (unsigned i = VM_FDS_MAX; i < 8 * sizeof mask.bits; i++) { // no such descriptor
+		mask = (vm_fd_mask){ { 0 } };
+		mask.bits[i / 8] = (uint8_t)(1u << i % 8);
+		assert_int_equal(vm_fds_unpack(list, 1, mask, &g), -EPROTO);
+	}
+	memset(&mask, 0xff, sizeof mask);
+	assert_int_equal(vm_fds_unpack(list, 0, mask, &g), -EPROTO);
 	assert_memory_equal(&g, &before, sizeof g);
 
 	vm_fds_init(&g);

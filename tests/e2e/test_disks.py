@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Drives with copy-on-write layers, with the tiny guest: clones that write the same sector,
+chains of snapshots, kept layers over a kill, and what is refused."""
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+
+from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
+
+MIB = 1 << 20
+
+
+def digest(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def make_base(d, name="base.img", mib=32):
+    path = os.path.join(d.folder, name)
+    with open(path, "wb") as f:
+        f.truncate(mib * MIB)
+        for sector in (8, 9, 1000):
+            f.seek(sector * 512)
+            f.write(b"base-%d\0" % sector)
+    os.chmod(path, 0o444)
+    return path
+
+
+def drive(path, **more):
+    return {"id": "root", "path": path, **more}
+
+
+def snapshot(d, vm, name):
+    r = d.post("/v1/snapshots", {"name": name, "vm": vm})
+    assert r.status == 201, r
+    return r.json
+
+
+def clone(d, name, count=1, **spec):
+    body = {"clones": [spec] * count} if spec else {"count": count}
+    r = d.post(f"/v1/snapshots/{name}/clone", body)
+    assert r.status == 201, r
+    names = [c["name"] for c in r.json["clones"]]
+    for n in names:
+        d.expect(n, "RESTORED\n")
+    return names
+
+
+def layers_left(d):
+    return os.listdir(os.path.join(d.state_dir, "layers"))
+
+
+def test_clones_write_the_same_sector():
+    need_kvm()
+    with Daemon() as d:
+        base = make_base(d)
+        before = digest(base)
+        v = d.create("src", drives=[drive(base, layer="ephemeral")])
+        assert v["config"]["drives"][0]["layer"] == "ephemeral", v
+        d.expect("src", "READY")
+        assert d.say("src", "blk r 8") == "OK base-8"
+        assert d.say("src", "blk w 8 from-src") == "OK"
+        assert d.say("src", "blk f") == "OK"
+        s = snapshot(d, "src", "snap")
+        assert s["files"]["layer-0.0"]["size_bytes"] > 32 * MIB, s
+        assert s["files"]["layer-0.0"]["data_bytes"] < 1 * MIB, s
+        assert d.say("src", "blk w 9 later") == "OK"  # into the fresh layer
+        names = clone(d, "snap", 3)
+        for n in names:
+            assert d.say(n, "blk r 8") == "OK from-src"
+            assert d.say(n, "blk r 9") == "OK base-9"
+            assert d.say(n, "blk r 1000") == "OK base-1000"
+            assert d.say(n, f"blk w 8 {n}") == "OK"
+        for n in names:
+            assert d.say(n, "blk r 8") == f"OK {n}"
+        assert d.say("src", "blk r 8") == "OK from-src"
+        assert d.say("src", "blk r 9") == "OK later"
+        assert digest(base) == before
+        assert d.post("/v1/snapshots/snap/verify").status == 200
+
+        # A snapshot of a clone, and clones of that: two layers below each.
+        s2 = snapshot(d, names[1], "snap2")
+        assert {"layer-0.0", "layer-0.1"} <= set(s2["files"]), s2
+        assert d.delete("/v1/snapshots/snap").status == 204  # snap2 has its own links
+        for n in clone(d, "snap2", 2):
+            assert d.say(n, "blk r 8") == f"OK {names[1]}"
+            assert d.say(n, "blk r 1000") == "OK base-1000"
+            assert d.say(n, "blk w 8 third") == "OK"
+        # The source again, whose older layer the deleted snapshot had, too.
+        snapshot(d, "src", "snap3")
+        (n,) = clone(d, "snap3")
+        assert d.say(n, "blk r 8") == "OK from-src" and d.say(n, "blk r 9") == "OK later"
+        assert digest(base) == before
+        for v in d.get("/v1/vms").json["vms"]:
+            assert d.delete(f"/v1/vms/{v['name']}").status == 204
+        assert layers_left(d) == []
+        d.stop()
+        d.start()
+        (n,) = clone(d, "snap3")
+        assert d.say(n, "blk r 9") == "OK later"
+
+
+def test_a_hundred_clones_without_overrides():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src", memory_mib=8, drives=[drive(make_base(d), layer="ephemeral")])
+        d.expect("src", "READY")
+        snapshot(d, "src", "snap")
+        fds = d.open_fds()
+        r = thaw(d, "clone", "snap", "--count", "100")
+        assert r.returncode == 0, r
+        assert d.say("snap-100", "blk w 8 x") == "OK"
+        assert d.say("snap-1", "blk r 8") == "OK base-8"
+        assert len(layers_left(d)) == 101
+        assert d.open_fds() <= fds + 100 * 2 + 4  # pidfd and socket of each
+        for i in range(1, 101):
+            assert d.delete(f"/v1/vms/snap-{i}").status == 204
+        assert len(layers_left(d)) == 1
+
+
+def test_kept_layer_outlives_a_kill():
+    need_kvm()
+    with Daemon() as d:
+        base = make_base(d)
+        before = digest(base)
+        kept = os.path.join(d.folder, "kept")
+
+        def start(name):
+            d.create(name, drives=[drive(base, layer="kept", layer_path=kept)])
+            d.expect(name, "READY")
+
+        def kill(name):
+            pid = d.vm(name)["pid"]
+            os.kill(pid, signal.SIGKILL)
+            wait_until("it is gone", lambda: not alive(pid))
+            d.wait_state(name, "exited")
+            assert d.delete(f"/v1/vms/{name}").status == 204
+
+        start("a")
+        assert d.say("a", "blk w 8 flushed") == "OK"
+        assert d.say("a", "blk f") == "OK"
+        kill("a")
+        start("b")
+        assert d.say("b", "blk r 8") == "OK flushed"
+        assert d.say("b", "blk r 9") == "OK base-9"
+        r = d.post("/v1/vms", {"name": "c", "kernel": d.vm("b")["config"]["kernel"], "discovery": "cmdline",
+                               "drives": [drive(base, layer="kept", layer_path=kept)]})
+        assert (r.status, r.code) == (409, "in_use"), r
+        snapshot(d, "b", "snap")  # freezes "0", goes on with "1"
+        assert sorted(os.listdir(kept)) == ["0", "1"]
+        assert d.say("b", "blk w 9 second") == "OK"
+        assert d.say("b", "blk f") == "OK"
+        kill("b")
+        assert d.delete("/v1/snapshots/snap").status == 204
+        d.stop()
+        d.start()
+        start("e")
+        assert d.say("e", "blk r 8") == "OK flushed"
+        assert d.say("e", "blk r 9") == "OK second"
+        # A clone's layer is ephemeral unless it asks for a kept one.
+        snapshot(d, "e", "again")
+        (n,) = clone(d, "again")
+        assert d.vm(n)["config"]["drives"][0]["layer"] == "ephemeral"
+        mine = os.path.join(d.folder, "mine")
+        (n,) = clone(d, "again", drives=[{"id": "root", "layer": "kept", "layer_path": mine}])
+        assert d.say(n, "blk w 9 third") == "OK" and d.say(n, "blk f") == "OK"
+        kill(n)
+        d.create("f", drives=[drive(base, layer="kept", layer_path=mine)])
+        d.expect("f", "READY")
+        assert d.say("f", "blk r 8") == "OK flushed" and d.say("f", "blk r 9") == "OK third"
+        assert digest(base) == before
+
+
+def test_overrides():
+    need_kvm()
+    with Daemon() as d:
+        base = make_base(d)
+        d.create("src", drives=[drive(base, layer="ephemeral")])
+        d.expect("src", "READY")
+        d.say("src", "blk w 8 mine")
+        snapshot(d, "src", "snap")
+        moved = os.path.join(d.folder, "moved.img")
+        os.rename(base, moved)
+        r = d.post("/v1/snapshots/snap/clone", {})
+        assert (r.status, r.code) == (422, "file_not_found"), r
+        (n,) = clone(d, "snap", drives=[{"id": "root", "path": moved}])
+        assert d.say(n, "blk r 8") == "OK mine"
+        whole = os.path.join(d.folder, "whole.img")
+        shutil.copyfile(moved, whole)
+        (n,) = clone(d, "snap", drives=[{"id": "root", "path": whole, "layer": "none"}])
+        assert d.say(n, "blk r 8") == "OK base-8"
+        assert d.say(n, "blk w 8 direct") == "OK" and d.say(n, "blk f") == "OK"
+        with open(whole, "rb") as f:
+            f.seek(8 * 512)
+            assert f.read(6) == b"direct"
+        r = d.post("/v1/snapshots/snap/clone", {"clones": [{"drives": [{"id": "root", "layer": "none"}]}]})
+        assert (r.status, r.code) == (400, "invalid_value") and "path" in r.message, r
+
+
+def test_what_is_refused():
+    need_kvm()
+    with Daemon() as d, tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        base = make_base(d)
+
+        def refused(status, code, text, **more):
+            r = d.post("/v1/vms", {"name": "x", "kernel": base, "drives": [drive(base, **more)]})
+            assert (r.status, r.code) == (status, code) and text in r.message, r
+            assert layers_left(d) == [] and d.vm_processes() == []
+
+        refused(400, "invalid_value", "ephemeral", layer="other")
+        refused(400, "invalid_value", "read-only", layer="ephemeral", read_only=True)
+        refused(400, "invalid_value", "layer_path", layer="kept")
+        refused(400, "invalid_value", "kept only", layer="ephemeral", layer_path="/x")
+        refused(422, "kernel_invalid", "", layer="ephemeral")
+        refused(422, "file_invalid", "", layer="kept", layer_path=base)
+        refused(422, "file_not_found", "", layer="kept", layer_path=os.path.join(d.folder, "no/where"))
+        if os.stat(elsewhere).st_dev != os.stat(d.folder).st_dev:
+            refused(422, "file_invalid", "file system", layer="kept", layer_path=elsewhere)
+        junk = os.path.join(d.folder, "junk")
+        os.mkdir(junk)
+        with open(os.path.join(junk, "0"), "wb") as f:
+            f.write(b"x" * 5000)
+        r = d.post("/v1/vms", {"name": "x", "kernel": os.path.join(d.folder, "base.img"), "drives": [
+            drive(base, layer="kept", layer_path=junk)]})
+        assert r.status == 422 or "layer" in r.message, r
+        assert os.listdir(junk) == ["0"]
+
+
+def test_snapshots_until_there_are_too_many_layers():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src", memory_mib=8, drives=[drive(make_base(d), layer="ephemeral")])
+        d.expect("src", "READY")
+        for i in range(15):
+            assert d.say("src", f"blk w {i} layer-{i}") == "OK"
+            snapshot(d, "src", f"s{i}")
+        r = d.post("/v1/snapshots", {"name": "s15", "vm": "src"})
+        assert (r.status, r.code) == (503, "limit_reached") and "16 layers" in r.message, r
+        assert d.leftovers() == []
+        (n,) = clone(d, "s14")
+        for i in range(15):
+            assert d.say(n, f"blk r {i}") == f"OK layer-{i}"
+        (n,) = clone(d, "s7")
+        assert d.say(n, "blk r 7") == "OK layer-7" and d.say(n, "blk r 8") == "OK base-8"
+
+
+def test_damaged_layers():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src", drives=[drive(make_base(d), layer="ephemeral")])
+        d.expect("src", "READY")
+        d.say("src", "blk w 8 mine")
+        snapshot(d, "src", "snap")
+        layer = os.path.join(d.state_dir, "snapshots/snap/layer-0.0")
+        assert os.stat(layer).st_mode & 0o777 == 0o400
+        os.chmod(layer, 0o600)
+        with open(layer, "r+b") as f:
+            f.seek(os.path.getsize(layer) - 32 * MIB + 8 * 512)
+            assert f.read(4) == b"mine"
+            f.seek(-1, os.SEEK_CUR)
+            f.write(b"X")
+        r = d.post("/v1/snapshots/snap/clone", {})
+        assert (r.status, r.code) == (422, "snapshot_corrupt") and "layer-0.0" in r.message, r
+        assert len(layers_left(d)) == 1  # the source's
+        os.truncate(layer, 5000)
+        r = d.post("/v1/snapshots/snap/clone", {})
+        assert (r.status, r.code) == (422, "snapshot_corrupt"), r
+        os.unlink(layer)
+        assert d.post("/v1/snapshots/snap/verify").code == "snapshot_corrupt"
+        assert d.delete("/v1/snapshots/snap").status == 204
+
+
+def test_killed_daemon_leaves_nothing_for_the_next():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src", drives=[drive(make_base(d), layer="ephemeral")])
+        d.expect("src", "READY")
+        pid = d.vm("src")["pid"]
+        assert len(layers_left(d)) == 1
+        d.stop(signal.SIGKILL)
+        wait_until("the VM is gone, too", lambda: not alive(pid))
+        d.start()
+        assert layers_left(d) == []
+
+
+if __name__ == "__main__":
+    main(globals())
