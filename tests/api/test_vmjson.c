@@ -181,6 +181,31 @@ static void test_overrides(void **state)
 	assert_string_equal(c.drive[1].path, "/e");
 }
 
+static void test_layers(void **state)
+{
+	(void)state;
+	struct vmcfg base, c;
+	assert_int_equal(create("{'name':'b','kernel':'/k','drives':[{'id':'d','path':'/d'},"
+				"{'id':'e','path':'/e','layer':'kept','layer_path':'/l'}]}"),
+			 0);
+	base = body.cfg;
+	assert_int_equal(base.drive[1].layer, VMCFG_LAYER_KEPT);
+	assert_int_equal(clone("", &base, &c), 0); // a fresh one, never the source's
+	assert_int_equal(c.drive[0].layer, VMCFG_LAYER_NONE);
+	assert_int_equal(c.drive[1].layer, VMCFG_LAYER_EPHEMERAL);
+	assert_string_equal(c.drive[1].layer_path, "");
+	assert_int_equal(clone("{'clones':[{'drives':[{'id':'e','layer':'kept','layer_path':'/m'},"
+			       "{'id':'d','layer':'ephemeral'}]}]}",
+			       &base, &c),
+			 0);
+	assert_int_equal(c.drive[0].layer, VMCFG_LAYER_EPHEMERAL);
+	assert_int_equal(c.drive[1].layer, VMCFG_LAYER_KEPT);
+	assert_string_equal(c.drive[1].layer_path, "/m");
+	assert_int_equal(clone("{'clones':[{'drives':[{'id':'e','layer':'none','path':'/f'}]}]}", &base, &c),
+			 0);
+	assert_int_equal(c.drive[1].layer, VMCFG_LAYER_NONE);
+}
+
 static void test_clone_errors(void **state)
 {
 	(void)state;
@@ -213,10 +238,10 @@ static void test_clone_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_defaults),     cmocka_unit_test(test_everything_given),
-		cmocka_unit_test(test_cpu),          cmocka_unit_test(test_create_errors),
-		cmocka_unit_test(test_plain_clone),  cmocka_unit_test(test_overrides),
-		cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_defaults),    cmocka_unit_test(test_everything_given),
+		cmocka_unit_test(test_cpu),         cmocka_unit_test(test_create_errors),
+		cmocka_unit_test(test_plain_clone), cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_layers),      cmocka_unit_test(test_clone_errors),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,7 +11,8 @@
 #
 # Network: tap "tN" has 10.0.N.1, the guest behind it 10.0.N.2. The source is N = 1,
 # the clones of one request 10 and up (10 + their number), the last restore 2.
-# The disk's sector 8 holds a nonce; sector 64 is written all the time.
+# The disk's sector 8 holds a nonce; sector 64 is written all the time. The second disk has
+# an ephemeral layer over a base that all VMs share, and needs no override for a clone.
 
 export PATH=$PWD/bin:$PATH
 TOP=$PWD
@@ -114,8 +115,15 @@ write_nonce() { # VM TEXT: to the disk's sector 8, past the page cache
 read_nonce() { # VM: from the disk, not from the page cache
 	guest "$1" "sync; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=512 skip=8 count=1 2>/dev/null | head -n 1"
 }
+md5sum_of() { md5sum <"$1"; }
 image_nonce() { # FILE: what the host sees
 	dd if="$1" bs=512 skip=8 count=1 2>/dev/null | head -n 1
+}
+layer_write() { # VM TEXT: to the second disk's sector 8
+	guest "$1" "echo $2 | dd of=/dev/vdb bs=512 seek=8 conv=sync,fsync,notrunc 2>/dev/null"
+}
+layer_read() { # VM SECTOR
+	guest "$1" "sync; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vdb bs=512 skip=$2 count=1 2>/dev/null | head -n 1"
 }
 set_address() { # VM N
 	guest "$1" "ip addr flush dev eth0; ip addr add 10.0.$2.2/24 dev eth0; ip link set eth0 up"
@@ -138,10 +146,14 @@ ended() { # VM WORD: exited with that reason
 # boot: from nothing to user space, all devices seen.
 boot() {
 	tap 1
-	truncate -s 16M "$DIR/src.img"
+	truncate -s 16M "$DIR/src.img" "$DIR/base.img"
+	echo "base-$NONCE" | dd of="$DIR/base.img" bs=512 seek=9 conv=sync,notrunc 2>/dev/null
+	chmod 444 "$DIR/base.img"
+	base_sum=$(md5sum <"$DIR/base.img")
 	check "created and started" t create src --kernel "$KERNEL" --initrd "$INITRD" \
 		--cmdline "console=ttyS0 quiet panic=-1 reboot=k$CMDLINE" --vcpus "$VCPUS" --memory 256 \
 		--drive "id=disk,path=$DIR/src.img" --net id=net0,tap=t1,mac=02:00:00:00:00:01 \
+		--drive "id=layered,path=$DIR/base.img,layer=ephemeral" \
 		--vsock "cid=3,path=$DIR/src.vsock" --cpu disable=sse4_2 --start || return 1
 	check "boots to user space" \
 		timeout "$BOOT" thaw --socket "$DIR/thawd.sock" wait src --console GUEST-READY --timeout "$BOOT" ||
@@ -171,6 +183,7 @@ freeze() {
 	check "nonce in a RAM file" guest src "echo $NONCE >/run/nonce"
 	check "nonce on the disk" write_nonce src "$NONCE"
 	same "nonce seen by the host" "$NONCE" image_nonce "$DIR/src.img"
+	check "nonce into the second disk's layer" layer_write src "$NONCE"
 	check "a load on the disk" guest src \
 		'(while :; do dd if=/run/counter of=/dev/vda bs=512 seek=64 count=1 conv=fsync,notrunc; sleep 0.2; done) </dev/null >/dev/null 2>&1 &'
 	vsock-call -t 240 "$DIR/src.vsock" "sh until [ -e /run/go ]; do sleep 1; done; echo held" \
@@ -217,6 +230,9 @@ clones() {
 		check "$c counts on" counts "$c"
 		check "$c: the timer that was pending fires" until_ok guest "$c" test -e /run/slept
 		check "$c writes its disk" write_nonce "$c" "mine-$c"
+		same "$c has the nonce in its layer" "$NONCE" layer_read "$c" 8
+		same "$c reads the base below" "base-$NONCE" layer_read "$c" 9
+		check "$c writes its layer" layer_write "$c" "mine-$c"
 		check "$c has its own address" set_address "$c" "1$n"
 		check "$c ping both ways" ping_guest "1$n" "$c"
 		check "$c vsock from the guest out" dial_out "$c"
@@ -224,8 +240,11 @@ clones() {
 	for c in $names; do
 		same "$c reads its own write" "mine-$c" read_nonce "$c"
 		same "$c wrote its own image" "mine-$c" image_nonce "$DIR/$c.img"
+		same "$c reads its own layer" "mine-$c" layer_read "$c" 8
 	done
 	same "the source's disk kept its nonce" "$NONCE" image_nonce "$DIR/src.img"
+	same "the source's layer kept its nonce" "$NONCE" layer_read src 8
+	same "the base is unchanged" "$base_sum" md5sum_of "$DIR/base.img"
 	same "different random bytes from $RANDOM_DEV" 3 sh -c "sort -u '$DIR/random' | grep -c ."
 	set -- $names
 	same "$1 has its own MAC when its driver binds anew" "02:00:00:00:01:0${1#c-}" rebind_mac "$1"
@@ -261,6 +280,7 @@ again() {
 	check "its wall clock is right" right_time again
 	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
 	same "it has the nonce on its disk" "$NONCE" read_nonce again
+	same "it has the nonce in its layer" "$NONCE" layer_read again 8
 	check "Ctrl-Alt-Del" t stop again --mode ctrl-alt-del
 	check "Ctrl-Alt-Del ends it with reset" ended again reset
 	check "delete it" t delete again
@@ -271,6 +291,7 @@ again() {
 	check "it answers" until_ok guest again true || return 1
 	same "it has the nonce in RAM" "$NONCE" guest again cat /run/nonce
 	check "it counts on" counts again
+	same "it has the nonce in its layer" "$NONCE" layer_read again 8
 	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
 	check "it powers off" ended again shutdown
 	check "delete it" t delete again

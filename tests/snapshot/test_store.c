@@ -714,6 +714,65 @@ static void random_manifests(void **state)
 	free(m);
 }
 
+// A layered drive's files: linked, listed, hashed, shared, and gone only with the last link.
+static int make_layered(struct fixture *f, const char *name, unsigned n)
+{
+	struct store_draft d;
+	assert_int_equal(begin(f, name, &d), 0);
+	f->m.cfg.drive[0].layer = VMCFG_LAYER_EPHEMERAL;
+	for (unsigned i = 0; i < n; i++) {
+		char from[16], to[32];
+		snprintf(from, sizeof from, "%u", i);
+		manifest_layer_name(to, 0, i);
+		assert_int_equal(store_link(&d, f->s.root_fd, from, to, &f->err), 0);
+	}
+	return store_commit(&f->s, &d, &f->m, &f->err);
+}
+
+static void layers(void **state)
+{
+	struct fixture *f = *state;
+	for (unsigned i = 0; i < 2; i++) {
+		char name[16];
+		snprintf(name, sizeof name, "%u", i);
+		int fd = openat(f->s.root_fd, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		assert_int_equal(write(fd, "layer", 5), 5);
+		close(fd);
+	}
+	assert_int_equal(make_layered(f, "none", 0), -EINVAL);
+	assert_message(f->err, "layers do not fit");
+	assert_int_equal(entries(f, "incoming"), 0);
+	int fd = openat(f->s.root_fd, "1", O_RDWR | O_CLOEXEC);
+	assert_int_equal(make_layered(f, "open", 2), -EBUSY); // somebody can write to it
+	assert_message(f->err, "layer-0.1");
+	close(fd);
+	assert_int_equal(make_layered(f, "a", 2), 0);
+	assert_int_equal(manifest_layers(&f->m, 0), 2);
+	assert_int_equal(manifest_layers(&f->m, 1), 0);
+	assert_int_equal(make_layered(f, "b", 1), 0);
+	assert_int_equal(use(f, "a"), 0);
+	struct manifest *m = zalloc(sizeof *m);
+	assert_int_equal(store_show(&f->s, "a", m, &f->err), 0);
+	assert_int_equal(mkdir(path_of(f, "vm"), 0700), 0);
+	int dir = open(path_of(f, "vm"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	assert_int_equal(store_copy_layers(&f->s, m, 0, dir, &f->err), 0);
+	assert_int_equal(entries(f, "vm"), 2);
+	assert_int_equal(store_copy_layers(&f->s, m, 0, dir, &f->err), -EEXIST);
+	close(dir);
+	assert_int_equal(store_delete(&f->s, "a", &f->err), 0);
+	assert_int_equal(entries(f, "incoming"), 0);
+	assert_int_equal(use(f, "b"), 0);
+	assert_int_equal(chmod(path_of(f, "snapshots/b/layer-0.0"), 0600), 0);
+	fd = open_rw(f, "snapshots/b/layer-0.0");
+	assert_int_equal(pwrite(fd, "X", 1, 2), 1);
+	close(fd);
+	must_refuse(f, "b", "layer-0.0: checksum wrong");
+	assert_int_equal(unlink(path_of(f, "snapshots/b/layer-0.0")), 0);
+	must_refuse(f, "b", "layer-0.0: missing");
+	assert_int_equal(store_delete(&f->s, "b", &f->err), 0);
+	free(m);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -738,6 +797,7 @@ int main(void)
 		T(leftovers),
 		T(full_file_system),
 		T(random_manifests),
+		T(layers),
 	};
 	return cmocka_run_group_tests_name("snapshot/store", tests, NULL, NULL);
 }
