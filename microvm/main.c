@@ -47,6 +47,7 @@ int main(int argc, char **argv)
 	mv_log_init("thaw-vmm", MV_INFO);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is an error of the write, not the end of the VM
 	vcpu_setup_signal();
 	if (vm_init(&vm, &err) || control_init(&control, &vm, VMM_CONTROL_FD, start, &err)) {
 		mv_log(MV_ERROR, "%s", err.msg);

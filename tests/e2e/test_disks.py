@@ -4,6 +4,7 @@
 chains of snapshots, kept layers over a kill, and what is refused."""
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -245,6 +246,31 @@ def test_snapshots_until_there_are_too_many_layers():
             assert d.say(n, f"blk r {i}") == f"OK layer-{i}"
         (n,) = clone(d, "s7")
         assert d.say(n, "blk r 7") == "OK layer-7" and d.say(n, "blk r 8") == "OK base-8"
+
+
+def test_snapshots_that_fail_lose_nothing():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src", memory_mib=64, drives=[drive(make_base(d, mib=8), layer="ephemeral")])
+        d.expect("src", "READY")
+        pid = d.vm("src")["pid"]
+        assert d.say("src", "blk w 8 first") == "OK"
+        # No file may be that large: first the memory file can't be made, when the layers are
+        # frozen already; then the fresh layer can't be made.
+        for limit in (16 * MIB, 4 * MIB):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            r = d.post("/v1/snapshots", {"name": "bad", "vm": "src"})
+            assert r.status >= 500, r
+            assert d.leftovers() == []
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert d.say("src", f"blk w 9 after-{limit}") == "OK"
+            assert d.say("src", "blk r 8") == "OK first"
+            snapshot(d, "src", f"good-{limit}")
+            (n,) = clone(d, f"good-{limit}")
+            assert d.say(n, "blk r 8") == "OK first" and d.say(n, "blk r 9") == f"OK after-{limit}"
+        (folder,) = [f for f in layers_left(d) if f.startswith(d.vm("src")["id"])]
+        # One for the first failure and one for each good snapshot, and the one it writes to.
+        assert sorted(os.listdir(os.path.join(d.state_dir, "layers", folder))) == ["0", "1", "2", "3"]
 
 
 def test_damaged_layers():
