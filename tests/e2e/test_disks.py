@@ -113,6 +113,8 @@ def test_a_hundred_clones_without_overrides():
         fds = d.open_fds()
         r = thaw(d, "clone", "snap", "--count", "100")
         assert r.returncode == 0, r
+        for n in ("snap-1", "snap-100"):
+            d.expect(n, "RESTORED\n")
         assert d.say("snap-100", "blk w 8 x") == "OK"
         assert d.say("snap-1", "blk r 8") == "OK base-8"
         assert len(layers_left(d)) == 101
