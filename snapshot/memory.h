@@ -7,14 +7,7 @@
 
 #include "microvm/base/err.h"
 #include "microvm/base/gmem.h"
-
-// How the pages that may hold something are found. Without /proc every page is read.
-enum snap_memory_finder {
-	SNAP_MEMORY_AUTO,    // the first of these that works here
-	SNAP_MEMORY_SCAN,    // ioctl PAGEMAP_SCAN (Linux 6.7)
-	SNAP_MEMORY_PAGEMAP, // read /proc/self/pagemap
-	SNAP_MEMORY_ALL,     // look at every page
-};
+#include "snapshot/pages.h"
 
 // Fills `fd`, an empty file open for writing, up to m->total_bytes (no sync).
 // ret_data_bytes: what was written; the rest is holes. -EINVAL: the file is not empty;
