@@ -27,9 +27,9 @@ struct live_snapshot {
 };
 
 // Freezes a running or paused VM, lets it go on in the state it had, and calls done() from
-// the loop when the child has ended. The descriptors stay the caller's; the child has
-// copies. -EBUSY: one is under way, or the VM is in no state for it.
-int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_fd,
+// the loop when the child has ended. lz4: a compressed memory file. The descriptors stay the caller's; the
+// child has copies. -EBUSY: one is under way, or the VM is in no state for it.
+int live_start(struct live_snapshot *s, struct vm *vm, int state_fd, int memory_fd, bool lz4,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
 	       void *arg, struct mv_err *err);
 

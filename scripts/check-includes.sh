@@ -34,6 +34,7 @@ includers() {
 	curl/*) echo 'api/client.c' ;;
 	seccomp.h) echo 'microvm/sandbox.c' ;;
 	libfdt.h) echo 'microvm/arch/*' ;;
+	linux/userfaultfd.h) echo 'snapshot/pager.c microvm/lazy.c' ;;
 	linux/kvm.h) echo 'microvm/kvm*.c microvm/kvm*.h microvm/arch/*' ;;
 	esac
 }

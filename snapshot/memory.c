@@ -4,12 +4,12 @@
 #include "snapshot/memory.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "microvm/base/util.h"
+#include "snapshot/chunk.h"
 
 enum {
 	PAGE = SNAP_PAGE_BYTES,
@@ -87,4 +87,15 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 		      struct mv_err *err)
 {
 	return snap_memory_write_by(SNAP_MEMORY_AUTO, fd, m, ret_bytes, ret_data_bytes, err);
+}
+
+int snap_memory_write_as(bool lz4, int fd, const struct gmem *m, uint64_t *ret_bytes,
+			 uint64_t *ret_data_bytes, struct mv_err *err)
+{
+	if (!lz4)
+		return snap_memory_write(fd, m, ret_bytes, ret_data_bytes, err);
+	int r = chunk_write(fd, m, 0, ret_bytes, err);
+	if (!r)
+		*ret_data_bytes = *ret_bytes;
+	return r;
 }

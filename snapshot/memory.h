@@ -3,6 +3,7 @@
 // Called by the VM process while its vCPUs and I/O stand still; touches only the memory
 // it is given, and does not fault in pages that the guest never touched.
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "microvm/base/err.h"
@@ -18,4 +19,8 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 // The same with the finder forced, for tests and measurements; -ENOTSUP when this
 // kernel lacks it.
 int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m, uint64_t *ret_bytes,
+			 uint64_t *ret_data_bytes, struct mv_err *err);
+
+// The same, or a compressed memory file (snapshot/chunk.h), of which all bytes are data.
+int snap_memory_write_as(bool lz4, int fd, const struct gmem *m, uint64_t *ret_bytes,
 			 uint64_t *ret_data_bytes, struct mv_err *err);

@@ -20,8 +20,26 @@ static const struct mv_field setup_fields[] = {
 	MV_SUB(struct msg_setup, cfg, 1, vmcfg_table),
 	MV_INT(struct msg_setup, fd_mask, 2, MV_U32, 0, UINT32_MAX),
 	MV_FLAG(struct msg_setup, run, 3),
+	MV_FLAG(struct msg_setup, lazy, 4),
 };
 MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
+
+static const struct mv_field snapshot_fields[] = {
+	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 1),
+};
+MV_DEFINE_TABLE(msg_snapshot_table, struct msg_snapshot, snapshot_fields);
+
+static const struct mv_field lazy_region_fields[] = {
+	MV_INT(struct msg_lazy_region, hva, 1, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_lazy_region, size_bytes, 2, MV_U64, 1, (uint64_t)VMCFG_MAX_MEM_MIB << 20),
+	MV_INT(struct msg_lazy_region, file_offset, 3, MV_U64, 0, (uint64_t)VMCFG_MAX_MEM_MIB << 20),
+};
+static MV_DEFINE_TABLE(lazy_region_table, struct msg_lazy_region, lazy_region_fields);
+
+static const struct mv_field lazy_fields[] = {
+	MV_ARRAY(struct msg_lazy, region, n_regions, 1, lazy_region_table),
+};
+MV_DEFINE_TABLE(msg_lazy_table, struct msg_lazy, lazy_fields);
 
 static const struct mv_field stop_fields[] = {
 	MV_INT(struct msg_stop, mode, 1, MV_U32, VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL),
@@ -73,8 +91,8 @@ const char *vm_state_name(unsigned state)
 
 const char *vm_exit_name(unsigned exit)
 {
-	static const char *const names[] = { "none",      "shutdown", "reset",  "triple-fault",
-					     "kvm-error", "killed",   "crashed" };
+	static const char *const names[] = { "none",      "shutdown", "reset",   "triple-fault",
+					     "kvm-error", "killed",   "crashed", "snapshot-corrupt" };
 	return names[exit < MV_ARRAY_LEN(names) ? exit : 0];
 }
 
