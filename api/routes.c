@@ -27,6 +27,8 @@ const struct route api_routes[] = {
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },
 	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, { 0 }, "delete a snapshot" },
 	{ "POST", "/v1/snapshots/{name}/verify", op_snap_verify, { 0 }, "hash all its files" },
+	{ "POST", "/v1/snapshots/{name}/prepare", op_snap_prepare, { 0 }, "make its template" },
+	{ "DELETE", "/v1/snapshots/{name}/prepare", op_snap_unprepare, { 0 }, "free its template" },
 	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },
 };
 const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);

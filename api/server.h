@@ -5,15 +5,24 @@
 
 #include "api/http.h"
 #include "api/worker.h"
+#include "microvm/base/log.h"
 #include "microvm/base/loop.h"
 #include "snapshot/store.h"
 
 struct vm_call;
 LIST_HEAD(vm_calls, vm_call);
 
+struct pager_process {
+	pid_t pid; // 0: none
+	int pidfd, socket;
+	struct mv_watch pid_watch, socket_watch;
+	struct mv_ratelimit starts;
+};
+
 struct server {
 	// configuration
 	const char *vmm_path, *kvm_path;
+	const char *pager_path; // empty: there is none
 	char vsock_dir[54]; // default place of vsock sockets; leaves room for <id>.vsock_<port> in sun_path
 	// parts
 	struct mv_loop loop;
@@ -30,4 +39,8 @@ struct server {
 	uint64_t call_timer_due_ns; // 0: not armed
 	// verified snapshots (templates.c)
 	struct known_snapshot *templates;
+	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
+	struct pager_process pager;
+	int uffd_device_fd; // /dev/userfaultfd; -1: by system call
+	bool has_uffd;
 };

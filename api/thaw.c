@@ -15,6 +15,9 @@ enum opt {
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
 	O_NAME, O_PAUSED,
+	O_FORMAT,
+	O_NO_FILL,
+	O_WAIT,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -31,7 +34,8 @@ static const struct option long_options[] = {
 	BARE("no-rng", O_NO_RNG), BARE("start", O_START), WITH("mode", O_MODE),
 	BARE("follow", O_FOLLOW), BARE("read", O_READ), WITH("write", O_WRITE),
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
-	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), { 0 },
+	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("format", O_FORMAT),
+	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), { 0 },
 };
 
 // clang-format on
@@ -66,10 +70,13 @@ static const struct command {
 	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_TIMEOUT), cli_wait,
 	  "NAME --console TEXT | --state STATE [--timeout SEC]",
 	  "wait for output or a state (30 s, or --timeout)" },
-	{ "snapshot", 2, 0, cli_snapshot, "VM NAME", "take a snapshot; the VM goes on" },
+	{ "snapshot", 2, BIT(O_FORMAT), cli_snapshot, "VM NAME [--format raw|lz4]",
+	  "take a snapshot; the VM goes on" },
 	{ "snapshots", 0, 0, cli_snapshots, "", "list snapshots" },
 	{ "snapshot-show", 1, 0, cli_snapshot_show, "NAME", "show a snapshot" },
 	{ "snapshot-verify", 1, 0, cli_snapshot_verify, "NAME", "check all its bytes" },
+	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT), cli_snapshot_prepare,
+	  "NAME [--no-fill] [--wait]", "make its template ahead of clones; --wait until all is loaded" },
 	{ "snapshot-delete", 1, 0, cli_snapshot_delete, "NAME", "delete a snapshot" },
 	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive id=ID[,path=FILE][,ro]]...\n"
@@ -134,6 +141,9 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_COUNT: return number(arg, &c->count, &c->has_count);
 	case O_NAME: c->name = arg; return true;
 	case O_PAUSED: return c->paused = true;
+	case O_FORMAT: c->format = arg; return true;
+	case O_NO_FILL: return c->no_fill = true;
+	case O_WAIT: return c->wait = true;
 	default: return false;
 	}
 }

@@ -53,10 +53,10 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	int r = mv_loop_run(&vm.loop);
+	control_fini(&control);
 	// A vCPU may wait for a page that nobody fills any more; it can't be joined.
 	if (vm.uffd_fd >= 0)
 		_exit(r ? 1 : 0);
-	control_fini(&control);
 	vm_fini(&vm);
 	return r ? 1 : 0;
 }

@@ -13,10 +13,13 @@
 
 enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
 
+enum manifest_format { MANIFEST_RAW, MANIFEST_LZ4 }; // of a memory file: snapshot/memory.h, chunk.h
+
 struct manifest_file {
 	char name[32];                   // "state", "memory"
 	uint64_t size_bytes, data_bytes; // data: without holes, as it was when published
 	uint64_t xxh3;                   // of the content; holes count as zeros
+	uint32_t format;                 // enum manifest_format
 };
 
 struct manifest {

@@ -92,6 +92,7 @@ static int fill(struct template *t, uint64_t i, bool background)
 		if (!bit(t->bad, i)) {
 			set_bit(t->bad, i);
 			t->status->bad++;
+			tell(PAGER_DAMAGED, t->id, NULL, NULL);
 			mv_log(MV_ERROR, "template %llu: chunk %llu is damaged (%s)",
 			       (unsigned long long)t->id, (unsigned long long)i, strerror(-r));
 		}

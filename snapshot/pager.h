@@ -28,6 +28,7 @@ enum pager_msg {
 	PAGER_FILL,         // id: the template's: fill in the background from now on
 	// pager -> daemon
 	PAGER_COMPLETE = 100, // id: the template's: every chunk is there; may come twice
+	PAGER_DAMAGED,        // id: the template's: a chunk was found that can't be read
 	PAGER_CORRUPT,        // id: the clone's; struct pager_corrupt: it waits for a bad chunk
 };
 

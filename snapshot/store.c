@@ -21,6 +21,7 @@
 #include <time.h>
 
 #include "microvm/base/util.h"
+#include "snapshot/chunk.h"
 #include "snapshot/format.h"
 
 enum {
@@ -197,6 +198,23 @@ static int file_size(int fd, const char *name, uint64_t *ret_bytes, struct mv_er
 	return 0;
 }
 
+// What a memory file must be, before its bytes are hashed.
+static int check_memory(int fd, uint64_t size_bytes, uint32_t format, uint64_t memory_bytes,
+			struct mv_err *err)
+{
+	struct chunk_index x;
+	if (format == MANIFEST_LZ4) {
+		int r = chunk_index_read(fd, memory_bytes, &x, err);
+		if (!r)
+			chunk_index_fini(&x);
+		return r;
+	}
+	if (size_bytes != memory_bytes)
+		return mv_fail(err, EINVAL, "memory: %llu bytes were written, it should be %llu",
+			       (unsigned long long)size_bytes, (unsigned long long)memory_bytes);
+	return 0;
+}
+
 static int hash_file(int fd, const char *name, uint64_t size_bytes, struct manifest_file *ret_file,
 		     struct mv_err *err)
 {
@@ -309,8 +327,8 @@ static int finish_file(int fd, const char *name, struct mv_err *err)
 	return 0;
 }
 
-// Everything of one written file: wait, check, hash, sync.
-static int take_file(struct store_draft *d, const char *name, uint64_t must_be_bytes,
+// Everything of one written file: wait, check, hash, sync. memory_bytes 0: the state file.
+static int take_file(struct store_draft *d, const char *name, uint64_t memory_bytes, uint32_t format,
 		     struct manifest_file *ret_file, struct mv_err *err)
 {
 	MV_FD fd = -1;
@@ -322,16 +340,12 @@ static int take_file(struct store_draft *d, const char *name, uint64_t must_be_b
 		r = file_size(fd, name, &size_bytes, err);
 	if (r)
 		return r;
-	if (must_be_bytes && size_bytes != must_be_bytes)
-		return mv_fail(err, EINVAL, "%s: %llu bytes were written, it should be %llu", name,
-			       (unsigned long long)size_bytes, (unsigned long long)must_be_bytes);
-	if (!must_be_bytes) {
-		r = check_state(fd, err);
-		if (r)
-			return r;
-	}
-	r = hash_file(fd, name, size_bytes, ret_file, err);
-	return r ? r : finish_file(fd, name, err);
+	r = memory_bytes ? check_memory(fd, size_bytes, format, memory_bytes, err) : check_state(fd, err);
+	r = r ? r : hash_file(fd, name, size_bytes, ret_file, err);
+	if (r)
+		return r;
+	ret_file->format = format;
+	return finish_file(fd, name, err);
 }
 
 static int write_manifest(struct store_draft *d, struct manifest *m, struct mv_err *err)
@@ -369,9 +383,10 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 	mv_close(&d->memory_fd);
 	memcpy(m->name, d->name, sizeof m->name);
 	m->n_files = 2;
-	int r = take_file(d, "state", 0, &m->file[0], err);
+	uint32_t format = m->file[1].format;
+	int r = take_file(d, "state", 0, MANIFEST_RAW, &m->file[0], err);
 	if (!r)
-		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, &m->file[1], err);
+		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, format, &m->file[1], err);
 	if (!r)
 		r = write_manifest(d, m, err);
 	if (!r)
@@ -440,6 +455,9 @@ static int open_checked(int dir_fd, const struct manifest *m, const char *name, 
 			return r;
 		if (is.xxh3 != want->xxh3)
 			return mv_fail(err, EINVAL, "%s: checksum wrong: the file is damaged", name);
+		r = want->format == MANIFEST_LZ4 ? chunk_verify(fd, (uint64_t)m->cfg.mem_mib << 20, err) : 0;
+		if (r)
+			return r;
 	}
 	*ret_fd = MV_TAKE_FD(fd);
 	return 0;
@@ -464,6 +482,15 @@ int store_files(struct store *s, const struct manifest *m, bool verify_memory, i
 	*ret_state_fd = MV_TAKE_FD(state_fd);
 	*ret_memory_fd = MV_TAKE_FD(memory_fd);
 	return 0;
+}
+
+int store_check_index(const struct manifest *m, int memory_fd, struct mv_err *err)
+{
+	const struct manifest_file *f = manifest_file_find(m, "memory");
+	if (!f || f->format == MANIFEST_RAW)
+		return 0;
+	int r = check_memory(memory_fd, f->size_bytes, f->format, (uint64_t)m->cfg.mem_mib << 20, err);
+	return r ? mv_wrap(err, "snapshot %s", m->name) : 0;
 }
 
 // --- list ---
