@@ -85,7 +85,7 @@ def flip(path, at):
 def test_a_compressed_snapshot_is_small_and_loads_on_demand():
     need_userfaultfd()
     with Daemon() as d:
-        total = freeze(d)
+        freeze(d)
         files = d.get("/v1/snapshots/snap").json["files"]["memory"]
         assert files["size_bytes"] < PAGES * 4096, files
         assert d.post("/v1/snapshots/snap/verify").json["verified"]
@@ -170,7 +170,7 @@ def test_a_killed_pager_is_replaced_and_waiting_guests_go_on():
             assert d.expect(n, "\n", marks[n])[0].strip() == total
         assert pager_pid(d) not in (None, first)
         # And in the midst of work, again and again.
-        for turn in range(20):
+        for turn in range(16):  # 20 in 10 s is where the daemon gives up
             assert d.delete("/v1/snapshots/snap/prepare").status == 204
             prepare(d, fill=turn % 2 == 0)
             n = f"k{turn}"
@@ -187,13 +187,12 @@ def test_a_killed_pager_is_replaced_and_waiting_guests_go_on():
 def test_a_damaged_chunk_stops_only_the_clone_that_needs_it():
     need_userfaultfd()
     with Daemon() as d:
-        total = freeze(d)
+        freeze(d)
         path = f"{d.state_dir}/snapshots/snap/memory"
         stored = [e for e in index_of(path) if e[2]]
-        # The guest's touched pages follow one another; one in their midst.
-        offset, n, _ = sorted(index_of(path), key=lambda e: e[1])[-1]
-        flip(path, offset + n // 2)
         assert len(stored) > PAGES / CHUNK_PAGES
+        offset, n, _ = stored[len(stored) // 2]  # most are the pages that were touched
+        flip(path, offset + n // 2)
         prepare(d, fill=False)
         clone(d, "needs", "other")
         d.put("/v1/vms/needs/console", f"sum 0 {PAGES}\n")
@@ -206,7 +205,6 @@ def test_a_damaged_chunk_stops_only_the_clone_that_needs_it():
         r = d.post("/v1/snapshots/snap/verify")
         assert r.status == 422 and r.code == "snapshot_corrupt", r
         assert d.say("other", "load") == "OK frozen"
-        assert total
 
 
 def test_a_damaged_index_is_found_when_prepared():
