@@ -147,7 +147,11 @@ int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg)
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VM_FDS_MAX)];
 	struct iovec iov = { buf, MSG_MAX_BYTES };
 	struct msghdr m = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		// Not sizeof control: its padding has room for one more, which nobody would close.
+		.msg_controllen = CMSG_LEN(sizeof(int) * VM_FDS_MAX)
 	};
 	struct msg got = { 0 };
 	struct msg_head h;
