@@ -42,12 +42,6 @@ struct lazy_clone {
 	struct msg_lazy map;
 };
 
-LIST_HEAD(lazy_list, lazy);
-LIST_HEAD(lazy_clone_list, lazy_clone);
-static struct lazy_list templates; // of the one server
-static struct lazy_clone_list clones;
-static uint64_t last_id;
-
 void lazy_init(struct server *s, bool forbidden)
 {
 	s->uffd_device_fd = forbidden ? -1 : open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
@@ -63,8 +57,7 @@ void lazy_init(struct server *s, bool forbidden)
 struct lazy *lazy_find(struct server *s, const struct manifest *m)
 {
 	struct lazy *t;
-	(void)s;
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (!t->dropped && !strcmp(t->name, m->name) && !strcmp(t->snapshot_id, m->id))
 			return t;
 	return NULL;
@@ -104,8 +97,7 @@ void lazy_unref(struct lazy *t)
 bool lazy_drop(struct server *s, const char *name)
 {
 	struct lazy *t;
-	(void)s;
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (!t->dropped && !strcmp(t->name, name))
 			break;
 	if (!t)
@@ -160,7 +152,7 @@ int lazy_new(struct server *s, const struct manifest *m, int memory_fd, bool fil
 		return mv_fail(err, ENOMEM, "no memory for a template");
 	*t = (struct lazy){ .s = s,
 			    .refs = 1,
-			    .id = ++last_id,
+			    .id = ++s->lazy_last_id,
 			    .memory_bytes = (uint64_t)m->cfg.mem_mib << 20,
 			    .fill = fill,
 			    .memfd = -1,
@@ -169,7 +161,7 @@ int lazy_new(struct server *s, const struct manifest *m, int memory_fd, bool fil
 	memcpy(t->name, m->name, sizeof t->name);
 	memcpy(t->snapshot_id, m->id, sizeof t->snapshot_id);
 	LIST_INIT(&t->waiters);
-	LIST_INSERT_HEAD(&templates, t, link);
+	LIST_INSERT_HEAD(&s->lazy_templates, t, link);
 	t->file_fd = fcntl(memory_fd, F_DUPFD_CLOEXEC, 3);
 	r = t->file_fd < 0 ? -errno : make_memory(t);
 	r = r ? r : make_status(t);
@@ -220,8 +212,7 @@ void lazy_wait(struct lazy *t, struct lazy_waiter *w, void (*fn)(void *arg, bool
 void lazy_complete(struct server *s, uint64_t template_id)
 {
 	struct lazy *t;
-	(void)s;
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (t->id == template_id)
 			break;
 	if (!t || t->complete)
@@ -267,10 +258,12 @@ int lazy_clone_begin(struct lazy *t, struct vm *vm, int *ret_memory_fd, int *ret
 	struct lazy_clone *c = calloc(1, sizeof *c);
 	if (!c)
 		return -ENOMEM;
-	*c = (struct lazy_clone){
-		.template = lazy_ref(t), .vm = vm, .id = ++last_id, .uffd = -1, .with_uffd = !t->complete
-	};
-	LIST_INSERT_HEAD(&clones, c, link);
+	*c = (struct lazy_clone){ .template = lazy_ref(t),
+				  .vm = vm,
+				  .id = ++t->s->lazy_last_id,
+				  .uffd = -1,
+				  .with_uffd = !t->complete };
+	LIST_INSERT_HEAD(&t->s->lazy_clones, c, link);
 	t->n_clones++;
 	vm->lazy = c;
 	*ret_memory_fd = MV_TAKE_FD(memory);
@@ -351,8 +344,7 @@ static void end_clone(struct lazy_clone *c, const char *detail)
 void lazy_damaged(struct server *s, uint64_t template_id)
 {
 	struct lazy *t;
-	(void)s;
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (t->id == template_id)
 			break;
 	if (t)
@@ -363,8 +355,7 @@ void lazy_corrupt(struct server *s, uint64_t clone_id, uint64_t chunk)
 {
 	struct lazy_clone *c;
 	char detail[128];
-	(void)s;
-	LIST_FOREACH (c, &clones, link)
+	LIST_FOREACH (c, &s->lazy_clones, link)
 		if (c->id == clone_id)
 			break;
 	if (!c)
@@ -379,8 +370,7 @@ void lazy_corrupt(struct server *s, uint64_t clone_id, uint64_t chunk)
 bool lazy_needs_pager(const struct server *s)
 {
 	const struct lazy *t;
-	(void)s;
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (t->served)
 			return true;
 	return false;
@@ -390,11 +380,10 @@ void lazy_give_all(struct server *s)
 {
 	struct lazy *t;
 	struct lazy_clone *c;
-	(void)s;
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (t->served)
 			give_template(t);
-	LIST_FOREACH (c, &clones, link)
+	LIST_FOREACH (c, &s->lazy_clones, link)
 		if (c->uffd >= 0)
 			give_clone(c);
 }
@@ -403,11 +392,10 @@ void lazy_no_pager(struct server *s)
 {
 	struct lazy *t;
 	struct lazy_clone *c;
-	(void)s;
-	LIST_FOREACH (c, &clones, link)
+	LIST_FOREACH (c, &s->lazy_clones, link)
 		if (c->with_uffd)
 			end_clone(c, "its memory can't be loaded: there is no pager");
-	LIST_FOREACH (t, &templates, link)
+	LIST_FOREACH (t, &s->lazy_templates, link)
 		end_waiters(t, false);
 }
 
@@ -415,7 +403,7 @@ void lazy_fini(struct server *s)
 {
 	struct lazy *t, *next;
 	pager_stop(s);
-	for (t = LIST_FIRST(&templates); t; t = next) {
+	for (t = LIST_FIRST(&s->lazy_templates); t; t = next) {
 		next = LIST_NEXT(t, link);
 		if (!t->dropped) {
 			t->dropped = true;

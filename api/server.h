@@ -12,6 +12,11 @@
 struct vm_call;
 LIST_HEAD(vm_calls, vm_call);
 
+struct lazy;
+LIST_HEAD(lazy_list, lazy);
+struct lazy_clone;
+LIST_HEAD(lazy_clone_list, lazy_clone);
+
 struct pager_process {
 	pid_t pid; // 0: none
 	int pidfd, socket;
@@ -40,6 +45,9 @@ struct server {
 	// verified snapshots (templates.c)
 	struct known_snapshot *templates;
 	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
+	struct lazy_list lazy_templates;
+	struct lazy_clone_list lazy_clones;
+	uint64_t lazy_last_id;
 	struct pager_process pager;
 	int uffd_device_fd; // /dev/userfaultfd; -1: by system call
 	bool has_uffd;

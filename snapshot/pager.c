@@ -282,7 +282,8 @@ static int on_clone(struct msg *m, struct mv_err *err)
 	struct clone *c = t && m->n_fds == 1 ? calloc(1, sizeof *c) : NULL;
 	if (!c)
 		return mv_fail(err, EPROTO, "malformed clone");
-	*c = (struct clone){ .id = m->id, .template = t, .lazy = body.lazy, .uffd = MV_TAKE_FD(m->fds[0]) };
+	*c = (struct clone){ .id = m->id, .template = t, .lazy = body.lazy };
+	c->uffd = MV_TAKE_FD(m->fds[0]);
 	fcntl(c->uffd, F_SETFL, O_NONBLOCK);
 	LIST_INSERT_HEAD(&p.clones, c, link);
 	struct epoll_event e = { .events = EPOLLIN, .data.ptr = c };
