@@ -29,6 +29,7 @@ enum {
 	IDLE_MS = 5,
 	EVENTS = 64,     // of epoll at a time
 	MESSAGES = 16,   // of one clone at a time, so that none keeps the others waiting
+	AHEAD = 2,       // chunks filled behind one that was touched in sequence
 	ZERO_TRIES = 64, // steps over the pages of one chunk
 };
 
@@ -42,6 +43,7 @@ struct template
 	size_t status_bytes;
 	uint8_t *filled, *bad; // bit maps; filled is in the status memfd
 	uint64_t sweep;        // of the background
+	uint64_t last;         // chunk that was needed
 	bool fill, told;
 };
 
@@ -170,6 +172,12 @@ static void on_fault(struct clone *c, uint64_t address)
 	if (result) // the fault comes again
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	wake(c->uffd, from, to - from);
+	// While the thread goes on: what it will want next if it goes in sequence.
+	bool sequence = i > t->last && i - t->last <= AHEAD + 1;
+	t->last = i;
+	for (uint64_t k = i + 1; sequence && k <= i + AHEAD && k < t->index.n_chunks; k++)
+		if (chunk_kind(&t->index, k) == CHUNK_ZERO || fill(t, k, true))
+			break;
 	check_complete(t);
 }
 
