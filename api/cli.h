@@ -25,20 +25,20 @@ struct cli {
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
-		*state, *name;
+		*state, *name, *format;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	unsigned long vcpus, memory, count, timeout_s, wait_s;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait;
-	bool no_rng, start, follow, read, paused, force, tree;
+	bool no_rng, start, follow, read, paused, force, tree, no_fill, wait;
 };
 
 typedef int cli_fn(struct cli *c);
 cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
 	cli_wait;   // cli_vm.c
 cli_fn cli_console; // cli_console.c
-cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_delete,
-	cli_clone;                                       // cli_snapshot.c
+cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
+	cli_snapshot_delete, cli_clone;                  // cli_snapshot.c
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc; // cli_store.c
 cli_fn cli_doctor;                                       // doctor.c
 

@@ -41,8 +41,8 @@ void cli_print_snapshot(js *v)
 	       js_str(v, "thaw_version", ""), js_str(v, "arch", ""));
 	printf("vcpus:    %" PRId64 "\nstate:    %" PRId64 " bytes\n", js_int(v, "config.vcpus", 0),
 	       js_int(v, "files.state.size_bytes", 0));
-	printf("memory:   %" PRId64 " MiB, %" PRId64 " KiB on disk\n", js_int(v, "config.memory_mib", 0),
-	       js_int(v, "files.memory.data_bytes", 0) / 1024);
+	printf("memory:   %" PRId64 " MiB, %" PRId64 " KiB on disk, %s\n", js_int(v, "config.memory_mib", 0),
+	       js_int(v, "files.memory.data_bytes", 0) / 1024, js_str(v, "files.memory.format", "raw"));
 	printf("storage:  %" PRId64 " KiB on disk of %" PRId64 " KiB\n",
 	       js_int(v, "storage.disk_bytes", 0) / 1024, js_int(v, "storage.apparent_bytes", 0) / 1024);
 	if (js_get(v, "parent_snapshot"))
@@ -50,6 +50,12 @@ void cli_print_snapshot(js *v)
 		       js_true(v, "needs_parent") ? ", needed" : "");
 	if (js_get(v, "cpu"))
 		print_cpu(js_get(v, "cpu"));
+	js *t = js_get(v, "template");
+	if (t)
+		printf("template: %" PRId64 " of %" PRId64 " chunks loaded, %" PRId64 " faults, %" PRId64
+		       " clones\n",
+		       js_int(t, "filled", 0), js_int(t, "chunks", 0), js_int(t, "faults", 0),
+		       js_int(t, "clones", 0));
 	if (js_get(v, "pause_us"))
 		printf("pause:    %" PRId64 " us\n", js_int(v, "pause_us", 0));
 	if (js_get(v, "verified"))
@@ -72,6 +78,8 @@ int cli_snapshot(struct cli *c)
 	js *o = js_object(), *v = NULL;
 	js_put_str(o, "vm", c->pos[0]);
 	js_put_str(o, "name", c->pos[1]);
+	if (c->format)
+		js_put_str(o, "format", c->format);
 	int status = cli_request(c, "POST", o, &v, "/v1/snapshots");
 	return finish(c, status, v);
 }
@@ -125,6 +133,19 @@ int cli_snapshot_verify(struct cli *c)
 {
 	js *v = NULL;
 	int status = by_name(c, "POST", "/verify", &v);
+	return finish(c, status, v);
+}
+
+int cli_snapshot_prepare(struct cli *c)
+{
+	js *o = js_object(), *v = NULL;
+	js_put_bool(o, "fill", !c->no_fill);
+	js_put_bool(o, "wait", c->wait);
+	if (!cli_name_ok(c->pos[0])) {
+		js_free(o);
+		return EXIT_USAGE;
+	}
+	int status = cli_request(c, "POST", o, &v, "/v1/snapshots/%s/prepare", c->pos[0]);
 	return finish(c, status, v);
 }
 

@@ -16,7 +16,7 @@ PROGRAMS += $(THAW)
 endif
 $(THAWD): $(call objs,api/thawd.c) $(API_COMMON) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -luring -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -llz4 -luring -o $@
 $(THAW): $(call objs,api/thaw.c microvm/arch/$(ARCH)/kvm_probe.c) $(API_CLI_O) $(API_SHARED_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcurl -ljansson -luring -o $@

@@ -2,12 +2,11 @@
 // POST /v1/snapshots/{name}/clone: N new VMs of one snapshot.
 //
 // Theory of operation. The manifest is read and the snapshot's files are opened once per
-// request; the memory file is hashed, and the host's CPU compared with the guest's, by the
-// worker unless that was done before in this run (templates.h). Then clones are started, up
-// to MAX_STARTING at a time so that the loop stays free and N is not bounded by descriptors
-// in flight; each that ends its start lets the next one begin. The answer goes out when all
-// have either answered or are completely gone: 201 all there, 207 some, else the first one's
-// error.
+// request and checked, and the host's CPU compared with the guest's, or that was done before
+// (prepare.h). Then clones are started, up to MAX_STARTING at a time so that the loop stays
+// free and N is not bounded by descriptors in flight; each that ends its start lets the next
+// one begin. The answer goes out when all have either answered or are completely gone: 201
+// all there, 207 some, else the first one's error.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -16,6 +15,7 @@
 
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
+#include "api/prepare.h"
 #include "api/routes.h"
 #include "api/templates.h"
 #include "api/vmjson.h"
@@ -36,18 +36,13 @@ struct clone_item {
 };
 
 struct clone_job {
-	struct worker_job work;
+	struct prepare p;
 	struct server *s;
 	struct http_req *req;
 	struct clone_body body;
-	struct manifest m;
-	int state_fd, memory_fd;
 	struct clone_item *items; // body.count
 	uint32_t next, starting, n_failed;
 	unsigned next_number; // of the names chosen with name_prefix
-	int result;           // of the worker
-	struct mv_err verify_err;
-	struct cpu_report cpu;
 };
 
 static const struct api_err no_memory = { API_OUT_OF_MEMORY, "no memory for the clone" };
@@ -61,9 +56,7 @@ static void job_free(struct clone_job *j)
 	}
 	free(j->items);
 	free(j->body.clones);
-	mv_close(&j->state_fd);
-	mv_close(&j->memory_fd);
-	cpu_report_fini(&j->cpu);
+	prepare_fini(&j->p);
 	free(j);
 }
 
@@ -150,8 +143,8 @@ static void on_restored(void *arg, struct vm *vm, const struct api_err *err, con
 // <prefix>-<n>, the first n that is free.
 static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *err)
 {
-	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->m.name;
-	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->m);
+	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->p.m.name;
+	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->p.m);
 	unsigned *next = t ? &t->next_clone : &j->next_number;
 	for (unsigned n = *next;; n++) {
 		char name[VMCFG_NAME_LEN + 12];
@@ -170,11 +163,14 @@ static int launch(struct clone_item *it, struct vm *vm, struct api_err *err)
 {
 	struct clone_job *j = it->job;
 	struct vm_fds fds;
-	int r = ops_open_files(vm, &j->m, &fds, err);
+	int r = ops_open_files(vm, &j->p.m, &fds, err);
 	if (r)
 		return r;
-	fds.state = fcntl(j->state_fd, F_DUPFD_CLOEXEC, 3);
-	fds.memory = fcntl(j->memory_fd, F_DUPFD_CLOEXEC, 3);
+	fds.state = fcntl(j->p.state_fd, F_DUPFD_CLOEXEC, 3);
+	if (j->p.lazy)
+		lazy_clone_begin(j->p.lazy, vm, &fds.memory, &fds.uffd);
+	else
+		fds.memory = fcntl(j->p.memory_fd, F_DUPFD_CLOEXEC, 3);
 	vm->op = "clone";
 	if (fds.state >= 0 && fds.memory >= 0)
 		return vm_launch(vm, MSG_RESTORE, j->body.run, &fds, on_restored, it, err);
@@ -189,7 +185,7 @@ static int start_item(struct clone_item *it, const struct clone_spec *spec, stru
 	struct clone_job *j = it->job;
 	if (j->s->stopping)
 		return api_fail(err, API_SHUTTING_DOWN, "the daemon is ending");
-	int r = clone_config(&j->m.cfg, spec ? spec : &plain, &cfg, err);
+	int r = clone_config(&j->p.m.cfg, spec ? spec : &plain, &cfg, err);
 	if (!r && !cfg.name[0])
 		r = choose_name(j, &cfg, err);
 	if (r)
@@ -199,8 +195,8 @@ static int start_item(struct clone_item *it, const struct clone_spec *spec, stru
 	it->vm = vm_new(j->s, &cfg);
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
-	memcpy(it->vm->from_snapshot, j->m.name, sizeof it->vm->from_snapshot);
-	memcpy(it->vm->from_snapshot_id, j->m.id, sizeof it->vm->from_snapshot_id);
+	memcpy(it->vm->from_snapshot, j->p.m.name, sizeof it->vm->from_snapshot);
+	memcpy(it->vm->from_snapshot_id, j->p.m.id, sizeof it->vm->from_snapshot_id);
 	it->vm->requested_ns = j->req->received_ns;
 	r = vms_add(j->s, it->vm, err);
 	if (!r && (r = launch(it, it->vm, err)))
@@ -231,38 +227,6 @@ static void fail_job(struct clone_job *j, const struct api_err *err)
 	job_free(j);
 }
 
-static void verify_run(struct worker_job *w)
-{
-	struct clone_job *j = (struct clone_job *)w;
-	mv_close(&j->state_fd);
-	mv_close(&j->memory_fd);
-	j->result = store_files(&j->s->store, &j->m, true, &j->state_fd, &j->memory_fd, &j->verify_err);
-	if (!j->result)
-		j->result = cpu_report(j->state_fd, j->s->kvm_path, &j->cpu, &j->verify_err);
-}
-
-static void verify_done(struct worker_job *w)
-{
-	struct clone_job *j = (struct clone_job *)w;
-	struct api_err err;
-	struct known_snapshot *t = template_get(j->s, &j->m);
-	if (j->result) {
-		snap_error(&err, &j->verify_err, API_SNAPSHOT_CORRUPT);
-		template_drop(j->s, j->m.name);
-		fail_job(j, &err);
-		return;
-	}
-	if (j->cpu.n_missing) {
-		reply_json(j->req, api_code_info(API_CPU_INCOMPATIBLE)->status,
-			   cpu_error_json(j->m.name, &j->cpu));
-		job_free(j);
-		return;
-	}
-	if (t)
-		template_set_verified(t, j->memory_fd);
-	advance(j);
-}
-
 static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *err)
 {
 	int result = clone_parse(r->body, r->body_len, &j->body, err);
@@ -272,15 +236,17 @@ static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *er
 	return j->items ? 0 : api_fail(err, API_OUT_OF_MEMORY, "no memory for %u clones", j->body.count);
 }
 
-static int job_open(struct clone_job *j, const char *name, struct api_err *err)
+static void on_prepared(struct prepare *p, const struct api_err *err)
 {
-	struct mv_err e = { 0 };
-	if (snap_name_check(name, err))
-		return -EINVAL;
-	if (store_show(&j->s->store, name, &j->m, &e) ||
-	    store_files(&j->s->store, &j->m, false, &j->state_fd, &j->memory_fd, &e))
-		return snap_error(err, &e, API_SNAPSHOT_CORRUPT);
-	return 0;
+	struct clone_job *j = MV_CONTAINER(p, struct clone_job, p);
+	if (!err) {
+		advance(j);
+	} else if (p->cpu.n_missing) {
+		reply_json(j->req, api_code_info(err->code)->status, cpu_error_json(p->m.name, &p->cpu));
+		job_free(j);
+	} else {
+		fail_job(j, err);
+	}
 }
 
 void op_clone(struct server *s, struct http_req *r, const char *name)
@@ -295,20 +261,10 @@ void op_clone(struct server *s, struct http_req *r, const char *name)
 	j->s = s;
 	j->req = r;
 	j->next_number = 1;
-	j->state_fd = j->memory_fd = -1;
-	int result = job_parse(j, r, &err);
-	if (!result)
-		result = job_open(j, name, &err);
-	if (result) {
+	j->p.state_fd = j->p.memory_fd = -1;
+	j->p.fill = true;
+	if (job_parse(j, r, &err))
 		fail_job(j, &err);
-		return;
-	}
-	const struct known_snapshot *t = template_get(s, &j->m);
-	if (t && template_is_verified(t, j->memory_fd)) {
-		advance(j);
-		return;
-	}
-	j->work.run = verify_run;
-	j->work.done = verify_done;
-	worker_add(&s->worker, &j->work);
+	else
+		prepare_begin(&j->p, s, name, on_prepared);
 }

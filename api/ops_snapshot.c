@@ -11,6 +11,7 @@
 #include "api/layers.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
+#include "api/prepare.h"
 #include "api/routes.h"
 #include "api/templates.h"
 #include "api/vmjson.h"
@@ -95,6 +96,8 @@ js *manifest_json(struct server *s, const struct manifest *m)
 		js *f = js_object();
 		js_put_uint(f, "size_bytes", m->file[i].size_bytes);
 		js_put_uint(f, "data_bytes", m->file[i].data_bytes);
+		if (!strcmp(m->file[i].name, "memory"))
+			js_put_str(f, "format", m->file[i].format == MANIFEST_LZ4 ? "lz4" : "raw");
 		js_put(files, m->file[i].name, f);
 	}
 	js_put(o, "files", files);
@@ -197,19 +200,21 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 	m->cfg = vm->cfg;
 }
 
-static int create_begin(struct snap_op *o, const char *name, struct api_err *err)
+static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct api_err *err)
 {
+	struct msg_snapshot body = { .lz4 = b->format == MANIFEST_LZ4 };
 	struct mv_err e = { 0 };
-	if (store_begin(&o->s->store, name, &o->draft, &e))
+	if (store_begin(&o->s->store, b->name, &o->draft, &e))
 		return snap_error(err, &e, API_INTERNAL);
 	fill_manifest(&o->m, o->vm);
+	o->m.file[1].format = b->format;
 	struct layer_fds layers;
 	int r = layers_freeze(o->vm, &layers, err);
 	if (!r) {
 		int fds[2 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
 		memcpy(fds + 2, layers.fd, layers.n * sizeof fds[0]);
-		r = vm_call(o->vm, MSG_SNAPSHOT, NULL, NULL, fds, 2 + layers.n, SNAPSHOT_TIMEOUT_MS,
-			    "snapshot", on_snapshot_taken, o, err);
+		r = vm_call(o->vm, MSG_SNAPSHOT, &msg_snapshot_table, &body, fds, 2 + layers.n,
+			    SNAPSHOT_TIMEOUT_MS, "snapshot", on_snapshot_taken, o, err);
 		layer_fds_close(&layers);
 		if (r)
 			layers_freeze_end(o->vm, false);
@@ -235,7 +240,7 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 		return -ENOMEM;
 	o->vm = vm_ref(vm);
 	result = ops_begin(vm, "snapshot", err);
-	if (!result && (result = create_begin(o, b->name, err)))
+	if (!result && (result = create_begin(o, b, err)))
 		vm->op = NULL;
 	if (result) {
 		vm_unref(vm);
@@ -305,6 +310,9 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 	else {
 		js *o = manifest_json(s, &m);
 		put_cpu(o, s, &m);
+		const struct lazy *t = lazy_find(s, &m);
+		if (t)
+			js_put(o, "template", lazy_json(t));
 		reply_json(r, 200, o);
 	}
 }
@@ -359,8 +367,10 @@ static void delete_done(struct worker_job *j)
 	} else {
 		reply_empty(o->req);
 	}
-	for (size_t at = 0; at < o->deleted.len; at += strlen((char *)o->deleted.p + at) + 1)
+	for (size_t at = 0; at < o->deleted.len; at += strlen((char *)o->deleted.p + at) + 1) {
 		template_drop(o->s, (char *)o->deleted.p + at);
+		lazy_drop(o->s, (char *)o->deleted.p + at);
+	}
 	mv_buf_fini(&o->deleted);
 	free(o);
 }
@@ -433,4 +443,61 @@ void op_snap_delete(struct server *s, struct http_req *r, const char *name)
 		return;
 	}
 	by_worker(s, r, name, force, delete_run, delete_done);
+}
+
+// --- templates ------------------------------------------------------------------------------
+struct prepare_op {
+	struct prepare p;
+	struct http_req *req;
+};
+
+static void on_prepared(struct prepare *p, const struct api_err *err)
+{
+	struct prepare_op *o = MV_CONTAINER(p, struct prepare_op, p);
+	if (err && p->cpu.n_missing) {
+		reply_json(o->req, api_code_info(err->code)->status, cpu_error_json(p->m.name, &p->cpu));
+	} else if (err) {
+		reply_err(o->req, err);
+	} else {
+		js *v = manifest_json(p->s, &p->m);
+		if (p->lazy)
+			js_put(v, "template", lazy_json(p->lazy));
+		reply_json(o->req, 200, v);
+	}
+	prepare_fini(p);
+	free(o);
+}
+
+void op_snap_prepare(struct server *s, struct http_req *r, const char *name)
+{
+	struct prepare_body b = { .fill = true };
+	struct api_err err;
+	int result = js_decode(&prepare_table, r->body, r->body_len, &b, &err);
+	struct prepare_op *o = result ? NULL : calloc(1, sizeof *o);
+	if (!result && !o)
+		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
+	if (result) {
+		reply_err(r, &err);
+		return;
+	}
+	o->req = r;
+	o->p.fill = o->p.start_fill = b.fill;
+	o->p.wait = b.wait;
+	prepare_begin(&o->p, s, name, on_prepared);
+}
+
+void op_snap_unprepare(struct server *s, struct http_req *r, const char *name)
+{
+	static struct manifest m; // the loop's thread only
+	struct mv_err e = { 0 };
+	struct api_err err;
+	int result = snap_name_check(name, &err);
+	if (!result && store_show(&s->store, name, &m, &e))
+		result = snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
+	if (result) {
+		reply_err(r, &err);
+		return;
+	}
+	lazy_drop(s, name);
+	reply_empty(r);
 }

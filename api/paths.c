@@ -47,34 +47,48 @@ int paths_default_state(char path[PATH_MAX], struct mv_err *err)
 	return 0;
 }
 
-static int search_path(char path[PATH_MAX])
+static int search_path(char path[PATH_MAX], const char *program)
 {
 	const char *p = getenv("PATH");
 	while (p && *p) {
 		size_t n = strcspn(p, ":");
-		if (n && !join(path, p, n, "/thaw-vmm") && !access(path, X_OK))
+		if (n && !join(path, p, n, program) && !access(path, X_OK))
 			return 0;
 		p += n + (p[n] == ':');
 	}
 	return -1;
 }
 
-int paths_default_vmm(char path[PATH_MAX], struct mv_err *err)
+// Beside this program, else in PATH.
+static int find_program(char path[PATH_MAX], const char *program)
 {
 	char self[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+	if (n > 0) {
+		self[n] = 0;
+		size_t dir = (size_t)(strrchr(self, '/') - self);
+		if (!join(path, self, dir, program) && !access(path, X_OK))
+			return 0;
+	}
+	return search_path(path, program);
+}
+
+int paths_default_pager(char path[PATH_MAX])
+{
+	int r = find_program(path, "/thaw-pager");
+	if (r)
+		path[0] = 0;
+	return r;
+}
+
+int paths_default_vmm(char path[PATH_MAX], struct mv_err *err)
+{
 	if (path[0]) {
 		if (access(path, X_OK))
 			return mv_fail(err, errno, "--vmm %s: %s", path, strerror(errno));
 		return 0;
 	}
-	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-	if (n > 0) {
-		self[n] = 0;
-		size_t dir = (size_t)(strrchr(self, '/') - self);
-		if (!join(path, self, dir, "/thaw-vmm") && !access(path, X_OK))
-			return 0;
-	}
-	if (!search_path(path))
+	if (!find_program(path, "/thaw-vmm"))
 		return 0;
 	path[0] = 0;
 	return mv_fail(err, ENOENT, "thaw-vmm is neither beside thawd nor in PATH; give --vmm PATH");

@@ -5,6 +5,7 @@
 
 #include "api/http.h"
 #include "api/worker.h"
+#include "microvm/base/log.h"
 #include "microvm/base/loop.h"
 #include "snapshot/index.h"
 #include "snapshot/store.h"
@@ -14,9 +15,22 @@
 struct vm_call;
 LIST_HEAD(vm_calls, vm_call);
 
+struct lazy;
+LIST_HEAD(lazy_list, lazy);
+struct lazy_clone;
+LIST_HEAD(lazy_clone_list, lazy_clone);
+
+struct pager_process {
+	pid_t pid; // 0: none
+	int pidfd, socket;
+	struct mv_watch pid_watch, socket_watch;
+	struct mv_ratelimit starts;
+};
+
 struct server {
 	// configuration
 	const char *vmm_path, *kvm_path;
+	const char *pager_path; // empty: there is none
 	char vsock_dir[54]; // default place of vsock sockets; leaves room for <id>.vsock_<port> in sun_path
 	int layers_fd;      // folder of ephemeral layers (layers.c)
 	// parts
@@ -36,4 +50,11 @@ struct server {
 	uint64_t call_timer_due_ns; // 0: not armed
 	// verified snapshots (templates.c)
 	struct known_snapshot *templates;
+	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
+	struct lazy_list lazy_templates;
+	struct lazy_clone_list lazy_clones;
+	uint64_t lazy_last_id;
+	struct pager_process pager;
+	int uffd_device_fd; // /dev/userfaultfd; -1: by system call
+	bool has_uffd;
 };

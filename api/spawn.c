@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -43,7 +44,8 @@ static int plan(posix_spawn_file_actions_t *files, posix_spawnattr_t *attr, int 
 
 static int start(const char *path, int child_end, pid_t *ret_pid)
 {
-	char *const argv[] = { "thaw-vmm", NULL };
+	const char *slash = strrchr(path, '/');
+	char *const argv[] = { (char *)(uintptr_t)(slash ? slash + 1 : path), NULL };
 	posix_spawn_file_actions_t files;
 	posix_spawnattr_t attr;
 	int r = posix_spawn_file_actions_init(&files);

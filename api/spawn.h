@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts a VM process. Loop's thread only.
+// Starts a VM process, or the pager. Loop's thread only.
 #pragma once
 #include <sys/types.h>
 

@@ -14,7 +14,7 @@ enum opt {
 	O_JSON, O_SOCKET, O_HELP, O_VERSION, // for all
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
-	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE,
+	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -32,7 +32,8 @@ static const struct option long_options[] = {
 	BARE("follow", O_FOLLOW), BARE("read", O_READ), WITH("write", O_WRITE),
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
-	BARE("force", O_FORCE), BARE("tree", O_TREE), { 0 },
+	BARE("force", O_FORCE), BARE("tree", O_TREE), WITH("format", O_FORMAT),
+	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), { 0 },
 };
 
 // clang-format on
@@ -68,7 +69,8 @@ static const struct command {
 	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_TIMEOUT), cli_wait,
 	  "NAME --console TEXT | --state STATE [--timeout SEC]",
 	  "wait for output or a state (30 s, or --timeout)" },
-	{ "snapshot", 2, 0, cli_snapshot, "VM NAME", "take a snapshot; the VM goes on" },
+	{ "snapshot", 2, BIT(O_FORMAT), cli_snapshot, "VM NAME [--format raw|lz4]",
+	  "take a snapshot; the VM goes on" },
 	{ "snapshots", 0, BIT(O_TREE), cli_snapshots, "[--tree]", "list snapshots" },
 	{ "snapshot-show", 1, 0, cli_snapshot_show, "NAME", "show a snapshot" },
 	{ "snapshot-verify", 1, 0, cli_snapshot_verify, "NAME", "check all its bytes" },
@@ -78,6 +80,8 @@ static const struct command {
 	  "delete a snapshot" },
 	{ "snapshot-export", 2, 0, cli_snapshot_export, "NAME FILE|-", "write it to a file as one stream" },
 	{ "snapshot-import", 2, 0, cli_snapshot_import, "NAME FILE|-", "make a snapshot from such a file" },
+	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT), cli_snapshot_prepare,
+	  "NAME [--no-fill] [--wait]", "make its template ahead of clones; --wait until all is loaded" },
 	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
@@ -146,6 +150,9 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_PAUSED: return c->paused = true;
 	case O_FORCE: return c->force = true;
 	case O_TREE: return c->tree = true;
+	case O_FORMAT: c->format = arg; return true;
+	case O_NO_FILL: return c->no_fill = true;
+	case O_WAIT: return c->wait = true;
 	default: return false;
 	}
 }

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "api/layers.h"
+#include "api/lazy.h"
 #include "api/listen.h"
 #include "api/paths.h"
 #include "api/routes.h"
@@ -26,8 +27,9 @@
 #define STOP_WAIT_NS (5ull * 1000 * 1000 * 1000) // for VM processes to go when we end
 
 struct options {
-	char socket[PATH_MAX], state_dir[PATH_MAX], vmm[PATH_MAX];
+	char socket[PATH_MAX], state_dir[PATH_MAX], vmm[PATH_MAX], pager[PATH_MAX];
 	const char *kvm;
+	bool no_userfaultfd;
 	enum mv_level level;
 };
 
@@ -40,6 +42,7 @@ static const char help[] =
 	"                    ~/.local/share/thaw)\n"
 	"  --vmm PATH        the VM program (default: thaw-vmm beside thawd, else in PATH)\n"
 	"  --kvm PATH        the KVM device (default /dev/kvm)\n"
+	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --version, --help\n\n"
 	"SIGTERM or SIGINT ends it and all its VMs. Exit status: 0 ended as asked, 1 an error,\n"
@@ -50,6 +53,7 @@ enum {
 	OPT_STATE,
 	OPT_VMM,
 	OPT_KVM,
+	OPT_NO_UFFD,
 	OPT_LEVEL,
 	OPT_VERSION,
 	OPT_HELP,
@@ -60,6 +64,7 @@ static const struct option long_options[] = {
 	{ "state-dir", required_argument, NULL, OPT_STATE },
 	{ "vmm", required_argument, NULL, OPT_VMM },
 	{ "kvm", required_argument, NULL, OPT_KVM },
+	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "version", no_argument, NULL, OPT_VERSION },
 	{ "help", no_argument, NULL, OPT_HELP },
@@ -89,6 +94,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_STATE: ok = set(o->state_dir, optarg); break;
 		case OPT_VMM: ok = set(o->vmm, optarg); break;
 		case OPT_KVM: o->kvm = optarg; break;
+		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
 		case OPT_HELP: fputs(help, stdout); return 1;
@@ -240,6 +246,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 			break;
 		vms_remove(vm);
 	}
+	lazy_fini(s);
 	templates_free(s);
 	store_index_free(&s->index);
 	mv_close(&s->layers_fd);
@@ -271,6 +278,10 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	s.vmm_path = o.vmm;
+	paths_default_pager(o.pager);
+	s.pager_path = o.pager;
+	s.pager.pidfd = s.pager.socket = -1;
+	lazy_init(&s, o.no_userfaultfd);
 	s.kvm_path = o.kvm;
 	s.store = (struct store)STORE_CLOSED;
 	s.layers_fd = -1;

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "api/layers.h"
+#include "api/lazy.h"
 #include "api/spawn.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
@@ -70,6 +71,7 @@ void vm_unref(struct vm *vm)
 {
 	if (!vm || --vm->refs)
 		return;
+	lazy_clone_end(vm); // never got a process
 	free(vm->console_tail);
 	free(vm);
 }
@@ -278,7 +280,12 @@ static int receive(struct vm *vm)
 	int r = msg_recv(vm->socket, message, &m);
 	if (r)
 		return r;
-	bool bad = m.n_fds > 0; // a VM has no descriptors to give
+	if (m.type == MSG_LAZY && m.id == 0) {
+		r = lazy_clone_take(vm, &m);
+		msg_close_fds(&m);
+		return r;
+	}
+	bool bad = m.n_fds > 0; // a VM has no other descriptors to give
 	msg_close_fds(&m);
 	if (bad)
 		return -EPROTO;
@@ -312,6 +319,10 @@ static void note_reason(struct vm *vm, const siginfo_t *si)
 		return;
 	if (si->si_code != CLD_EXITED)
 		vm->exit_signal = si->si_status;
+	if (vm->corrupt) {
+		vm->exit_reason = VM_EXIT_SNAPSHOT_CORRUPT;
+		return;
+	}
 	if (vm->kill_sent) {
 		vm->exit_reason = VM_EXIT_KILLED;
 		if (vm->timed_out)
@@ -338,6 +349,9 @@ static void fail_calls(struct vm *vm)
 			api_fail(&err, API_VM_TIMEOUT,
 				 "VM %s did not answer (%s) within %llu ms and was ended", vm->cfg.name,
 				 c->what, (unsigned long long)c->timeout_ms);
+		else if (vm->exit_reason == VM_EXIT_SNAPSHOT_CORRUPT)
+			api_fail(&err, API_SNAPSHOT_CORRUPT, "VM %s (%s): %s", vm->cfg.name, c->what,
+				 vm->exit_detail);
 		else if (vm->exit_reason == VM_EXIT_CRASHED)
 			api_fail(&err, API_VM_CRASHED, "VM %s crashed (%s): %s", vm->cfg.name, c->what,
 				 vm->exit_detail);
@@ -358,6 +372,7 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	mv_watch_del(&vm->pid_watch);
 	mv_close(&vm->socket);
 	mv_close(&vm->pidfd);
+	lazy_clone_end(vm);
 	vm->pid = 0;
 	vm->srv->n_live--;
 	if (vm->owns_vsock)
@@ -461,7 +476,7 @@ static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_
 	MV_FD theirs = -1;
 	if (spawn_socket(&vm->socket, &theirs, &e))
 		return api_from(err, &e, API_INTERNAL);
-	setup = (struct msg_setup){ .cfg = vm->cfg, .run = run };
+	setup = (struct msg_setup){ .cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm) };
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
 	int r = vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
 			type == MSG_BOOT ? "boot" : "restore", done, arg, err);

@@ -63,6 +63,8 @@ struct vm {
 	uint64_t next_id;
 	unsigned n_calls;
 	struct mv_ratelimit events;
+	struct lazy_clone *lazy; // of a clone of a compressed snapshot (lazy.c)
+	bool corrupt;            // was ended because its snapshot's memory is damaged
 	struct vm_calls calls;
 	LIST_HEAD(, vm_waiter) waiters;
 };

@@ -32,6 +32,7 @@ static const char *const discovery_words[] = { "acpi", "cmdline", NULL };
 static const char *const layer_words[] = { "none", "ephemeral", "kept", NULL };
 static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
 static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
+static const char *const format_words[] = { "raw", "lz4", NULL }; // enum manifest_format
 
 // --- a VM's configuration ------------------------------------------------------------
 static const struct js_field drive_fields[] = {
@@ -170,8 +171,15 @@ DEFINE_JS(stop_table, stop_fields);
 static const struct js_field snapshot_fields[] = {
 	F_TEXT(struct snapshot_body, name, "name", JS_NAME, JS_REQUIRED, "of the snapshot"),
 	F_TEXT(struct snapshot_body, vm, "vm", JS_NAME, JS_REQUIRED, "name or id of the VM"),
+	F_WORD(struct snapshot_body, format, "format", format_words, "of the memory; default raw"),
 };
 DEFINE_JS(snapshot_table, snapshot_fields);
+
+static const struct js_field prepare_fields[] = {
+	F_BOOL(struct prepare_body, fill, "fill", "load memory in the background too; default true"),
+	F_BOOL(struct prepare_body, wait, "wait", "answer when all of it is loaded; default false"),
+};
+DEFINE_JS(prepare_table, prepare_fields);
 
 const struct js_table empty_table = { .fields = NULL, .n_fields = 0 };
 

@@ -59,9 +59,15 @@ enum stop_mode {
 
 struct snapshot_body {
 	char name[VMCFG_NAME_LEN], vm[VMCFG_NAME_LEN];
+	uint32_t format; // enum manifest_format
 };
 
-extern const struct js_table create_table, clone_table, stop_table, snapshot_table, empty_table,
+struct prepare_body {
+	bool fill, wait;
+};
+
+extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
+	empty_table,
 	config_table; // the last: struct vmcfg as shown
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.

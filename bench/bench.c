@@ -32,11 +32,8 @@ int main(int argc, char **argv)
 	static const struct {
 		const char *name;
 		int (*run)(const struct bench_env *, struct bench_results *);
-	} parts[] = { { "boot", bench_boot },
-		      { "restore", bench_restore },
-		      { "freeze", bench_freeze },
-		      { "live", bench_live },
-		      { "rest", bench_rest } };
+	} parts[] = { { "boot", bench_boot }, { "restore", bench_restore }, { "freeze", bench_freeze },
+		      { "live", bench_live }, { "lazy", bench_lazy },       { "rest", bench_rest } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	int c, failed = 0;

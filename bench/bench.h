@@ -19,4 +19,5 @@ int bench_boot(const struct bench_env *env, struct bench_results *res);    // bo
 int bench_restore(const struct bench_env *env, struct bench_results *res); // floor_*, clone_cold_*
 int bench_freeze(const struct bench_env *env, struct bench_results *res);  // freeze_*
 int bench_live(const struct bench_env *env, struct bench_results *res);    // snapshot_live_*
+int bench_lazy(const struct bench_env *env, struct bench_results *res);    // compressed memory
 int bench_rest(const struct bench_env *env, struct bench_results *res);    // through the daemon

@@ -169,6 +169,36 @@ static int cold_clones(const struct bench_env *env, struct daemon *d, struct ben
 	return r;
 }
 
+// The same from a compressed snapshot whose template is complete, beside raw ones.
+static int lz4_clones(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	static const char *const path[] = { "/v1/snapshots/snap/clone", "/v1/snapshots/snap-lz4/clone" };
+	struct bench_series *raw = bench_series(res, "clone_raw_beside_lz4", "us",
+						"REST request to first I/O, raw, in turns with the next");
+	struct bench_series *lz4 =
+		bench_series(res, "clone_lz4_complete", "us", "REST request to first I/O, complete template");
+	struct bench_series *ratio = bench_series(res, "clone_lz4_over_raw", "ratio", "pairwise");
+	int r = act(d, "POST", "/v1/snapshots",
+		    "{\"name\":\"snap-lz4\",\"vm\":\"source\",\"format\":\"lz4\"}");
+	r = r ? r : act(d, "POST", "/v1/snapshots/snap-lz4/prepare", "{\"wait\":true}");
+	for (int i = 0; !r && i < env->samples; i++) {
+		double us[2];
+		for (int k = 0; !r && k < 2; k++) {
+			uint64_t zero = 0, sent = mv_now_ns();
+			r = act(d, "POST", path[k], "{\"clones\":[{\"name\":\"z\"}]}");
+			r = r ? r : first_io(d, "z", &zero, &us[k]);
+			us[k] += (double)(zero - sent) / 1000;
+			r = r ? r : act(d, "DELETE", "/v1/vms/z", NULL);
+		}
+		if (r)
+			break;
+		bench_add(raw, us[0]);
+		bench_add(lz4, us[1]);
+		bench_add(ratio, us[1] / us[0]);
+	}
+	return r;
+}
+
 static int overhead(const struct bench_env *env, struct daemon *d, struct bench_results *res)
 {
 	struct bench_series *s = bench_series(res, "api_overhead", "us", "GET /v1/info, one connection");
@@ -214,6 +244,7 @@ int bench_rest(const struct bench_env *env, struct bench_results *res)
 	int r = start(env, &d);
 	r = r ? r : make_snapshot(env, &d);
 	r = r ? r : cold_clones(env, &d, res);
+	r = r ? r : lz4_clones(env, &d, res);
 	r = r ? r : overhead(env, &d, res);
 	r = r ? r : density(env, &d, res);
 	stop(&d);

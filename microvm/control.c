@@ -2,8 +2,10 @@
 #include "microvm/control.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "microvm/base/log.h"
 
@@ -42,6 +44,12 @@ static void on_change(struct vm *vm)
 	int r = msg_send(c->fd, MSG_EVENT, 0, &msg_event_table, e, NULL, 0);
 	if (r)
 		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));
+}
+
+static int on_lazy(struct vm *vm, const struct msg_lazy *lazy)
+{
+	const struct control *c = vm->owner;
+	return msg_send(c->fd, MSG_LAZY, 0, &msg_lazy_table, lazy, &vm->uffd_fd, 1);
 }
 
 static void answer_reader(struct control *c, struct console_reader *rd)
@@ -145,6 +153,10 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
 	m->n_fds = 0; // they are in fds now
 	c->vm->times.request = mv_now_ns();
+	c->vm->lazy = s->lazy && m->type == MSG_RESTORE;
+	// A device that waits for a page can't see the daemon go.
+	if (c->vm->lazy)
+		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	r = m->type == MSG_BOOT ? vm_boot(c->vm, &s->cfg, &fds, err) : vm_restore(c->vm, &s->cfg, &fds, err);
 	if (r)
 		return r;
@@ -172,9 +184,13 @@ static void on_snapshot(void *arg, const struct live_snapshot *s, const struct l
 // Answered by on_snapshot(), when everything is written.
 static int do_snapshot(struct control *c, struct msg *m, struct msg_reply *rep, struct mv_err *err)
 {
+	struct msg_snapshot s;
+	int r = mv_state_load(&msg_snapshot_table, m->body, m->body_len, &s, err);
+	if (r)
+		return r;
 	if (m->n_fds < 2)
 		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
-	int r = live_start(&c->snapshot, c->vm, m->fds, m->n_fds, on_snapshot, c, err);
+	r = live_start(&c->snapshot, c->vm, m->fds, m->n_fds, s.lz4, on_snapshot, c, err);
 	if (!r)
 		c->snapshot_id = m->id;
 	else // of this one, not of one that is under way
@@ -252,6 +268,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 	memset(c->reader, 0, sizeof c->reader);
 	vm->owner = c;
 	vm->on_change = on_change;
+	vm->on_lazy = on_lazy;
 	vm->times.process_start = process_start_ns;
 	int r = mv_timer_init(&vm->loop, &c->timer, on_timer, c);
 	if (!r)

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "microvm/lazy.h"
 #include "microvm/save.h"
 #include "snapshot/format.h"
 #include "snapshot/memory.h"
@@ -34,7 +35,7 @@ static void keep_only(int state_fd, int memory_fd, int result_fd)
 }
 
 static void __attribute__((noreturn))
-child_main(const struct vm *vm, const struct mv_buf *state, pid_t parent)
+child_main(const struct vm *vm, bool lz4, const struct mv_buf *state, pid_t parent)
 {
 	struct live_result result = { .state_bytes = state->len };
 	struct mv_err err = { 0 };
@@ -46,8 +47,8 @@ child_main(const struct vm *vm, const struct mv_buf *state, pid_t parent)
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
 	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
 	if (!r)
-		r = snap_memory_write(FD_MEMORY, &vm->mem, &result.memory_bytes, &result.memory_data_bytes,
-				      &err);
+		r = snap_memory_write_as(lz4, FD_MEMORY, &vm->mem, &result.memory_bytes,
+					 &result.memory_data_bytes, &err);
 	result.code = -r;
 	memcpy(result.text, err.msg, sizeof result.text);
 	_exit(mv_write_full(FD_RESULT, &result, sizeof result) ? 1 : 0);
@@ -105,8 +106,8 @@ void live_abort(struct live_snapshot *s)
 	s->pid = 0;
 }
 
-static int start_child(struct live_snapshot *s, struct vm *vm, const struct mv_buf *state, int state_fd,
-		       int memory_fd, struct mv_err *err)
+static int start_child(struct live_snapshot *s, struct vm *vm, bool lz4, const struct mv_buf *state,
+		       int state_fd, int memory_fd, struct mv_err *err)
 {
 	pid_t parent = getpid();
 	int fds[2];
@@ -117,7 +118,7 @@ static int start_child(struct live_snapshot *s, struct vm *vm, const struct mv_b
 	s->pid = fork();
 	if (s->pid == 0) {
 		keep_only(state_fd, memory_fd, fds[1]);
-		child_main(vm, state, parent);
+		child_main(vm, lz4, state, parent);
 	}
 	close(fds[1]);
 	int r = 0;
@@ -134,19 +135,21 @@ static int start_child(struct live_snapshot *s, struct vm *vm, const struct mv_b
 	return r;
 }
 
-int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
+int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds, bool lz4,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
 	       void *arg, struct mv_err *err)
 {
 	bool was_running = vm->state == VM_RUNNING;
-	uint64_t start = mv_now_ns();
 	MV_BUF state = { 0 };
 	struct mv_err ignored;
 
 	if (s->pid)
 		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
 	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1 };
-	int r = vm_pause(vm, err);
+	// The child has no userfaultfd: what is not there yet would be zeros to it.
+	int r = vm->uffd_fd >= 0 ? lazy_populate(&vm->mem, err) : 0;
+	uint64_t start = mv_now_ns();
+	r = r ? r : vm_pause(vm, err);
 	if (r)
 		return r;
 	// A guest that was about to end (power off) is not worth a snapshot.
@@ -158,7 +161,7 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	s->layers_frozen = !r;
 	vm_freeze_end(vm, !r);
 	if (!r)
-		r = start_child(s, vm, &state, fds[0], fds[1], err);
+		r = start_child(s, vm, lz4, &state, fds[0], fds[1], err);
 	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
 		int back = vm_run(vm, r ? &ignored : err);
 		s->pause_ns = mv_now_ns() - start;

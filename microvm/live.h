@@ -29,9 +29,9 @@ struct live_snapshot {
 
 // Freezes a running or paused VM, lets it go on in the state it had, and calls done() from
 // the loop when the child has ended. fds: as MSG_SNAPSHOT has them; those of layers that are
-// used are taken and set to -1, the others stay the caller's, the child has copies. -EBUSY: one is under way,
-// or the VM is in no state for it.
-int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
+// used are taken and set to -1, the others stay the caller's, the child has copies. lz4: a
+// compressed memory file. -EBUSY: one is under way, or the VM is in no state for it.
+int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds, bool lz4,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
 	       void *arg, struct mv_err *err);
 

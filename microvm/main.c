@@ -55,6 +55,9 @@ int main(int argc, char **argv)
 	}
 	int r = mv_loop_run(&vm.loop);
 	control_fini(&control);
+	// A vCPU may wait for a page that nobody fills any more; it can't be joined.
+	if (vm.uffd_fd >= 0)
+		_exit(r ? 1 : 0);
 	vm_fini(&vm);
 	return r ? 1 : 0;
 }

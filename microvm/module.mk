@@ -11,4 +11,8 @@ VMM := $(B)/bin/thaw-vmm
 PROGRAMS += $(VMM)
 $(VMM): $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) -luring -lxxhash -o $@
+	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) -luring -lxxhash -llz4 -o $@
+
+$(PAGER): $(call objs,snapshot/thaw-pager/main.c) $(SNAP_O) $(BASE_O)
+	$(Q)mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $^ -luring -lxxhash -llz4 -o $@

@@ -11,6 +11,7 @@
 #include "devices/disk.h"
 #include "microvm/base/log.h"
 #include "microvm/kvm.h"
+#include "microvm/lazy.h"
 #include "microvm/save.h"
 #include "microvm/vcpu.h"
 
@@ -40,7 +41,7 @@ static void on_notify(void *arg, uint32_t events)
 int vm_init(struct vm *vm, struct mv_err *err)
 {
 	memset(vm, 0, sizeof *vm);
-	vm->kvm_fd = vm->vm_fd = vm->notify_fd = vm->serial.irq_fd = -1;
+	vm->kvm_fd = vm->vm_fd = vm->notify_fd = vm->serial.irq_fd = vm->uffd_fd = -1;
 	pthread_cond_init(&vm->changed, NULL);
 	int r = mv_loop_init(&vm->loop);
 	if (!r) {
@@ -146,6 +147,16 @@ static int check_fds(const struct vmcfg *c, const struct vm_fds *f, struct mv_er
 	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
 }
 
+// Before anything touches the memory: a touch waits for whoever got the userfaultfd.
+static int watch_memory(struct vm *vm, int device_fd, struct mv_err *err)
+{
+	struct msg_lazy lazy;
+	int r = lazy_register(&vm->mem, device_fd, &vm->uffd_fd, &lazy, err);
+	if (!r && (r = vm->on_lazy(vm, &lazy)))
+		mv_fail(err, -r, "cannot give the userfaultfd away: %s", strerror(-r));
+	return r;
+}
+
 // Everything up to the point where a kernel or a saved state is loaded. The order of the
 // KVM calls matters: memory slots before the interrupt controllers and eventfds.
 static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, int memory_fd,
@@ -163,8 +174,8 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		return -err->code;
 	if ((r = arch_mem_layout(&vm->mem, cfg->mem_mib)) < 0)
 		return mv_fail(err, -r, "%u MiB of memory do not fit the machine", cfg->mem_mib);
-	if ((r = gmem_map(&vm->mem, memory_fd, err)) || (r = kvm_set_memory(vm->vm_fd, &vm->mem, err)) ||
-	    (r = arch_vm_init(vm, err)))
+	if ((r = gmem_map(&vm->mem, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f->uffd, err))) ||
+	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, err)) || (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)
 		if ((r = vcpu_open(vm, i, err)))
@@ -293,6 +304,7 @@ void vm_fini(struct vm *vm)
 	mv_close(&vm->vm_fd);
 	mv_close(&vm->kvm_fd);
 	gmem_fini(&vm->mem);
+	mv_close(&vm->uffd_fd);
 	mv_watch_del(&vm->notify_watch);
 	mv_close(&vm->notify_fd);
 	mv_loop_fini(&vm->loop);

@@ -62,6 +62,10 @@ struct vm {
 	char exit_detail[128];
 	struct msg_times times;
 	bool io_seen, io_told;
+	// Lazily loaded memory; uffd_fd -1: it is not. Kept until the process ends (lazy.h).
+	int uffd_fd;
+	bool lazy;                                                  // asked for
+	int (*on_lazy)(struct vm *vm, const struct msg_lazy *lazy); // gives the userfaultfd away
 	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held
 	void *owner;
 };

@@ -172,6 +172,8 @@ int snap_section_next(const uint8_t *payload, size_t len, size_t *pos, struct sn
 	return 1;
 }
 
+uint64_t snap_xxh3(const void *bytes, size_t len) { return XXH3_64bits(bytes, len); }
+
 // --- file hash ---
 
 enum { CHUNK = SNAP_HASH_CHUNK_BYTES, READ_BYTES = 4 * CHUNK }; // the buffer stays in the L2 cache

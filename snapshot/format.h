@@ -51,6 +51,9 @@ struct snap_section {
 int snap_section_next(const uint8_t *payload, size_t len, size_t *pos, struct snap_section *ret_section,
 		      struct mv_err *err);
 
+// XXH3-64 of some bytes.
+uint64_t snap_xxh3(const void *bytes, size_t len);
+
 // The hash of a file's content: XXH3-64 over the list of le64 XXH3-64s of its chunks of
 // 64 KiB (the last one may be shorter; an empty file is the hash of the empty list).
 // It depends on the content only: a hole hashes as the zeros it reads as, but the file

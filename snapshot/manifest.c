@@ -12,6 +12,8 @@ static const struct mv_field file_fields[] = {
 	MV_INT(struct manifest_file, size_bytes, 2, MV_U64, 0, INT64_MAX),
 	MV_INT(struct manifest_file, data_bytes, 3, MV_U64, 0, INT64_MAX),
 	MV_INT(struct manifest_file, xxh3, 4, MV_U64, 0, UINT64_MAX),
+	// An older reader skips it, and then finds that the size of a compressed file is wrong.
+	MV_OPT_INT(struct manifest_file, format, MV_TAG_SKIP + 1, MV_U32, MANIFEST_RAW, MANIFEST_LZ4),
 };
 static MV_DEFINE_TABLE(file_table, struct manifest_file, file_fields);
 
@@ -106,7 +108,9 @@ int manifest_check(const struct manifest *m, struct mv_err *err)
 		return r;
 	if (!state || !memory || m->n_files != 2 + n_layers)
 		return mv_fail(err, EINVAL, "manifest: it must list one state and one memory file");
-	if (memory->size_bytes != (uint64_t)m->cfg.mem_mib << 20)
+	if (state->format != MANIFEST_RAW)
+		return mv_fail(err, EINVAL, "manifest: a compressed state file");
+	if (memory->format == MANIFEST_RAW && memory->size_bytes != (uint64_t)m->cfg.mem_mib << 20)
 		return mv_fail(err, EINVAL, "manifest: a memory file of %llu bytes for a VM of %u MiB",
 			       (unsigned long long)memory->size_bytes, m->cfg.mem_mib);
 	return check_parent(m, err);

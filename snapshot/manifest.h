@@ -16,10 +16,13 @@ enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
 
 #define MANIFEST_MAX_FILES (4 + VMCFG_MAX_DRIVES * VMCFG_MAX_LAYERS)
 
+enum manifest_format { MANIFEST_RAW, MANIFEST_LZ4 }; // of a memory file: snapshot/memory.h, chunk.h
+
 struct manifest_file {
 	char name[32];                   // "state", "memory", manifest_layer_name()
 	uint64_t size_bytes, data_bytes; // data: without holes, as it was when published
 	uint64_t xxh3;                   // of the content; holes count as zeros
+	uint32_t format;                 // enum manifest_format
 };
 
 struct manifest {

@@ -3,18 +3,12 @@
 // Called by the VM process while its vCPUs and I/O stand still; touches only the memory
 // it is given, and does not fault in pages that the guest never touched.
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "microvm/base/err.h"
 #include "microvm/base/gmem.h"
-
-// How the pages that may hold something are found. Without /proc every page is read.
-enum snap_memory_finder {
-	SNAP_MEMORY_AUTO,    // the first of these that works here
-	SNAP_MEMORY_SCAN,    // ioctl PAGEMAP_SCAN (Linux 6.7)
-	SNAP_MEMORY_PAGEMAP, // read /proc/self/pagemap
-	SNAP_MEMORY_ALL,     // look at every page
-};
+#include "snapshot/pages.h"
 
 // Fills `fd`, an empty file open for writing, up to m->total_bytes (no sync).
 // ret_data_bytes: what was written; the rest is holes. -EINVAL: the file is not empty;
@@ -25,4 +19,8 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 // The same with the finder forced, for tests and measurements; -ENOTSUP when this
 // kernel lacks it.
 int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m, uint64_t *ret_bytes,
+			 uint64_t *ret_data_bytes, struct mv_err *err);
+
+// The same, or a compressed memory file (snapshot/chunk.h), of which all bytes are data.
+int snap_memory_write_as(bool lz4, int fd, const struct gmem *m, uint64_t *ret_bytes,
 			 uint64_t *ret_data_bytes, struct mv_err *err);

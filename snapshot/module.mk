@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 SNAP_O := $(call objs,$(wildcard snapshot/*.c))
+
+# Static, like thaw-vmm: it starts fast and needs no file system.
+PAGER := $(B)/bin/thaw-pager
+PROGRAMS += $(PAGER)

@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "microvm/base/util.h"
+#include "snapshot/chunk.h"
 #include "snapshot/format.h"
 
 enum {
@@ -198,6 +199,23 @@ static int file_size(int fd, const char *name, uint64_t *ret_bytes, struct mv_er
 	return 0;
 }
 
+// What a memory file must be, before its bytes are hashed.
+static int check_memory(int fd, uint64_t size_bytes, uint32_t format, uint64_t memory_bytes,
+			struct mv_err *err)
+{
+	struct chunk_index x;
+	if (format == MANIFEST_LZ4) {
+		int r = chunk_index_read(fd, memory_bytes, &x, err);
+		if (!r)
+			chunk_index_fini(&x);
+		return r;
+	}
+	if (size_bytes != memory_bytes)
+		return mv_fail(err, EINVAL, "memory: %llu bytes were written, it should be %llu",
+			       (unsigned long long)size_bytes, (unsigned long long)memory_bytes);
+	return 0;
+}
+
 static int hash_file(int fd, const char *name, uint64_t size_bytes, struct manifest_file *ret_file,
 		     struct mv_err *err)
 {
@@ -346,8 +364,9 @@ static int finish_file(int fd, const char *name, struct mv_err *err)
 	return 0;
 }
 
-// Everything of one written file: wait, check, hash, sync. must_be_bytes 0: a state.
-static int take_file(struct store_draft *d, const char *name, uint64_t must_be_bytes,
+// Everything of one written file: wait, check, hash, sync. memory_bytes 0: the state file,
+// ANY_SIZE: a layer.
+static int take_file(struct store_draft *d, const char *name, uint64_t memory_bytes, uint32_t format,
 		     struct manifest_file *ret_file, struct mv_err *err)
 {
 	MV_FD fd = -1;
@@ -359,16 +378,15 @@ static int take_file(struct store_draft *d, const char *name, uint64_t must_be_b
 		r = file_size(fd, name, &size_bytes, err);
 	if (r)
 		return r;
-	if (must_be_bytes && must_be_bytes != ANY_SIZE && size_bytes != must_be_bytes)
-		return mv_fail(err, EINVAL, "%s: %llu bytes were written, it should be %llu", name,
-			       (unsigned long long)size_bytes, (unsigned long long)must_be_bytes);
-	if (!must_be_bytes) {
+	if (!memory_bytes)
 		r = check_state(fd, err);
-		if (r)
-			return r;
-	}
-	r = hash_file(fd, name, size_bytes, ret_file, err);
-	return r ? r : finish_file(fd, name, err);
+	else if (memory_bytes != ANY_SIZE)
+		r = check_memory(fd, size_bytes, format, memory_bytes, err);
+	r = r ? r : hash_file(fd, name, size_bytes, ret_file, err);
+	if (r)
+		return r;
+	ret_file->format = format;
+	return finish_file(fd, name, err);
 }
 
 int store_link(struct store_draft *d, int src_dir_fd, const char *src_name, const char *name,
@@ -389,7 +407,7 @@ static int take_layers(struct store_draft *d, struct manifest *m, struct mv_err 
 			manifest_layer_name(name, i, n);
 			if (faccessat(d->dir_fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
 				break;
-			r = take_file(d, name, ANY_SIZE, &m->file[m->n_files++], err);
+			r = take_file(d, name, ANY_SIZE, MANIFEST_RAW, &m->file[m->n_files++], err);
 		}
 	return r;
 }
@@ -458,9 +476,10 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 	mv_close(&d->memory_fd);
 	memcpy(m->name, d->name, sizeof m->name);
 	m->n_files = 2;
-	int r = take_file(d, "state", 0, &m->file[0], err);
+	uint32_t format = m->file[1].format;
+	int r = take_file(d, "state", 0, MANIFEST_RAW, &m->file[0], err);
 	if (!r)
-		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, &m->file[1], err);
+		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, format, &m->file[1], err);
 	if (!r)
 		r = take_layers(d, m, err);
 	if (!r)
@@ -479,7 +498,7 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 }
 
 // A file that was imported must be what the manifest says.
-static int take_imported(struct store_draft *d, struct manifest_file *f, struct mv_err *err)
+static int take_imported(struct store_draft *d, uint32_t mem_mib, struct manifest_file *f, struct mv_err *err)
 {
 	struct manifest_file is;
 	MV_FD fd = -1;
@@ -492,6 +511,8 @@ static int take_imported(struct store_draft *d, struct manifest_file *f, struct 
 			    (unsigned long long)size_bytes, (unsigned long long)f->size_bytes);
 	if (!r && !strcmp(f->name, "state"))
 		r = check_state(fd, err);
+	if (!r && !strcmp(f->name, "memory"))
+		r = check_memory(fd, size_bytes, f->format, (uint64_t)mem_mib << 20, err);
 	if (!r)
 		r = hash_file(fd, f->name, size_bytes, &is, err);
 	if (!r && is.xxh3 != f->xxh3)
@@ -509,7 +530,7 @@ int store_commit_import(struct store *s, struct store_draft *d, struct manifest 
 	int r = 0;
 	memcpy(m->name, d->name, sizeof m->name);
 	for (uint32_t i = 0; !r && i < m->n_files; i++)
-		r = take_imported(d, &m->file[i], err);
+		r = take_imported(d, m->cfg.mem_mib, &m->file[i], err);
 	if (!r)
 		r = check_has_parent(s, m, err);
 	if (!r && (r = store_list(s, find_relatives, &v)))
@@ -584,6 +605,9 @@ static int open_checked(int dir_fd, const struct manifest *m, const char *name, 
 			return r;
 		if (is.xxh3 != want->xxh3)
 			return mv_fail(err, EINVAL, "%s: checksum wrong: the file is damaged", name);
+		r = want->format == MANIFEST_LZ4 ? chunk_verify(fd, (uint64_t)m->cfg.mem_mib << 20, err) : 0;
+		if (r)
+			return r;
 	}
 	*ret_fd = MV_TAKE_FD(fd);
 	return 0;
@@ -660,6 +684,15 @@ int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive,
 				    strerror(errno));
 	}
 	return r;
+}
+
+int store_check_index(const struct manifest *m, int memory_fd, struct mv_err *err)
+{
+	const struct manifest_file *f = manifest_file_find(m, "memory");
+	if (!f || f->format == MANIFEST_RAW)
+		return 0;
+	int r = check_memory(memory_fd, f->size_bytes, f->format, (uint64_t)m->cfg.mem_mib << 20, err);
+	return r ? mv_wrap(err, "snapshot %s", m->name) : 0;
 }
 
 // --- list ---

@@ -52,8 +52,9 @@ int store_link(struct store_draft *d, int src_dir_fd, const char *src_name, cons
 	       struct mv_err *err);
 
 // Checks and hashes what was written, writes the manifest, syncs, publishes. Fills the
-// manifest's name and file list; the caller filled the rest. The memory file must be
-// cfg.mem_mib long. The draft is finished either way.
+// manifest's name and file list; the caller filled the rest and file[1].format, the memory
+// file's. A raw one must be cfg.mem_mib long, a compressed one have a good index. The draft is
+// finished either way.
 // Whoever wrote the files must have closed them: as long as any process can still
 // write to them, commit waits up to a second and then fails with -EBUSY. (Told by a
 // read lease, fcntl(2); file systems without leases skip this.)
@@ -76,7 +77,7 @@ int store_show(struct store *s, const char *name, struct manifest *ret_m, struct
 
 // Opens state and memory (read-only) for a restore; sizes and the state's checksum are
 // checked against the manifest. With verify_memory the memory file and layers are hashed too
-// (reads all of them, 8 GB/s from the page cache).
+// (reads all of them, 8 GB/s from the page cache) and each chunk of a compressed one is decoded.
 int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
 		int *ret_memory_fd, struct mv_err *err);
 
@@ -99,6 +100,9 @@ int store_names(struct store *s, int (*fn)(void *arg, const char *name), void *a
 // error (-EEXIST). -EXDEV: not the store's file system.
 int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive, int dst_dir_fd,
 		      struct mv_err *err);
+
+// Of a compressed memory file: header and index. Of a raw one: nothing.
+int store_check_index(const struct manifest *m, int memory_fd, struct mv_err *err);
 
 // Calls fn for every published snapshot by name order; damaged ones come with m NULL and
 // the reason in err. Stops when fn returns nonzero and returns that. In the name of a

@@ -8,7 +8,7 @@ TEST_SRC := $(wildcard tests/base/test_*.c tests/devices/test_*.c tests/snapshot
 TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
 TEST_O := $(call objs,$(TEST_SRC))
 $(TEST_PROGRAMS): $(B)/%: $(B)/%.o
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -o $@
 
 # A folder's tests link what that folder may know, and the helpers beside them.
 T_O := $(call objs,$(wildcard tests/*/t_*.c))

@@ -20,8 +20,26 @@ static const struct mv_field setup_fields[] = {
 	MV_SUB(struct msg_setup, cfg, 1, vmcfg_table),
 	MV_RAW(struct msg_setup, fd_mask, 2),
 	MV_FLAG(struct msg_setup, run, 3),
+	MV_FLAG(struct msg_setup, lazy, 4),
 };
 MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
+
+static const struct mv_field snapshot_fields[] = {
+	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 1),
+};
+MV_DEFINE_TABLE(msg_snapshot_table, struct msg_snapshot, snapshot_fields);
+
+static const struct mv_field lazy_region_fields[] = {
+	MV_INT(struct msg_lazy_region, hva, 1, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_lazy_region, size_bytes, 2, MV_U64, 1, (uint64_t)VMCFG_MAX_MEM_MIB << 20),
+	MV_INT(struct msg_lazy_region, file_offset, 3, MV_U64, 0, (uint64_t)VMCFG_MAX_MEM_MIB << 20),
+};
+static MV_DEFINE_TABLE(lazy_region_table, struct msg_lazy_region, lazy_region_fields);
+
+static const struct mv_field lazy_fields[] = {
+	MV_ARRAY(struct msg_lazy, region, n_regions, 1, lazy_region_table),
+};
+MV_DEFINE_TABLE(msg_lazy_table, struct msg_lazy, lazy_fields);
 
 static const struct mv_field stop_fields[] = {
 	MV_INT(struct msg_stop, mode, 1, MV_U32, VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL),
@@ -74,8 +92,8 @@ const char *vm_state_name(unsigned state)
 
 const char *vm_exit_name(unsigned exit)
 {
-	static const char *const names[] = { "none",      "shutdown", "reset",  "triple-fault",
-					     "kvm-error", "killed",   "crashed" };
+	static const char *const names[] = { "none",      "shutdown", "reset",   "triple-fault",
+					     "kvm-error", "killed",   "crashed", "snapshot-corrupt" };
 	return names[exit < MV_ARRAY_LEN(names) ? exit : 0];
 }
 
@@ -130,7 +148,11 @@ int msg_recv(int socket_fd, uint8_t *buf, struct msg *ret_msg)
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int) * VM_FDS_MAX)];
 	struct iovec iov = { buf, MSG_MAX_BYTES };
 	struct msghdr m = {
-		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		// Not sizeof control: its padding has room for one more, which nobody would close.
+		.msg_controllen = CMSG_LEN(sizeof(int) * VM_FDS_MAX)
 	};
 	struct msg got = { 0 };
 	struct msg_head h;

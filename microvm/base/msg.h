@@ -21,7 +21,7 @@ enum msg_type {
 	MSG_RESTORE,  // struct msg_setup + kvm, state, memory, drive, tap, vsock, layer; runs if run is set
 	MSG_RUN,      // empty: first start, or resume
 	MSG_PAUSE,    // empty
-	MSG_SNAPSHOT, // empty body; fds state, memory (both empty files open for writing), and
+	MSG_SNAPSHOT, // struct msg_snapshot; fds state, memory (both empty files open for writing), and
 		      // per drive with a layer: the newest one, read-only; an empty file for a fresh one
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
 	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
@@ -29,6 +29,7 @@ enum msg_type {
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
+	MSG_LAZY,        // struct msg_lazy, id 0, once, after MSG_RESTORE with lazy set; fd: userfaultfd
 };
 
 enum vm_state {         // as the VM process tells it; the API's words are in vm_state_name()
@@ -40,24 +41,41 @@ enum vm_state {         // as the VM process tells it; the API's words are in vm
 
 enum vm_exit { // why a VM ended
 	VM_EXIT_NONE,
-	VM_EXIT_SHUTDOWN,     // the guest powered off (ACPI S5)
-	VM_EXIT_RESET,        // the guest asked for a reset (i8042, ACPI reset register)
-	VM_EXIT_TRIPLE_FAULT, // KVM_EXIT_SHUTDOWN
-	VM_EXIT_KVM_ERROR,    // KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY or a failed ioctl
-	VM_EXIT_KILLED,       // ended by the API
-	VM_EXIT_CRASHED,      // the VM process died by itself (only the daemon says this)
+	VM_EXIT_SHUTDOWN,         // the guest powered off (ACPI S5)
+	VM_EXIT_RESET,            // the guest asked for a reset (i8042, ACPI reset register)
+	VM_EXIT_TRIPLE_FAULT,     // KVM_EXIT_SHUTDOWN
+	VM_EXIT_KVM_ERROR,        // KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY or a failed ioctl
+	VM_EXIT_KILLED,           // ended by the API
+	VM_EXIT_CRASHED,          // the VM process died by itself (only the daemon says this)
+	VM_EXIT_SNAPSHOT_CORRUPT, // needs a damaged chunk of its snapshot (likewise)
 };
 
 enum vm_stop { VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL };
 
 const char *vm_state_name(unsigned state); // "created", "running", "paused", "exited"
-// "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed"
+// "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed",
+// "snapshot-corrupt"
 const char *vm_exit_name(unsigned exit);
 
 struct msg_setup {
 	struct vmcfg cfg;
 	vm_fd_mask fd_mask; // see vm_fds_pack()
 	bool run;
+	bool lazy; // restore: the memory file fills up on demand, by userfaultfd
+};
+
+struct msg_snapshot {
+	uint32_t lz4; // 1: a compressed memory file
+};
+
+// Guest memory that is registered with a userfaultfd.
+struct msg_lazy_region {
+	uint64_t hva, size_bytes; // in the VM process, page-aligned
+	uint64_t file_offset;     // in the memory file
+};
+struct msg_lazy {
+	struct msg_lazy_region region[4];
+	uint32_t n_regions;
 };
 
 struct msg_stop {
@@ -113,8 +131,8 @@ struct msg_event {
 	uint8_t data[MSG_CONSOLE_BYTES];
 };
 
-extern const struct mv_table msg_setup_table, msg_stop_table, msg_console_read_table, msg_bytes_table,
-	msg_reply_table, msg_event_table;
+extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_stop_table,
+	msg_console_read_table, msg_bytes_table, msg_reply_table, msg_event_table;
 
 struct msg {
 	uint16_t type;

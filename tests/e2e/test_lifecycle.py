@@ -204,24 +204,27 @@ def test_clone_overrides():
 
 def test_clone_to_other_taps():
     need_kvm()
-    if os.geteuid() or subprocess.run("ip tuntap add thawt0 mode tap vnet_hdr && ip tuntap add thawt1 mode tap vnet_hdr",
-                                      shell=True, capture_output=True, check=False).returncode:
-        raise Skip("can't make taps")
+    taps = [f"th{os.getpid()}{c}" for c in "ab"]
+    for t in taps:
+        r = subprocess.run(["ip", "tuntap", "add", t, "mode", "tap", "vnet_hdr"], capture_output=True, text=True,
+                           check=False)
+        if r.returncode:
+            raise Skip(f"can't make taps: {r.stderr.strip()}")
     try:
         with Daemon() as d:
-            d.create("src", nets=[{"id": "n", "tap": "thawt0"}])
+            d.create("src", nets=[{"id": "n", "tap": taps[0]}])
             d.expect("src", "READY")
             mac = d.vm("src")["config"]["nets"][0]["mac"]
             d.post("/v1/snapshots", {"name": "s", "vm": "src"})
             r = d.post("/v1/snapshots/s/clone")
-            assert (r.status, r.code) == (409, "in_use") and "thawt0" in r.message, r
+            assert (r.status, r.code) == (409, "in_use") and taps[0] in r.message, r
             r = d.post("/v1/snapshots/s/clone", {"clones": [
-                {"nets": [{"id": "n", "tap": "thawt1", "mac": "02:00:00:00:00:07"}]}]})
+                {"nets": [{"id": "n", "tap": taps[1], "mac": "02:00:00:00:00:07"}]}]})
             assert r.status == 201, r
             net = d.vm(r.json["clones"][0]["name"])["config"]["nets"][0]
-            assert net == {"id": "n", "tap": "thawt1", "mac": "02:00:00:00:00:07"} and mac != net["mac"], net
+            assert net == {"id": "n", "tap": taps[1], "mac": "02:00:00:00:00:07"} and mac != net["mac"], net
     finally:
-        for t in ("thawt0", "thawt1"):
+        for t in taps:
             subprocess.run(["ip", "tuntap", "del", t, "mode", "tap"], check=False)
 
 

@@ -15,7 +15,7 @@ $(FUZZ_OBJ)/%.o: %.c
 	$(Q)mkdir -p $(@D)
 	$(call say,FUZZCC,$<)$(FUZZ_CC) $(filter-out -D_FORTIFY_SOURCE=2,$(BASE_CFLAGS)) $(FUZZ_FLAGS) -c $< -o $@
 $(FUZZ_PROGRAMS): $(B)/%: $(FUZZ_OBJ)/%.o $(FUZZ_O)
-	$(call say,LD,$@)$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined $^ -luring -lxxhash -ljansson -o $@
+	$(call say,LD,$@)$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined $^ -luring -lxxhash -llz4 -ljansson -o $@
 
 .PHONY: fuzz fuzz-smoke
 fuzz: $(FUZZ_PROGRAMS)

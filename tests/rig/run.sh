@@ -9,7 +9,7 @@
 #   -H          run it on this host's KVM, not in the rig
 #   -j N        rigs at the same time, each on a CPU of its own; default: all CPUs
 #   -o OUT      where logs go, default BUILD/tests/rig/out
-# BUILD holds bin/{thawd,thaw,thaw-vmm}. Prints TAP; 0 = all passed, 77 = the rig
+# BUILD holds bin/{thawd,thaw,thaw-vmm,thaw-pager}. Prints TAP; 0 = all passed, 77 = the rig
 # cannot run here (no QEMU, no kernel to be had).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -37,7 +37,7 @@ job=$(mktemp -d "${TMPDIR:-/tmp}/thaw-rig.XXXXXX") || exit 125
 trap 'rm -rf "$job"' EXIT
 mkdir -p "$job/bin" "$build/tests/rig"
 progs=()
-for p in thawd thaw thaw-vmm; do
+for p in thawd thaw thaw-vmm thaw-pager; do
 	cp "$build/bin/$p" "$job/bin/" || exit 125
 	progs+=(-b "$build/bin/$p") # for the libraries
 done

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The main job with a stock Linux guest, end to end: boot, freeze, clone, over the
 # daemon. Runs as root in the rig's machine (run.sh starts it), in a folder with
-# bin/{thawd,thaw,thaw-vmm,vsock-call} and SERIES/{vmlinux,vmlinuz,initrd}:
+# bin/{thawd,thaw,thaw-vmm,thaw-pager,vsock-call} and SERIES/{vmlinux,vmlinuz,initrd}:
 #
 #   scenario.sh SERIES KIND VCPUS [SERIES KIND VCPUS]...
 #
@@ -268,6 +268,19 @@ ends() {
 	check "no VM process left" until_ok no_vmm_left
 }
 
+# lazy: the restored VM is frozen compressed, and goes on as a clone that loads on demand.
+lazy() {
+	check "compressed snapshot" t snapshot again snapz --format lz4 || return 1
+	check "delete its source" t delete again
+	check "every chunk is good" t snapshot-verify snapz
+	check "lazy clone" t clone snapz --name lazy --drive "id=disk,path=$DIR/c-0.img" \
+		--net id=net0,tap=t2 --vsock "path=$DIR/lazy.vsock" || return 1
+	check "it answers" until_ok guest lazy true || return 1
+	same "it has the nonce in RAM" "$NONCE" guest lazy cat /run/nonce
+	check "it counts on" counts lazy
+	check "its template is whole" t snapshot-prepare snapz --wait
+}
+
 # again: the snapshot outlives the daemon.
 again() {
 	stop_daemon
@@ -295,6 +308,10 @@ again() {
 	guest again "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
 	check "it powers off" ended again shutdown
 	check "delete it" t delete again
+	lazy || return 1
+	guest lazy "(sleep 1; poweroff -f) >/dev/null 2>&1 &"
+	check "it powers off" ended lazy shutdown
+	check "delete it" t delete lazy
 	check "delete the live snapshot" t snapshot-delete live
 	check "no VM process left" until_ok no_vmm_left
 }

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/prepare.h"
+
+#include <string.h>
+
+#include "api/ops_snapshot.h"
+#include "api/pager.h"
+#include "api/templates.h"
+#include "microvm/base/util.h"
+
+static bool is_lz4(const struct prepare *p)
+{
+	const struct manifest_file *f = manifest_file_find(&p->m, "memory");
+	return f && f->format == MANIFEST_LZ4;
+}
+
+static void fail(struct prepare *p, const struct mv_err *e, enum api_code otherwise)
+{
+	struct api_err err;
+	snap_error(&err, e, otherwise);
+	p->done(p, &err);
+}
+
+static void on_complete(void *arg, bool complete)
+{
+	struct prepare *p = arg;
+	struct api_err err;
+	if (complete) {
+		p->done(p, NULL);
+		return;
+	}
+	api_fail(&err, API_SNAPSHOT_CORRUPT,
+		 "snapshot %s: its memory can't be loaded as a whole; verify it, or see the daemon's log",
+		 p->m.name);
+	p->done(p, &err);
+}
+
+// A clone without a userfaultfd must find all of the memory.
+static void have_template(struct prepare *p)
+{
+	struct mv_err e = { 0 };
+	if (!lazy_is_complete(p->lazy) && pager_need(p->s, &e)) {
+		fail(p, &e, API_INTERNAL);
+		return;
+	}
+	if (p->start_fill)
+		lazy_fill(p->lazy);
+	if (p->wait || lazy_must_be_complete(p->s))
+		lazy_wait(p->lazy, &p->waiter, on_complete, p);
+	else
+		p->done(p, NULL);
+}
+
+// The other files were looked at by store_files().
+static int check_layer(struct prepare *p, const char *file)
+{
+	MV_FD fd = -1;
+	if (!strcmp(file, "state") || !strcmp(file, "memory"))
+		return 0;
+	return store_open_file(&p->s->store, &p->m, file, true, &fd, &p->err);
+}
+
+static void check_run(struct worker_job *w)
+{
+	struct prepare *p = (struct prepare *)w;
+	mv_close(&p->state_fd);
+	mv_close(&p->memory_fd);
+	p->result = store_files(&p->s->store, &p->m, !is_lz4(p), &p->state_fd, &p->memory_fd, &p->err);
+	if (!p->result && is_lz4(p)) {
+		p->result = store_check_index(&p->m, p->memory_fd, &p->err);
+		for (uint32_t i = 0; !p->result && i < p->m.n_files; i++)
+			p->result = check_layer(p, p->m.file[i].name);
+	}
+	if (!p->result)
+		p->result = cpu_report(p->state_fd, p->s->kvm_path, &p->cpu, &p->err);
+}
+
+static void check_done(struct worker_job *w)
+{
+	struct prepare *p = (struct prepare *)w;
+	if (p->result) {
+		template_drop(p->s, p->m.name);
+		fail(p, &p->err, API_SNAPSHOT_CORRUPT);
+		return;
+	}
+	if (p->cpu.n_missing) {
+		struct api_err err;
+		api_fail(&err, API_CPU_INCOMPATIBLE, "snapshot %s: this host's CPU lacks what its guest uses",
+			 p->m.name);
+		p->done(p, &err);
+		return;
+	}
+	if (!is_lz4(p)) {
+		struct known_snapshot *t = template_get(p->s, &p->m);
+		if (t)
+			template_set_verified(t, p->memory_fd);
+		p->done(p, NULL);
+		return;
+	}
+	struct lazy *t = lazy_find(p->s, &p->m); // somebody else's meanwhile?
+	if (t)
+		p->lazy = lazy_ref(t);
+	else if (lazy_new(p->s, &p->m, p->memory_fd, p->fill, &p->lazy, &p->err)) {
+		fail(p, &p->err, API_INTERNAL);
+		return;
+	}
+	have_template(p);
+}
+
+void prepare_begin(struct prepare *p, struct server *s, const char *name, prepare_fn *done)
+{
+	p->s = s;
+	p->done = done;
+	p->state_fd = p->memory_fd = -1;
+	struct api_err err;
+	if (snap_name_check(name, &err)) {
+		done(p, &err);
+		return;
+	}
+	if (store_show(&s->store, name, &p->m, &p->err) ||
+	    store_files(&s->store, &p->m, false, &p->state_fd, &p->memory_fd, &p->err)) {
+		fail(p, &p->err, API_SNAPSHOT_CORRUPT);
+		return;
+	}
+	const struct known_snapshot *known = is_lz4(p) ? NULL : template_get(s, &p->m);
+	struct lazy *t = is_lz4(p) ? lazy_find(s, &p->m) : NULL;
+	if (t) {
+		p->lazy = lazy_ref(t);
+		have_template(p);
+	} else if (known && template_is_verified(known, p->memory_fd)) {
+		done(p, NULL);
+	} else {
+		p->work.run = check_run;
+		p->work.done = check_done;
+		worker_add(&s->worker, &p->work);
+	}
+}
+
+void prepare_fini(struct prepare *p)
+{
+	mv_close(&p->state_fd);
+	mv_close(&p->memory_fd);
+	cpu_report_fini(&p->cpu);
+	lazy_unref(p->lazy);
+	p->lazy = NULL;
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What comes before clones: the snapshot is read by name and checked. A raw memory file is
+// hashed once per run of the daemon (templates.h). Of a compressed one the index is checked
+// and its template is made (lazy.h); its chunks are checked when they are first used. The
+// host's CPU is compared with the guest's, and the layers of drives are hashed, for both.
+// Loop's thread only; the checking is done by the worker.
+#pragma once
+#include "api/error.h"
+#include "api/lazy.h"
+#include "api/server.h"
+#include "microvm/cpu_report.h"
+
+struct prepare;
+typedef void prepare_fn(struct prepare *p, const struct api_err *err); // err NULL: done
+
+struct prepare { // embedded in its owner
+	struct worker_job work;
+	struct server *s;
+	struct manifest m;
+	int state_fd, memory_fd;
+	struct lazy *lazy; // a reference; NULL: a raw memory file
+	bool fill;         // a new template also fills in the background
+	bool start_fill;   // so does one that is there already
+	bool wait;         // until it is complete, where it is needed or asked for
+	struct lazy_waiter waiter;
+	struct cpu_report cpu; // n_missing: why done was called with API_CPU_INCOMPATIBLE
+	int result;
+	struct mv_err err;
+	prepare_fn *done;
+};
+
+// Calls done once, now or later, with the files open and m read.
+void prepare_begin(struct prepare *p, struct server *s, const char *name, prepare_fn *done);
+void prepare_fini(struct prepare *p); // after done

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// thaw-pager: fills the shared memory of templates on demand. One process per daemon, one
+// thread, started by thawd with a SOCK_SEQPACKET socket as descriptor 3; it opens nothing.
+// Messages have the form of microvm/base/msg.h.
+//
+// A template is a compressed memory file (snapshot/chunk.h) and a memfd as large as the
+// guest's memory. Clones map the memfd privately and give their userfaultfd, registered
+// for missing pages. A fault is answered by decoding the chunk into the memfd with write(2)
+// (so that no page is seen before it is whole) and waking the thread; every chunk is decoded
+// at most once for all clones. A chunk of zeros is mapped as the kernel's page of zeros and
+// takes no memory. What is filled is in a second memfd that outlives the pager.
+//
+// The pager may be killed at any moment: the daemon keeps all descriptors and gives them to
+// the next one, which decodes again what is not marked (the same bytes) and wakes all
+// ranges, so that faults whose messages were lost come again.
+#pragma once
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "microvm/base/msg.h"
+
+enum pager_msg {
+	// daemon -> pager
+	PAGER_TEMPLATE = 1, // id: its number; struct pager_template; fds: memory file, memfd, status
+	PAGER_CLONE,        // id: its number; struct pager_clone; fd: userfaultfd
+	PAGER_END_CLONE,    // id: the clone's
+	PAGER_END_TEMPLATE, // id: the template's, which has no clones any more
+	PAGER_FILL,         // id: the template's: fill in the background from now on
+	// pager -> daemon
+	PAGER_COMPLETE = 100, // id: the template's: every chunk is there; may come twice
+	PAGER_DAMAGED,        // id: the template's: a chunk was found that can't be read
+	PAGER_CORRUPT,        // id: the clone's; struct pager_corrupt: it waits for a bad chunk
+};
+
+struct pager_template {
+	uint64_t memory_bytes;
+	bool fill; // in the background, when there are no faults
+};
+
+struct pager_clone {
+	uint64_t template_id;
+	struct msg_lazy lazy;
+};
+
+struct pager_corrupt {
+	uint64_t chunk;
+};
+
+extern const struct mv_table pager_template_table, pager_clone_table, pager_corrupt_table;
+
+// The status memfd: counters, then a bit per chunk that is filled. Written by the pager
+// alone; the daemon reads the counters.
+struct pager_status {
+	_Atomic uint64_t faults, zero_faults; // messages of userfaultfd; those of chunks of zeros
+	_Atomic uint64_t fills;               // chunks decoded into the memfd
+	_Atomic uint64_t background_fills;    // of them, without a fault
+	_Atomic uint64_t filled, stored;      // chunks that are there; all that have to be
+	_Atomic uint64_t bad;                 // found damaged
+};
+#define PAGER_STATUS_HEAD 4096u
+static inline uint64_t pager_status_bytes(uint64_t n_chunks)
+{
+	return PAGER_STATUS_HEAD + (n_chunks + 7) / 8;
+}
+
+// The program: serves until the daemon closes the socket. 0 or -errno.
+int pager_run(int socket_fd);
