@@ -29,6 +29,7 @@ struct cli {
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	unsigned long vcpus, memory, count, timeout_s, wait_s;
+	const char *pool;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait;
 	bool no_rng, start, follow, read, paused, force, tree, no_fill, wait;
 };

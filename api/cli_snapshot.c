@@ -56,6 +56,13 @@ void cli_print_snapshot(js *v)
 		       " clones\n",
 		       js_int(t, "filled", 0), js_int(t, "chunks", 0), js_int(t, "faults", 0),
 		       js_int(t, "clones", 0));
+	js *pool = js_get(v, "pool");
+	if (pool)
+		printf("pool:     %" PRId64 " of %" PRId64 " ready, %" PRId64 " hits, %" PRId64
+		       " misses%s%s\n",
+		       js_int(pool, "ready", 0), js_int(pool, "target", 0), js_int(pool, "hits", 0),
+		       js_int(pool, "misses", 0), js_get(pool, "error") ? "; " : "",
+		       js_str(pool, "error", ""));
 	if (js_get(v, "pause_us"))
 		printf("pause:    %" PRId64 " us\n", js_int(v, "pause_us", 0));
 	if (js_get(v, "verified"))
@@ -138,10 +145,14 @@ int cli_snapshot_verify(struct cli *c)
 
 int cli_snapshot_prepare(struct cli *c)
 {
+	static const char pool_keys[] = "size min max idle_s";
 	js *o = js_object(), *v = NULL;
 	js_put_bool(o, "fill", !c->no_fill);
 	js_put_bool(o, "wait", c->wait);
-	if (!cli_name_ok(c->pos[0])) {
+	js *pool = c->pool ? cli_parse_pairs("pool", c->pool, pool_keys, pool_keys, 0) : NULL;
+	if (pool)
+		js_put(o, "pool", pool);
+	if ((c->pool && !pool) || !cli_name_ok(c->pos[0])) {
 		js_free(o);
 		return EXIT_USAGE;
 	}

@@ -3,10 +3,10 @@
 //
 // Theory of operation. The manifest is read and the snapshot's files are opened once per
 // request and checked, and the host's CPU compared with the guest's, or that was done before
-// (prepare.h). Then clones are started, up to MAX_STARTING at a time so that the loop stays
-// free and N is not bounded by descriptors in flight; each that ends its start lets the next
-// one begin. The answer goes out when all have either answered or are completely gone: 201
-// all there, 207 some, else the first one's error.
+// (prepare.h); a pool (pool.h) has done all that. Then clones are started, up to MAX_STARTING at a time so
+// that the loop stays free and N is not bounded by descriptors in flight; each that ends its start lets the
+// next one begin. The answer goes out when all have either answered or are completely gone: 201 all there,
+// 207 some, else the first one's error.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,28 +15,34 @@
 
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
+#include "api/pool.h"
 #include "api/prepare.h"
 #include "api/routes.h"
 #include "api/templates.h"
+#include "api/vmfds.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
 #include "microvm/base/util.h"
 
 #define MAX_STARTING 8
+#define CLAIM_TIMEOUT_MS 30000
 
 struct clone_job;
 
 struct clone_item {
 	struct clone_job *job;
+	const struct clone_spec *spec;
 	struct vm *vm; // held until the answer is out
 	struct vm_waiter end;
 	char name[VMCFG_NAME_LEN];
 	const struct api_err *err; // NULL: it is there
-	bool running;              // when it was ready
+	bool claimed;              // of the pool
 };
 
 struct clone_job {
-	struct prepare p;
+	struct prepare own;
+	const struct prepare *p; // own, or the pool's
+	struct pool *pool;       // a reference, or NULL
 	struct server *s;
 	struct http_req *req;
 	struct clone_body body;
@@ -56,7 +62,8 @@ static void job_free(struct clone_job *j)
 	}
 	free(j->items);
 	free(j->body.clones);
-	prepare_fini(&j->p);
+	prepare_fini(&j->own);
+	pool_unref(j->pool);
 	free(j);
 }
 
@@ -74,6 +81,7 @@ static js *item_json(const struct clone_item *it, uint64_t received_ns)
 	js *t = js_object();
 	js_put_str(o, "id", vm->cfg.id);
 	js_put_str(o, "state", vm_state_name(vm->state));
+	js_put_bool(o, "prepared", it->claimed);
 	if (vm->cfg.vsock.present)
 		js_put_str(o, "vsock_path", vm->cfg.vsock.path);
 	js_put_uint(t, "accepted", 0);
@@ -120,6 +128,19 @@ static void on_undone(void *arg, struct vm *vm)
 	advance(it->job);
 }
 
+// Nothing of it is left when its item counts as failed.
+static void undo(struct clone_item *it)
+{
+	struct vm *vm = it->vm;
+	vms_remove(vm);
+	if (vm_has_process(vm)) { // answered when it is gone, so that nothing is left behind
+		vm_wait_end(vm, &it->end, on_undone, it);
+		vm_kill(vm);
+	} else {
+		on_undone(it, vm);
+	}
+}
+
 static void on_restored(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
 	struct clone_item *it = arg;
@@ -131,20 +152,14 @@ static void on_restored(void *arg, struct vm *vm, const struct api_err *err, con
 		return;
 	}
 	item_failed(it, err);
-	vms_remove(vm);
-	if (vm_has_process(vm)) { // answered when it is gone, so that nothing is left behind
-		vm_wait_end(vm, &it->end, on_undone, it);
-		vm_kill(vm);
-	} else {
-		on_undone(it, vm);
-	}
+	undo(it);
 }
 
 // <prefix>-<n>, the first n that is free.
 static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *err)
 {
-	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->p.m.name;
-	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->p.m);
+	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->p->m.name;
+	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->p->m);
 	unsigned *next = t ? &t->next_clone : &j->next_number;
 	for (unsigned n = *next;; n++) {
 		char name[VMCFG_NAME_LEN + 12];
@@ -159,59 +174,153 @@ static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *e
 	}
 }
 
-static int launch(struct clone_item *it, struct vm *vm, struct api_err *err)
+int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn *done, void *arg,
+		struct api_err *err)
 {
-	struct clone_job *j = it->job;
 	struct vm_fds fds;
-	int r = ops_open_files(vm, &j->p.m, &fds, err);
+	memcpy(vm->from_snapshot, from->m.name, sizeof vm->from_snapshot);
+	memcpy(vm->from_snapshot_id, from->m.id, sizeof vm->from_snapshot_id);
+	int r = ops_open_files(vm, &from->m, &fds, err);
 	if (r)
 		return r;
-	fds.state = fcntl(j->p.state_fd, F_DUPFD_CLOEXEC, 3);
-	if (j->p.lazy)
-		lazy_clone_begin(j->p.lazy, vm, &fds.memory, &fds.uffd);
+	fds.state = fcntl(from->state_fd, F_DUPFD_CLOEXEC, 3);
+	if (from->lazy)
+		lazy_clone_begin(from->lazy, vm, &fds.memory, &fds.uffd);
 	else
-		fds.memory = fcntl(j->p.memory_fd, F_DUPFD_CLOEXEC, 3);
-	vm->op = "clone";
+		fds.memory = fcntl(from->memory_fd, F_DUPFD_CLOEXEC, 3);
 	if (fds.state >= 0 && fds.memory >= 0)
-		return vm_launch(vm, MSG_RESTORE, j->body.run, &fds, on_restored, it, err);
+		return vm_launch(vm, MSG_RESTORE, run, &fds, done, arg, err);
 	ops_close_files(vm, &fds);
 	return api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
 }
 
-static int start_item(struct clone_item *it, const struct clone_spec *spec, struct api_err *err)
+// It is in the table under its name from here on.
+static int name_it(struct clone_item *it, struct vm *vm, const char *name, struct api_err *err)
 {
-	static const struct clone_spec plain;
+	int r = 0;
+	vm->op = "clone";
+	vm->requested_ns = it->job->req->received_ns;
+	if (name[0])
+		mv_strcpy(vm->cfg.name, sizeof vm->cfg.name, name);
+	else
+		r = choose_name(it->job, &vm->cfg, err);
+	memcpy(it->name, vm->cfg.name, sizeof it->name);
+	return r ? r : vms_add(it->job->s, vm, err);
+}
+
+static int start_cold(struct clone_item *it, struct api_err *err)
+{
 	static struct vmcfg cfg; // the loop's thread only
 	struct clone_job *j = it->job;
-	if (j->s->stopping)
-		return api_fail(err, API_SHUTTING_DOWN, "the daemon is ending");
-	int r = clone_config(&j->p.m.cfg, spec ? spec : &plain, &cfg, err);
-	if (!r && !cfg.name[0])
-		r = choose_name(j, &cfg, err);
+	int r = clone_config(&j->p->m.cfg, it->spec, &cfg, err);
 	if (r)
 		return r;
-	memcpy(it->name, cfg.name, sizeof it->name);
 	ops_default_vsock(j->s, &cfg);
 	it->vm = vm_new(j->s, &cfg);
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
-	memcpy(it->vm->from_snapshot, j->p.m.name, sizeof it->vm->from_snapshot);
-	memcpy(it->vm->from_snapshot_id, j->p.m.id, sizeof it->vm->from_snapshot_id);
-	it->vm->requested_ns = j->req->received_ns;
-	r = vms_add(j->s, it->vm, err);
-	if (!r && (r = launch(it, it->vm, err)))
+	r = name_it(it, it->vm, it->spec->name, err);
+	if (!r && (r = ops_restore(it->vm, j->p, j->body.run, on_restored, it, err)))
 		vms_remove(it->vm);
+	return r;
+}
+
+// --- of the pool -----------------------------------------------------------------------------
+static void on_claimed(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
+{
+	struct clone_item *it = arg;
+	struct api_err e;
+	// A shell that died is not the fault of the request.
+	if (!err || (err->code != API_VM_GONE && err->code != API_VM_CRASHED)) {
+		on_restored(arg, vm, err, reply);
+		return;
+	}
+	vms_remove(vm);
+	it->vm = NULL;
+	it->claimed = false;
+	if (start_cold(it, &e)) {
+		item_failed(it, &e);
+		on_undone(it, vm);
+	}
+	vm_unref(vm);
+}
+
+// Another vsock socket than the shell's own.
+static int open_vsock(struct vm *vm, const struct clone_vsock *o, struct vm_fds *fds, struct api_err *err)
+{
+	if (o->has_cid)
+		vm->cfg.vsock.cid = o->cid;
+	if (!o->has_path || !strcmp(o->path, vm->cfg.vsock.path))
+		return 0;
+	struct vmcfg_vsock v = vm->cfg.vsock;
+	memcpy(v.path, o->path, sizeof o->path);
+	int r = vmfds_vsock(&v, &fds->vsock, err);
+	if (r)
+		return r;
+	if (vm->owns_vsock)
+		unlink(vm->cfg.vsock.path);
+	vm->cfg.vsock = v;
+	vm->owns_vsock = true;
+	return 0;
+}
+
+static int claim(struct clone_item *it, struct api_err *err)
+{
+	static struct msg_claim body; // the loop's thread only
+	struct vm *vm = it->vm;
+	struct vm_fds fds;
+	int list[VM_FDS_MAX];
+	vm_fds_init(&fds);
+	int r = it->spec->has_vsock ? open_vsock(vm, &it->spec->vsock, &fds, err) : 0;
+	r = r ? r : name_it(it, vm, it->spec->name, err);
+	if (r)
+		return r;
+	vm->shell = false;
+	body = (struct msg_claim){ .vsock = vm->cfg.vsock, .run = it->job->body.run };
+	memcpy(body.name, vm->cfg.name, sizeof body.name);
+	unsigned n = vm_fds_pack(&fds, list, &body.fd_mask);
+	r = vm_call(vm, MSG_CLAIM, &msg_claim_table, &body, list, n, CLAIM_TIMEOUT_MS, "clone", on_claimed,
+		    it, err);
+	vm_fds_close(&fds);
+	return r;
+}
+
+// What a shell has already can't be changed.
+static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
+{
+	return !spec->n_drives && !spec->n_nets && (!spec->has_vsock || j->p->m.cfg.vsock.present);
+}
+
+static int start_item(struct clone_item *it, struct api_err *err)
+{
+	struct clone_job *j = it->job;
+	if (j->s->stopping)
+		return api_fail(err, API_SHUTTING_DOWN, "the daemon is ending");
+	if (j->pool && can_claim(j, it->spec) && !vms_name_taken(j->s, it->spec->name))
+		it->vm = pool_claim(j->pool);
+	else if (j->pool)
+		pool_miss(j->pool);
+	if (!it->vm)
+		return start_cold(it, err);
+	it->claimed = true;
+	int r = claim(it, err);
+	if (r) { // a name that is taken, a bad path: the shell is spent, the pool makes another
+		vms_remove(it->vm);
+		vm_kill(it->vm);
+	}
 	return r;
 }
 
 static void advance(struct clone_job *j)
 {
+	static const struct clone_spec plain;
 	while (j->next < j->body.count && j->starting < MAX_STARTING) {
 		uint32_t i = j->next++;
 		struct clone_item *it = &j->items[i];
 		struct api_err err;
 		it->job = j;
-		if (start_item(it, j->body.clones ? &j->body.clones[i] : NULL, &err))
+		it->spec = j->body.clones ? &j->body.clones[i] : &plain;
+		if (start_item(it, &err))
 			item_failed(it, &err);
 		else
 			j->starting++;
@@ -238,7 +347,7 @@ static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *er
 
 static void on_prepared(struct prepare *p, const struct api_err *err)
 {
-	struct clone_job *j = MV_CONTAINER(p, struct clone_job, p);
+	struct clone_job *j = MV_CONTAINER(p, struct clone_job, own);
 	if (!err) {
 		advance(j);
 	} else if (p->cpu.n_missing) {
@@ -252,6 +361,7 @@ static void on_prepared(struct prepare *p, const struct api_err *err)
 void op_clone(struct server *s, struct http_req *r, const char *name)
 {
 	struct api_err err;
+	struct pool *pool;
 	struct clone_job *j = calloc(1, sizeof *j);
 	if (!j) {
 		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
@@ -261,10 +371,16 @@ void op_clone(struct server *s, struct http_req *r, const char *name)
 	j->s = s;
 	j->req = r;
 	j->next_number = 1;
-	j->p.state_fd = j->p.memory_fd = -1;
-	j->p.fill = true;
-	if (job_parse(j, r, &err))
+	j->p = &j->own;
+	j->own.state_fd = j->own.memory_fd = -1;
+	j->own.fill = true;
+	if (job_parse(j, r, &err)) {
 		fail_job(j, &err);
-	else
-		prepare_begin(&j->p, s, name, on_prepared);
+	} else if ((pool = pool_find(s, name))) {
+		j->pool = pool_ref(pool);
+		j->p = pool_source(pool);
+		advance(j);
+	} else {
+		prepare_begin(&j->own, s, name, on_prepared);
+	}
 }

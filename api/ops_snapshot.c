@@ -11,6 +11,7 @@
 #include "api/layers.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
+#include "api/pool.h"
 #include "api/prepare.h"
 #include "api/routes.h"
 #include "api/templates.h"
@@ -311,8 +312,11 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 		js *o = manifest_json(s, &m);
 		put_cpu(o, s, &m);
 		const struct lazy *t = lazy_find(s, &m);
+		const struct pool *pool = pool_find(s, name);
 		if (t)
 			js_put(o, "template", lazy_json(t));
+		if (pool)
+			js_put(o, "pool", pool_json(pool));
 		reply_json(r, 200, o);
 	}
 }
@@ -370,6 +374,7 @@ static void delete_done(struct worker_job *j)
 	for (size_t at = 0; at < o->deleted.len; at += strlen((char *)o->deleted.p + at) + 1) {
 		template_drop(o->s, (char *)o->deleted.p + at);
 		lazy_drop(o->s, (char *)o->deleted.p + at);
+		pool_drop(o->s, (char *)o->deleted.p + at);
 	}
 	mv_buf_fini(&o->deleted);
 	free(o);
@@ -448,21 +453,69 @@ void op_snap_delete(struct server *s, struct http_req *r, const char *name)
 // --- templates ------------------------------------------------------------------------------
 struct prepare_op {
 	struct prepare p;
+	struct server *s;
 	struct http_req *req;
+	struct prepare_body body;
+	struct manifest m; // what was prepared
+	struct lazy *lazy; // its template: a reference, or NULL
+	struct pool_waiter waiter;
 };
+
+static void prepare_answer(void *arg)
+{
+	struct prepare_op *o = arg;
+	const struct pool *pool = pool_find(o->s, o->m.name);
+	js *v = manifest_json(o->s, &o->m);
+	if (o->lazy)
+		js_put(v, "template", lazy_json(o->lazy));
+	if (pool)
+		js_put(v, "pool", pool_json(pool));
+	reply_json(o->req, 200, v);
+	lazy_unref(o->lazy);
+	prepare_fini(&o->p);
+	free(o);
+}
+
+static int make_pool(struct prepare_op *o, struct api_err *err)
+{
+	const struct prepare_pool *b = &o->body.pool;
+	struct pool_settings set = { b->size, b->min, b->max, b->idle_s };
+	if (!o->body.has_pool)
+		return 0;
+	if (!b->size && !b->max) {
+		pool_drop(o->s, o->m.name);
+		return 0;
+	}
+	if (o->m.cfg.n_nets)
+		return api_fail(
+			err, API_INVALID_VALUE,
+			"pool: snapshot %s has network interfaces, which a clone made in advance can't "
+			"have yet",
+			o->m.name);
+	return pool_set(&o->p, &set, err);
+}
 
 static void on_prepared(struct prepare *p, const struct api_err *err)
 {
 	struct prepare_op *o = MV_CONTAINER(p, struct prepare_op, p);
+	struct api_err e;
 	if (err && p->cpu.n_missing) {
 		reply_json(o->req, api_code_info(err->code)->status, cpu_error_json(p->m.name, &p->cpu));
 	} else if (err) {
 		reply_err(o->req, err);
 	} else {
-		js *v = manifest_json(p->s, &p->m);
-		if (p->lazy)
-			js_put(v, "template", lazy_json(p->lazy));
-		reply_json(o->req, 200, v);
+		o->m = p->m;
+		o->lazy = p->lazy ? lazy_ref(p->lazy) : NULL;
+		if (!make_pool(o, &e)) {
+			struct pool *pool = o->body.wait ? pool_find(o->s, o->m.name) : NULL;
+			if (pool)
+				pool_wait(pool, &o->waiter, prepare_answer, o);
+			else
+				prepare_answer(o);
+			return;
+		}
+		reply_err(o->req, &e);
+		lazy_unref(o->lazy);
 	}
 	prepare_fini(p);
 	free(o);
@@ -470,19 +523,19 @@ static void on_prepared(struct prepare *p, const struct api_err *err)
 
 void op_snap_prepare(struct server *s, struct http_req *r, const char *name)
 {
-	struct prepare_body b = { .fill = true };
 	struct api_err err;
-	int result = js_decode(&prepare_table, r->body, r->body_len, &b, &err);
-	struct prepare_op *o = result ? NULL : calloc(1, sizeof *o);
-	if (!result && !o)
-		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
+	struct prepare_op *o = calloc(1, sizeof *o);
+	int result = o ? prepare_parse(r->body, r->body_len, &o->body, &err)
+		       : api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
 	if (result) {
+		free(o);
 		reply_err(r, &err);
 		return;
 	}
+	o->s = s;
 	o->req = r;
-	o->p.fill = o->p.start_fill = b.fill;
-	o->p.wait = b.wait;
+	o->p.fill = o->p.start_fill = o->body.fill;
+	o->p.wait = o->body.wait;
 	prepare_begin(&o->p, s, name, on_prepared);
 }
 
@@ -498,6 +551,7 @@ void op_snap_unprepare(struct server *s, struct http_req *r, const char *name)
 		reply_err(r, &err);
 		return;
 	}
+	pool_drop(s, name);
 	lazy_drop(s, name);
 	reply_empty(r);
 }

@@ -136,6 +136,14 @@ void prepare_begin(struct prepare *p, struct server *s, const char *name, prepar
 	}
 }
 
+void prepare_take(struct prepare *p, struct prepare *to)
+{
+	*to = *p;
+	p->state_fd = p->memory_fd = -1;
+	p->lazy = NULL;
+	p->cpu = (struct cpu_report){ 0 };
+}
+
 void prepare_fini(struct prepare *p)
 {
 	mv_close(&p->state_fd);

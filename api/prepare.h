@@ -31,4 +31,5 @@ struct prepare { // embedded in its owner
 
 // Calls done once, now or later, with the files open and m read.
 void prepare_begin(struct prepare *p, struct server *s, const char *name, prepare_fn *done);
-void prepare_fini(struct prepare *p); // after done
+void prepare_take(struct prepare *p, struct prepare *to); // after a good done: what it found moves
+void prepare_fini(struct prepare *p);                     // after done

@@ -20,6 +20,9 @@ LIST_HEAD(lazy_list, lazy);
 struct lazy_clone;
 LIST_HEAD(lazy_clone_list, lazy_clone);
 
+struct pool;
+LIST_HEAD(pool_list, pool);
+
 struct pager_process {
 	pid_t pid; // 0: none
 	int pidfd, socket;
@@ -50,6 +53,11 @@ struct server {
 	uint64_t call_timer_due_ns; // 0: not armed
 	// verified snapshots (templates.c)
 	struct known_snapshot *templates;
+	// pools of shells (pool.c)
+	struct pool_list pools;
+	struct mv_timer pool_tick, pool_refill;
+	bool pool_refill_armed;
+	uint64_t pool_max_bytes; // of all shells
 	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
 	struct lazy_list lazy_templates;
 	struct lazy_clone_list lazy_clones;

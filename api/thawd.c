@@ -18,6 +18,7 @@
 #include "api/lazy.h"
 #include "api/listen.h"
 #include "api/paths.h"
+#include "api/pool.h"
 #include "api/routes.h"
 #include "api/templates.h"
 #include "api/vms.h"
@@ -30,6 +31,7 @@ struct options {
 	char socket[PATH_MAX], state_dir[PATH_MAX], vmm[PATH_MAX], pager[PATH_MAX];
 	const char *kvm;
 	bool no_userfaultfd;
+	uint64_t pool_max_bytes; // 0: the default
 	enum mv_level level;
 };
 
@@ -42,6 +44,8 @@ static const char help[] =
 	"                    ~/.local/share/thaw)\n"
 	"  --vmm PATH        the VM program (default: thaw-vmm beside thawd, else in PATH)\n"
 	"  --kvm PATH        the KVM device (default /dev/kvm)\n"
+	"  --pool-memory MIB  most that clones prepared in advance may take (default: a quarter of\n"
+	"                    the host's memory)\n"
 	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --version, --help\n\n"
@@ -53,6 +57,7 @@ enum {
 	OPT_STATE,
 	OPT_VMM,
 	OPT_KVM,
+	OPT_POOL_MEMORY,
 	OPT_NO_UFFD,
 	OPT_LEVEL,
 	OPT_VERSION,
@@ -64,6 +69,7 @@ static const struct option long_options[] = {
 	{ "state-dir", required_argument, NULL, OPT_STATE },
 	{ "vmm", required_argument, NULL, OPT_VMM },
 	{ "kvm", required_argument, NULL, OPT_KVM },
+	{ "pool-memory", required_argument, NULL, OPT_POOL_MEMORY },
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -82,6 +88,16 @@ static bool parse_level(const char *s, enum mv_level *ret_level)
 	return false;
 }
 
+static bool parse_mib(const char *s, uint64_t *ret_bytes)
+{
+	char *end;
+	unsigned long long mib = strtoull(s, &end, 10);
+	if (*s < '0' || *s > '9' || *end || !mib || mib >> 30)
+		return false;
+	*ret_bytes = mib << 20;
+	return true;
+}
+
 static bool set(char *dst, const char *src) { return !mv_strcpy(dst, PATH_MAX, src); }
 
 // 0: go on; otherwise the exit status + 1.
@@ -94,6 +110,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_STATE: ok = set(o->state_dir, optarg); break;
 		case OPT_VMM: ok = set(o->vmm, optarg); break;
 		case OPT_KVM: o->kvm = optarg; break;
+		case OPT_POOL_MEMORY: ok = parse_mib(optarg, &o->pool_max_bytes); break;
 		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
@@ -155,7 +172,7 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		r = open_vsock_dir(s, o->state_dir, err);
 	if (!r)
 		r = layers_init(s, o->state_dir, err);
-	if (!r && (r = vm_calls_init(s)))
+	if (!r && ((r = vm_calls_init(s)) || (r = pools_init(s))))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
@@ -201,6 +218,7 @@ static void on_signal(void *arg, uint32_t events)
 	mv_log(MV_INFO, "ending on signal %u; %u VMs have a process", si.ssi_signo, g->s->n_live);
 	g->s->stopping = true;
 	http_quiesce(g->s->http);
+	pools_stop(g->s);
 	vms_each(g->s, kill_vm, NULL);
 	if (!g->s->n_live)
 		mv_loop_stop(&g->s->loop);
@@ -246,6 +264,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 			break;
 		vms_remove(vm);
 	}
+	pools_stop(s);
 	lazy_fini(s);
 	templates_free(s);
 	store_index_free(&s->index);
@@ -283,6 +302,7 @@ int main(int argc, char **argv)
 	s.pager.pidfd = s.pager.socket = -1;
 	lazy_init(&s, o.no_userfaultfd);
 	s.kvm_path = o.kvm;
+	s.pool_max_bytes = o.pool_max_bytes;
 	s.store = (struct store)STORE_CLOSED;
 	s.layers_fd = -1;
 	r = mv_loop_init(&s.loop);

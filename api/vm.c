@@ -219,7 +219,7 @@ static void state_after(struct vm *vm, enum msg_type type)
 		vm->state = VM_RUNNING;
 	else if (type == MSG_PAUSE)
 		vm->state = VM_PAUSED;
-	else if (type == MSG_RESTORE)
+	else if (type == MSG_RESTORE || type == MSG_CLAIM)
 		vm->state = reply.state == VM_RUNNING ? VM_RUNNING : VM_PAUSED;
 }
 
@@ -476,7 +476,9 @@ static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_
 	MV_FD theirs = -1;
 	if (spawn_socket(&vm->socket, &theirs, &e))
 		return api_from(err, &e, API_INTERNAL);
-	setup = (struct msg_setup){ .cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm) };
+	setup = (struct msg_setup){
+		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell
+	};
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
 	int r = vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
 			type == MSG_BOOT ? "boot" : "restore", done, arg, err);

@@ -43,6 +43,7 @@ struct vm {
 	// what it is now
 	bool listed;          // in the table, so its name and id are taken
 	bool shown;           // completely loaded: the API shows it
+	bool shell;           // restored in advance, nobody's yet (pool.c)
 	const char *op;       // operation in progress; NULL: none
 	unsigned state;       // enum vm_state; 0: loading
 	unsigned exit_reason; // enum vm_exit

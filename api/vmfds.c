@@ -151,7 +151,7 @@ static bool remove_stale(const struct sockaddr_un *a)
 	return unlink(a->sun_path) == 0;
 }
 
-static int open_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
+int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	_Static_assert(sizeof a.sun_path == sizeof v->path, "VMCFG_SOCKET_LEN is that of sun_path");
@@ -190,7 +190,7 @@ static int open_all(const struct vmcfg *cfg, const char *kvm_path, bool boot, st
 	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
 		r = open_tap(&cfg->net[i], &f->tap[i], err);
 	if (!r && cfg->vsock.present) // last: it leaves a file behind
-		r = open_vsock(&cfg->vsock, &f->vsock, err);
+		r = vmfds_vsock(&cfg->vsock, &f->vsock, err);
 	return r;
 }
 

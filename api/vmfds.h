@@ -7,6 +7,9 @@
 #include "api/error.h"
 #include "microvm/base/vmcfg.h"
 
+// The listening socket of a vsock device alone.
+int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err);
+
 // Fills all but state, memory and layers (layers.h); kernel and initrd only with `boot`. The caller owns
 // ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
 int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,

@@ -175,9 +175,27 @@ static const struct js_field snapshot_fields[] = {
 };
 DEFINE_JS(snapshot_table, snapshot_fields);
 
+#define F_POOL(member, has_, name_, min_, max_, doc_)                                              \
+	{ .name = (name_), .type = JS_UINT, .offset = MV_OFF(struct prepare_pool, member), .size = 4, \
+	  .min = (min_), .max = (max_), PRESENT(struct prepare_pool, has_), .doc = (doc_) }
+
+static const struct js_field pool_fields[] = {
+	F_POOL(size, has_size, "size", 0, API_MAX_POOL, "clones kept ready; 0: no pool"),
+	F_UINT(struct prepare_pool, min, "min", 0, 0, API_MAX_POOL, "by rate: never fewer; default 0"),
+	F_POOL(max, has_max, "max", 1, API_MAX_POOL,
+	       "instead of size: as many as were claimed in a second lately, at most this"),
+	F_POOL(idle_s, has_idle, "idle_s", 0, 1000000,
+	       "s without a claim until it drains; 0: never; default 0, by rate 60"),
+};
+static DEFINE_JS(pool_table, pool_fields);
+
 static const struct js_field prepare_fields[] = {
 	F_BOOL(struct prepare_body, fill, "fill", "load memory in the background too; default true"),
-	F_BOOL(struct prepare_body, wait, "wait", "answer when all of it is loaded; default false"),
+	F_BOOL(struct prepare_body, wait, "wait",
+	       "answer when all of it is loaded, and the pool is full; default false"),
+	{ .name = "pool", .type = JS_OBJ, .offset = MV_OFF(struct prepare_body, pool),
+	  .size = sizeof(struct prepare_pool), .sub = &pool_table,
+	  PRESENT(struct prepare_body, has_pool), .doc = "clones restored in advance; default: unchanged" },
 };
 DEFINE_JS(prepare_table, prepare_fields);
 
@@ -227,6 +245,22 @@ int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct 
 		return api_fail(err, API_INVALID_VALUE, "clones: is empty; give at least one object");
 	if (ret_b->has_clones)
 		ret_b->count = ret_b->n_clones;
+	return 0;
+}
+
+int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, struct api_err *err)
+{
+	struct prepare_pool *p = &ret_b->pool;
+	*ret_b = (struct prepare_body){ .fill = true };
+	int r = js_decode(&prepare_table, bytes, len, ret_b, err);
+	if (r || !ret_b->has_pool)
+		return r;
+	if (p->has_size == p->has_max || (p->has_size && p->min))
+		return api_fail(err, API_INVALID_VALUE, "pool: give either size, or max and perhaps min");
+	if (p->has_max && p->min > p->max)
+		return api_fail(err, API_INVALID_VALUE, "pool: min is more than max");
+	if (p->has_max && !p->has_idle)
+		p->idle_s = API_POOL_IDLE_S;
 	return 0;
 }
 

@@ -8,6 +8,8 @@
 #include "microvm/base/vmcfg.h"
 
 #define API_MAX_CLONES 4096
+#define API_MAX_POOL 4096
+#define API_POOL_IDLE_S 60 // of a pool that goes by rate
 // With <path>_<port>, where a guest's own connections go, it must fit into sun_path.
 #define API_VSOCK_PATH_LEN (VMCFG_SOCKET_LEN - (sizeof "_4294967295" - 1))
 
@@ -64,6 +66,11 @@ struct snapshot_body {
 
 struct prepare_body {
 	bool fill, wait;
+	struct prepare_pool { // struct pool_settings
+		uint32_t size, min, max, idle_s;
+		bool has_size, has_max, has_idle;
+	} pool;
+	bool has_pool;
 };
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
@@ -72,6 +79,9 @@ extern const struct js_table prepare_table, create_table, clone_table, stop_tabl
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
 int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err);
+
+// Fills in defaults.
+int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, struct api_err *err);
 
 // Free ret_b->clones in every case.
 int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct api_err *err);

@@ -39,5 +39,9 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd, const char *path,
 		  struct vio_dev **ret_dev, struct mv_err *err);
 
+// Before the first run of a restored guest: another CID, and with listen_fd >= 0 (taken) another path.
+int vio_vsock_claim(struct vio_dev *d, uint32_t guest_cid, int listen_fd, const char *path,
+		    struct mv_err *err);
+
 // virtio-rng (section 5.4), from getrandom(2).
 int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);

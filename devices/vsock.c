@@ -240,6 +240,50 @@ static void on_listen(void *arg, uint32_t events)
 	vsock_accept(arg);
 }
 
+static int check_listener(int fd, const char *path, struct mv_err *err)
+{
+	size_t max = sizeof(((struct vio_vsock *)0)->path) - sizeof "_4294967295";
+	if (strlen(path) > max)
+		return mv_fail(err, EINVAL,
+			       "vsock: the socket path is longer than %zu characters; "
+			       "\"_<port>\" must fit behind it",
+			       max);
+	int listening = 0;
+	socklen_t size = sizeof listening;
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) || !listening ||
+	    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK))
+		return mv_fail(err, EINVAL, "vsock: the descriptor for %s is not a listening socket", path);
+	return 0;
+}
+
+static void set_cid(struct vio_vsock *v, uint32_t guest_cid)
+{
+	v->guest_cid = guest_cid;
+	v->config.guest_cid = le64_make(guest_cid);
+}
+
+int vio_vsock_claim(struct vio_dev *d, uint32_t guest_cid, int listen_fd, const char *path,
+		    struct mv_err *err)
+{
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	MV_FD fd = listen_fd;
+	set_cid(v, guest_cid);
+	if (fd < 0)
+		return 0;
+	int r = check_listener(fd, path, err);
+	if (r)
+		return r;
+	struct mv_loop *loop = v->listen_watch.loop;
+	mv_watch_del(&v->listen_watch);
+	mv_close(&v->listen_fd);
+	r = mv_watch_add(loop, &v->listen_watch, fd, EPOLLIN, on_listen, v);
+	if (r)
+		return mv_fail(err, -r, "vsock: cannot watch the listening socket: %s", strerror(-r));
+	v->listen_fd = MV_TAKE_FD(fd);
+	snprintf(v->path, sizeof v->path, "%s", path);
+	return 0;
+}
+
 int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd, const char *path,
 		  struct vio_dev **ret_dev, struct mv_err *err)
 {
@@ -247,17 +291,9 @@ int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, in
 	MV_FREE struct vio_vsock *v = calloc(1, sizeof *v);
 	if (!v)
 		return mv_fail(err, ENOMEM, "out of memory");
-	size_t max = sizeof v->path - sizeof "_4294967295";
-	if (strlen(path) > max)
-		return mv_fail(err, EINVAL,
-			       "vsock: the socket path is longer than %zu characters; "
-			       "\"_<port>\" must fit behind it",
-			       max);
-	int listening = 0, r;
-	socklen_t size = sizeof listening;
-	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) || !listening ||
-	    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK))
-		return mv_fail(err, EINVAL, "vsock: the descriptor for %s is not a listening socket", path);
+	int r = check_listener(fd, path, err);
+	if (r)
+		return r;
 	r = vio_dev_init(&v->dev, &vsock_ops, "vsock", mem, loop, VIO_FEATURES | F_STREAM, err);
 	if (r)
 		return r;
@@ -269,8 +305,7 @@ int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, in
 		return mv_fail(err, -r, "vsock: cannot watch the listening socket: %s", strerror(-r));
 	}
 	snprintf(v->path, sizeof v->path, "%s", path);
-	v->guest_cid = guest_cid;
-	v->config.guest_cid = le64_make(guest_cid);
+	set_cid(v, guest_cid);
 	v->dev.config = &v->config;
 	TAILQ_INIT(&v->all);
 	TAILQ_INIT(&v->sending);

@@ -2,6 +2,7 @@
 #include "microvm/control.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,12 +158,33 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	// A device that waits for a page can't see the daemon go.
 	if (c->vm->lazy)
 		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	c->shell = s->shell && m->type == MSG_RESTORE;
 	r = m->type == MSG_BOOT ? vm_boot(c->vm, &s->cfg, &fds, err) : vm_restore(c->vm, &s->cfg, &fds, err);
 	if (r)
 		return r;
 	c->vm->serial.on_output = on_output;
 	c->vm->serial.on_output_arg = c;
-	return s->run ? vm_run(c->vm, err) : 0;
+	return s->run && !c->shell ? vm_run(c->vm, err) : 0;
+}
+
+static int do_claim(struct control *c, struct msg *m, struct mv_err *err)
+{
+	struct msg_claim claim;
+	struct vm_fds fds;
+	uint64_t now = mv_now_ns();
+	int r = mv_state_load(&msg_claim_table, m->body, m->body_len, &claim, err);
+	if (r)
+		return r;
+	if (!c->shell || c->vm->state != VM_PAUSED)
+		return mv_fail(err, EBUSY, "this VM is nobody's to claim");
+	if (vm_fds_unpack(m->fds, m->n_fds, claim.fd_mask, &fds))
+		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
+	m->n_fds = 0; // they are in fds now
+	c->vm->times.request = now;
+	r = vm_claim(c->vm, &claim, &fds, err);
+	vm_fds_close(&fds);
+	c->shell = false;
+	return r || !claim.run ? r : vm_run(c->vm, err);
 }
 
 static void on_snapshot(void *arg, const struct live_snapshot *s, const struct live_result *result)
@@ -223,6 +245,7 @@ static void handle(struct control *c, struct msg *m)
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
+	case MSG_CLAIM: r = do_claim(c, m, &err); break;
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT:
@@ -240,6 +263,9 @@ static void handle(struct control *c, struct msg *m)
 	default: r = mv_fail(&err, EPROTO, "unknown message %u", m->type);
 	}
 	reply(c, m->id, rep, r, &err);
+	// What setting up needed for a moment is a quarter of what an idle VM has for itself.
+	if (m->type == MSG_BOOT || m->type == MSG_RESTORE)
+		malloc_trim(0);
 }
 
 static void on_message(void *arg, uint32_t events)
@@ -264,7 +290,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 {
 	c->vm = vm;
 	c->fd = fd;
-	c->gathering = false;
+	c->gathering = c->shell = false;
 	memset(c->reader, 0, sizeof c->reader);
 	vm->owner = c;
 	vm->on_change = on_change;

@@ -18,6 +18,7 @@ struct control {
 		uint64_t id, offset, deadline_ns;
 		uint32_t max_bytes;
 	} reader[CONTROL_READERS];
+	bool shell; // restored in advance, not yet claimed
 	struct live_snapshot snapshot;
 	uint64_t snapshot_id; // of the message that is answered when it is written
 	uint8_t buf[MSG_MAX_BYTES];

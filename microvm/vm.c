@@ -235,6 +235,20 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct 
 	return 0;
 }
 
+int vm_claim(struct vm *vm, const struct msg_claim *claim, struct vm_fds *fds, struct mv_err *err)
+{
+	struct vmcfg *c = &vm->cfg;
+	int r = 0;
+	memcpy(c->name, claim->name, sizeof c->name);
+	if (c->vsock.present) {
+		c->vsock = claim->vsock;
+		c->vsock.present = true;
+		r = vio_vsock_claim(vm->dev[c->n_drives + c->n_nets], c->vsock.cid, MV_TAKE_FD(fds->vsock),
+				    c->vsock.path, err);
+	}
+	return r ? r : vmcfg_check(c, err);
+}
+
 int vm_run(struct vm *vm, struct mv_err *err)
 {
 	if (vm->state != VM_CREATED && vm->state != VM_PAUSED)

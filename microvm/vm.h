@@ -78,6 +78,9 @@ int vm_init(struct vm *vm, struct mv_err *err);
 int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struct mv_err *err);
 int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struct mv_err *err);
 
+// A VM restored in advance gets its identity, before its first run. Takes from fds what it uses.
+int vm_claim(struct vm *vm, const struct msg_claim *claim, struct vm_fds *fds, struct mv_err *err);
+
 // Loop lock held. -EBUSY in a state that does not allow it.
 int vm_run(struct vm *vm, struct mv_err *err);
 int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs and devices are quiet

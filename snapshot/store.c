@@ -581,6 +581,26 @@ int store_show(struct store *s, const char *name, struct manifest *ret_m, struct
 	return 0;
 }
 
+int store_stamp(struct store *s, const char *name, struct store_stamp *ret_stamp)
+{
+	char path[VMCFG_NAME_LEN + sizeof "/manifest"];
+	struct stat st;
+	if (!vmcfg_name_ok(name))
+		return -EINVAL;
+	snprintf(path, sizeof path, "%s/manifest", name);
+	if (fstatat(s->snapshots_fd, path, &st, AT_SYMLINK_NOFOLLOW))
+		return -errno;
+	*ret_stamp = (struct store_stamp){
+		st.st_dev, st.st_ino, (uint64_t)st.st_ctim.tv_sec * 1000000000u + (uint64_t)st.st_ctim.tv_nsec
+	};
+	return 0;
+}
+
+bool store_stamp_same(const struct store_stamp *a, const struct store_stamp *b)
+{
+	return a->device == b->device && a->inode == b->inode && a->changed_ns == b->changed_ns;
+}
+
 static int open_checked(int dir_fd, const struct manifest *m, const char *name, bool hash, int *ret_fd,
 			struct mv_err *err)
 {

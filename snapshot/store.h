@@ -75,6 +75,13 @@ void store_abort(struct store *s, struct store_draft *d); // idempotent
 // such snapshot; -EINVAL: damaged or foreign, the message says which and where.
 int store_show(struct store *s, const char *name, struct manifest *ret_m, struct mv_err *err);
 
+// Tells whether a snapshot is still the one that was looked at. -ENOENT and the like.
+struct store_stamp {
+	uint64_t device, inode, changed_ns;
+};
+int store_stamp(struct store *s, const char *name, struct store_stamp *ret_stamp);
+bool store_stamp_same(const struct store_stamp *a, const struct store_stamp *b);
+
 // Opens state and memory (read-only) for a restore; sizes and the state's checksum are
 // checked against the manifest. With verify_memory the memory file and layers are hashed too
 // (reads all of them, 8 GB/s from the page cache) and each chunk of a compressed one is decoded.

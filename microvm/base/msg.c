@@ -21,8 +21,17 @@ static const struct mv_field setup_fields[] = {
 	MV_RAW(struct msg_setup, fd_mask, 2),
 	MV_FLAG(struct msg_setup, run, 3),
 	MV_FLAG(struct msg_setup, lazy, 4),
+	MV_FLAG(struct msg_setup, shell, 5),
 };
 MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
+
+static const struct mv_field claim_fields[] = {
+	MV_STRING(struct msg_claim, name, 1),
+	MV_RAW(struct msg_claim, fd_mask, 2),
+	MV_SUB(struct msg_claim, vsock, 3, vmcfg_vsock_table),
+	MV_FLAG(struct msg_claim, run, 4),
+};
+MV_DEFINE_TABLE(msg_claim_table, struct msg_claim, claim_fields);
 
 static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 1),

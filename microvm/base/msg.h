@@ -26,6 +26,7 @@ enum msg_type {
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
 	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
 	MSG_CONSOLE_WRITE, // struct msg_bytes
+	MSG_CLAIM,         // struct msg_claim; fds vsock: a shell becomes a clone
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -61,7 +62,16 @@ struct msg_setup {
 	struct vmcfg cfg;
 	vm_fd_mask fd_mask; // see vm_fds_pack()
 	bool run;
-	bool lazy; // restore: the memory file fills up on demand, by userfaultfd
+	bool lazy;  // restore: the memory file fills up on demand, by userfaultfd
+	bool shell; // restore, but do not run: who it is comes by MSG_CLAIM
+};
+
+// What makes a shell, a VM that was restored in advance, somebody's clone.
+struct msg_claim {
+	char name[VMCFG_NAME_LEN];
+	vm_fd_mask fd_mask;       // vsock: only with another path than that of the setup
+	struct vmcfg_vsock vsock; // if there is one
+	bool run;
 };
 
 struct msg_snapshot {
@@ -132,7 +142,7 @@ struct msg_event {
 };
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_stop_table,
-	msg_console_read_table, msg_bytes_table, msg_reply_table, msg_event_table;
+	msg_console_read_table, msg_bytes_table, msg_claim_table, msg_reply_table, msg_event_table;
 
 struct msg {
 	uint16_t type;

@@ -27,7 +27,7 @@ static const struct mv_field vsock_fields[] = {
 	MV_INT(struct vmcfg_vsock, cid, 2, MV_U32, 0, UINT32_MAX - 1),
 	MV_STRING(struct vmcfg_vsock, path, 3),
 };
-static MV_DEFINE_TABLE(vsock_table, struct vmcfg_vsock, vsock_fields);
+MV_DEFINE_TABLE(vmcfg_vsock_table, struct vmcfg_vsock, vsock_fields);
 
 const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
 
@@ -55,7 +55,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, cmdline, 8),
 	MV_ARRAY(struct vmcfg, drive, n_drives, 9, drive_table),
 	MV_ARRAY(struct vmcfg, net, n_nets, 10, net_table),
-	MV_SUB(struct vmcfg, vsock, 11, vsock_table),
+	MV_SUB(struct vmcfg, vsock, 11, vmcfg_vsock_table),
 	MV_FLAG(struct vmcfg, rng, 12),
 	MV_INT(struct vmcfg, boot, 13, MV_U32, VMCFG_BOOT_AUTO, VMCFG_BOOT_LINUX64),
 	MV_OPT_SUB(struct vmcfg, cpu, MV_TAG_SKIP + 14, cpu_table), // its effect is in the saved vCPUs

@@ -85,7 +85,7 @@ struct vmcfg {
 	struct vmcfg_cpu cpu;
 };
 
-extern const struct mv_table vmcfg_table;
+extern const struct mv_table vmcfg_table, vmcfg_vsock_table;
 
 // Everything a table's ranges can't say: names, duplicate ids, multicast MACs, CIDs.
 // 0 or -EINVAL with a sentence.
