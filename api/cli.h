@@ -39,7 +39,7 @@ cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_l
 	cli_wait;   // cli_vm.c
 cli_fn cli_console; // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
-	cli_snapshot_delete, cli_clone;                  // cli_snapshot.c
+	cli_snapshot_delete, cli_clone, cli_fork;        // cli_snapshot.c
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc; // cli_store.c
 cli_fn cli_doctor;                                       // doctor.c
 

@@ -278,7 +278,7 @@ static unsigned count_failed(js *list)
 	return failed;
 }
 
-int cli_clone(struct cli *c)
+static int clone_of(struct cli *c, const char *kind)
 {
 	js *o, *v = NULL;
 	unsigned n = c->has_count ? (unsigned)c->count : 1, failed;
@@ -305,7 +305,7 @@ int cli_clone(struct cli *c)
 		js_free(o);
 		return status;
 	}
-	status = cli_request(c, "POST", o, &v, "/v1/snapshots/%s/clone", c->pos[0]);
+	status = cli_request(c, "POST", o, &v, "/v1/%s/%s/clone", kind, c->pos[0]);
 	if (status)
 		return status;
 	failed = count_failed(js_get(v, "clones"));
@@ -317,3 +317,6 @@ int cli_clone(struct cli *c)
 	}
 	return failed ? EXIT_DAEMON_ERROR : status;
 }
+
+int cli_clone(struct cli *c) { return clone_of(c, "snapshots"); }
+int cli_fork(struct cli *c) { return clone_of(c, "vms"); }

@@ -20,6 +20,8 @@ static void print_vm(js *v)
 		printf("exit:      %s %s\n", js_str(v, "exit.reason", ""), js_str(v, "exit.detail", ""));
 	if (js_get(v, "pid"))
 		printf("pid:       %" PRId64 "\n", js_int(v, "pid", 0));
+	if (js_get(v, "forked_from"))
+		printf("fork of:   %s\n", js_str(v, "forked_from", ""));
 	if (js_get(v, "from_snapshot"))
 		printf("snapshot:  %s\n", js_str(v, "from_snapshot", ""));
 	printf("created:   %s\nvcpus:     %" PRId64 "\nmemory:    %" PRId64 " MiB\nkernel:    %s\n",

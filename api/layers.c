@@ -122,19 +122,38 @@ static uint32_t count_files(int dir_fd)
 	return n;
 }
 
-static int link_snapshot(const struct vm *vm, uint32_t drive, const struct manifest *from, int dir_fd,
-			 struct api_err *err)
+static uint32_t layers_below(const struct layer_source *from, uint32_t drive)
+{
+	return from->snapshot ? manifest_layers(from->snapshot, drive) : from->vm ? from->n_layers[drive] : 0;
+}
+
+static int link_vm(const struct layer_source *from, uint32_t drive, int dir_fd, struct api_err *err)
+{
+	const struct vmcfg_drive *d = &from->vm->cfg.drive[drive];
+	MV_FD src_fd = open_folder(from->vm, drive);
+	if (src_fd < 0)
+		return fail(d, "cannot open the folder", errno, err);
+	for (uint32_t n = 0; n < from->n_layers[drive]; n++)
+		if (linkat(src_fd, number(n).text, dir_fd, number(n).text, 0))
+			return fail(d, "cannot share a file", errno, err);
+	return 0;
+}
+
+static int link_below(const struct vm *vm, uint32_t drive, const struct layer_source *from, int dir_fd,
+		      struct api_err *err)
 {
 	struct mv_err e = { 0 };
 	if (count_files(dir_fd))
 		return api_fail(err, API_IN_USE, "drive %s: %s has layers already; give an empty folder",
 				vm->cfg.drive[drive].id, vm->cfg.drive[drive].layer_path);
-	if (manifest_layers(from, drive) == VMCFG_MAX_LAYERS)
+	if (layers_below(from, drive) == VMCFG_MAX_LAYERS)
 		return api_fail(err, API_LIMIT_REACHED,
-				"drive %s: the snapshot has %d layers, a clone would have one too many; copy "
-				"the disk in a guest and give it as path with layer none",
+				"drive %s: there are %d layers, a clone would have one too many; copy the "
+				"disk in a guest and give it as path with layer none",
 				vm->cfg.drive[drive].id, VMCFG_MAX_LAYERS);
-	if (!store_copy_layers(&vm->srv->store, from, drive, dir_fd, &e))
+	if (from->vm)
+		return link_vm(from, drive, dir_fd, err);
+	if (!store_copy_layers(&vm->srv->store, from->snapshot, drive, dir_fd, &e))
 		return 0;
 	return api_from(err, &e, e.code == ENOENT ? API_SNAPSHOT_NOT_FOUND : API_SNAPSHOT_CORRUPT);
 }
@@ -166,12 +185,13 @@ static int open_files(struct vm *vm, uint32_t drive, int dir_fd, struct vm_fds *
 	return 0;
 }
 
-static int open_drive(struct vm *vm, uint32_t drive, const struct manifest *from, struct vm_fds *fds,
+static int open_drive(struct vm *vm, uint32_t drive, const struct layer_source *from, struct vm_fds *fds,
 		      struct api_err *err)
 {
 	const struct vmcfg_drive *d = &vm->cfg.drive[drive];
 	struct place p = place_of(vm, drive);
-	bool kept = d->layer == VMCFG_LAYER_KEPT, below = from && manifest_layers(from, drive);
+	bool kept = d->layer == VMCFG_LAYER_KEPT;
+	uint32_t below = layers_below(from, drive);
 	MV_FD fresh_fd = -1;
 	if (mkdirat(p.at_fd, p.name, 0700) && (!kept || errno != EEXIST))
 		return fail(d, "cannot make the folder", errno, err);
@@ -180,13 +200,13 @@ static int open_drive(struct vm *vm, uint32_t drive, const struct manifest *from
 		return fail(d, "cannot open the folder", errno, err);
 	int r = kept ? check_kept(vm, d, dir_fd, err) : 0;
 	if (!r && below)
-		r = link_snapshot(vm, drive, from, dir_fd, err);
+		r = link_below(vm, drive, from, dir_fd, err);
 	if (!r && (below || !count_files(dir_fd)))
-		r = add_file(d, dir_fd, below ? manifest_layers(from, drive) : 0, &fresh_fd, err);
+		r = add_file(d, dir_fd, below, &fresh_fd, err);
 	return r ? r : open_files(vm, drive, dir_fd, fds, err);
 }
 
-int layers_open(struct vm *vm, const struct manifest *from, struct vm_fds *fds, struct api_err *err)
+int layers_open(struct vm *vm, const struct layer_source *from, struct vm_fds *fds, struct api_err *err)
 {
 	int r = 0;
 	for (uint32_t i = 0; !r && i < vm->cfg.n_drives; i++) {

@@ -22,9 +22,17 @@
 // Makes <state>/layers and removes what a killed daemon left there.
 int layers_init(struct server *s, const char *state_dir, struct mv_err *err);
 
-// Fills fds->layer for all drives with a layer. from: the snapshot of a clone, else NULL. On
-// failure nothing is left behind (descriptors are in fds).
-int layers_open(struct vm *vm, const struct manifest *from, struct vm_fds *fds, struct api_err *err);
+// What a clone's layers are put over: those of a snapshot, or the first n_layers of each drive of
+// a VM. Neither: a new VM.
+struct layer_source {
+	const struct manifest *snapshot;
+	const struct vm *vm;
+	uint32_t n_layers[VMCFG_MAX_DRIVES];
+};
+
+// Fills fds->layer for all drives with a layer. On failure nothing is left behind (descriptors are
+// in fds).
+int layers_open(struct vm *vm, const struct layer_source *from, struct vm_fds *fds, struct api_err *err);
 
 // Two descriptors per drive with a layer, as MSG_SNAPSHOT wants them; the caller closes them.
 struct layer_fds {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the handlers share. Loop's thread only.
 #pragma once
+#include "api/layers.h"
 #include "api/prepare.h"
 #include "api/vm.h"
 #include "snapshot/manifest.h"
@@ -8,9 +9,10 @@
 // Gives the vsock device a path of the daemon's choice when it has none.
 void ops_default_vsock(struct server *s, struct vmcfg *cfg);
 
-// Opens all files of a VM that is to be booted (from NULL) or cloned, but the snapshot's state
+// Opens all files of a VM that is to be booted (from nothing) or cloned, but the snapshot's state
 // and memory. On failure nothing is left behind; ops_close_files() undoes it.
-int ops_open_files(struct vm *vm, const struct manifest *from, struct vm_fds *ret_fds, struct api_err *err);
+int ops_open_files(struct vm *vm, const struct layer_source *from, struct vm_fds *ret_fds,
+		   struct api_err *err);
 void ops_close_files(struct vm *vm, struct vm_fds *fds);
 
 // Starts the process of a clone, run or paused; its configuration and shell are set. As vm_launch().

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// POST /v1/snapshots/{name}/clone: N new VMs of one snapshot.
+// POST /v1/snapshots/{name}/clone: N new VMs of one snapshot; POST /v1/vms/{name}/clone: of a VM as
+// it runs.
 //
 // Theory of operation. The manifest is read and the snapshot's files are opened once per
 // request and checked, and the host's CPU compared with the guest's, or that was done before
@@ -13,11 +14,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/fork.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
 #include "api/prepare.h"
 #include "api/routes.h"
+#include "api/spawn.h"
 #include "api/templates.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
@@ -26,6 +29,7 @@
 
 #define MAX_STARTING 8
 #define CLAIM_TIMEOUT_MS 30000
+#define FORK_TIMEOUT_MS 30000
 
 struct clone_job;
 
@@ -37,12 +41,19 @@ struct clone_item {
 	char name[VMCFG_NAME_LEN];
 	const struct api_err *err; // NULL: it is there
 	bool claimed;              // of the pool
+	struct fork_wait forked;   // of a running VM
 };
 
 struct clone_job {
 	struct prepare own;
 	const struct prepare *p; // own, or the pool's
 	struct pool *pool;       // a reference, or NULL
+	// Of a running VM: a reference to it, its configuration then, and its frozen copy.
+	struct vm *parent;
+	struct vmcfg parent_cfg;
+	struct fork_source fork;
+	struct layer_source layers;
+	uint64_t pause_ns;
 	struct server *s;
 	struct http_req *req;
 	struct clone_body body;
@@ -64,6 +75,8 @@ static void job_free(struct clone_job *j)
 	free(j->body.clones);
 	prepare_fini(&j->own);
 	pool_unref(j->pool);
+	fork_source_fini(&j->fork);
+	vm_unref(j->parent);
 	free(j);
 }
 
@@ -103,6 +116,8 @@ static void answer(struct clone_job *j)
 	}
 	for (uint32_t i = 0; i < j->body.count; i++)
 		js_add(list, item_json(&j->items[i], j->req->received_ns));
+	if (j->parent)
+		js_put_uint(o, "pause_us", j->pause_ns / 1000);
 	js_put(o, "clones", list);
 	reply_json(j->req, status, o);
 	job_free(j);
@@ -158,8 +173,10 @@ static void on_restored(void *arg, struct vm *vm, const struct api_err *err, con
 // <prefix>-<n>, the first n that is free.
 static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *err)
 {
-	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : j->p->m.name;
-	struct known_snapshot *t = j->body.name_prefix[0] ? NULL : template_get(j->s, &j->p->m);
+	const char *own = j->parent ? j->parent_cfg.name : j->p->m.name;
+	const char *prefix = j->body.name_prefix[0] ? j->body.name_prefix : own;
+	bool count = !j->body.name_prefix[0] && !j->parent;
+	struct known_snapshot *t = count ? template_get(j->s, &j->p->m) : NULL;
 	unsigned *next = t ? &t->next_clone : &j->next_number;
 	for (unsigned n = *next;; n++) {
 		char name[VMCFG_NAME_LEN + 12];
@@ -180,7 +197,7 @@ int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn 
 	struct vm_fds fds;
 	memcpy(vm->from_snapshot, from->m.name, sizeof vm->from_snapshot);
 	memcpy(vm->from_snapshot_id, from->m.id, sizeof vm->from_snapshot_id);
-	int r = ops_open_files(vm, &from->m, &fds, err);
+	int r = ops_open_files(vm, &(struct layer_source){ .snapshot = &from->m }, &fds, err);
 	if (r)
 		return r;
 	fds.state = fcntl(from->state_fd, F_DUPFD_CLOEXEC, 3);
@@ -208,18 +225,24 @@ static int name_it(struct clone_item *it, struct vm *vm, const char *name, struc
 	return r ? r : vms_add(it->job->s, vm, err);
 }
 
-static int start_cold(struct clone_item *it, struct api_err *err)
+static int make_vm(struct clone_item *it, const struct vmcfg *base, struct api_err *err)
 {
 	static struct vmcfg cfg; // the loop's thread only
 	struct clone_job *j = it->job;
-	int r = clone_config(&j->p->m.cfg, it->spec, &cfg, err);
+	int r = clone_config(base, it->spec, &cfg, err);
 	if (r)
 		return r;
 	ops_default_vsock(j->s, &cfg);
 	it->vm = vm_new(j->s, &cfg);
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
-	r = name_it(it, it->vm, it->spec->name, err);
+	return name_it(it, it->vm, it->spec->name, err);
+}
+
+static int start_cold(struct clone_item *it, struct api_err *err)
+{
+	struct clone_job *j = it->job;
+	int r = make_vm(it, &j->p->m.cfg, err);
 	if (!r && (r = ops_restore(it->vm, j->p, j->body.run, on_restored, it, err)))
 		vms_remove(it->vm);
 	return r;
@@ -291,11 +314,44 @@ static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 	return !spec->n_drives && !spec->n_nets && (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
+// --- of a running VM ----------------------------------------------------------------------------
+static void on_forked(void *arg, struct vm_process *p, const struct api_err *err)
+{
+	struct clone_item *it = arg;
+	struct vm *vm = it->vm;
+	struct api_err e;
+	struct vm_fds fds;
+	if (!err && !ops_open_files(vm, &it->job->layers, &fds, &e) &&
+	    !vm_adopt(vm, p, it->job->body.run, &fds, on_restored, it, &e))
+		return;
+	item_failed(it, err ? err : &e);
+	undo(it);
+}
+
+static int start_fork(struct clone_item *it, struct api_err *err)
+{
+	struct clone_job *j = it->job;
+	int r = make_vm(it, &j->parent_cfg, err);
+	if (r)
+		return r;
+	struct vm *vm = it->vm;
+	memcpy(vm->forked_from, j->parent_cfg.name, sizeof vm->forked_from);
+	memcpy(vm->forked_from_id, j->parent_cfg.id, sizeof vm->forked_from_id);
+	memcpy(vm->from_snapshot, j->parent->from_snapshot, sizeof vm->from_snapshot);
+	memcpy(vm->from_snapshot_id, j->parent->from_snapshot_id, sizeof vm->from_snapshot_id);
+	r = fork_ask(&j->fork, &it->forked, on_forked, it, err);
+	if (r)
+		vms_remove(vm);
+	return r;
+}
+
 static int start_item(struct clone_item *it, struct api_err *err)
 {
 	struct clone_job *j = it->job;
 	if (j->s->stopping)
 		return api_fail(err, API_SHUTTING_DOWN, "the daemon is ending");
+	if (j->parent)
+		return start_fork(it, err);
 	if (j->pool && can_claim(j, it->spec) && !vms_name_taken(j->s, it->spec->name))
 		it->vm = pool_claim(j->pool);
 	else if (j->pool)
@@ -358,29 +414,104 @@ static void on_prepared(struct prepare *p, const struct api_err *err)
 	}
 }
 
-void op_clone(struct server *s, struct http_req *r, const char *name)
+// NULL: it has been answered.
+static struct clone_job *job_new(struct server *s, struct http_req *r)
 {
 	struct api_err err;
-	struct pool *pool;
 	struct clone_job *j = calloc(1, sizeof *j);
 	if (!j) {
 		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
 		reply_err(r, &err);
-		return;
+		return NULL;
 	}
 	j->s = s;
 	j->req = r;
 	j->next_number = 1;
 	j->p = &j->own;
 	j->own.state_fd = j->own.memory_fd = -1;
+	if (!job_parse(j, r, &err))
+		return j;
+	fail_job(j, &err);
+	return NULL;
+}
+
+void op_clone(struct server *s, struct http_req *r, const char *name)
+{
+	struct pool *pool;
+	struct clone_job *j = job_new(s, r);
+	if (!j)
+		return;
 	j->own.fill = true;
-	if (job_parse(j, r, &err)) {
-		fail_job(j, &err);
-	} else if ((pool = pool_find(s, name))) {
+	if ((pool = pool_find(s, name))) {
 		j->pool = pool_ref(pool);
 		j->p = pool_source(pool);
 		advance(j);
 	} else {
 		prepare_begin(&j->own, s, name, on_prepared);
+	}
+}
+
+static void on_frozen(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
+{
+	struct clone_job *j = arg;
+	struct api_err e;
+	vm->op = NULL;
+	if (err ||
+	    fork_source_init(&j->fork, j->s, MV_TAKE_FD(j->fork.socket), vm->pid, (pid_t)reply->pid, &e)) {
+		fail_job(j, err ? err : &e);
+		return;
+	}
+	j->pause_ns = reply->pause_ns;
+	j->layers.vm = vm;
+	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
+		if (vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
+			j->layers.n_layers[i] = vm->n_layers[i] - 1; // the last one is its own
+	advance(j);
+}
+
+static int freeze(struct clone_job *j, struct vm *vm, struct api_err *err)
+{
+	struct layer_fds layers;
+	struct mv_err e = { 0 };
+	MV_FD theirs = -1;
+	if (spawn_socket(&j->fork.socket, &theirs, &e))
+		return api_from(err, &e, API_INTERNAL);
+	int r = layers_freeze(vm, &layers, err);
+	if (r)
+		return r;
+	int fds[1 + MV_ARRAY_LEN(layers.fd)] = { theirs };
+	memcpy(fds + 1, layers.fd, layers.n * sizeof fds[0]);
+	r = vm_call(vm, MSG_FORK, NULL, NULL, fds, 1 + layers.n, FORK_TIMEOUT_MS, "fork", on_frozen, j, err);
+	layer_fds_close(&layers);
+	if (r)
+		layers_freeze_end(vm, false);
+	return r;
+}
+
+void op_vm_clone(struct server *s, struct http_req *r, const char *name)
+{
+	struct api_err err;
+	struct vm *vm;
+	struct clone_job *j = job_new(s, r);
+	if (!j)
+		return;
+	j->fork.socket = -1;
+	int result = vms_find(s, name, &vm, &err);
+	if (!result && !vm->op && vm->state != VM_RUNNING && vm->state != VM_PAUSED)
+		result = api_fail(&err, API_WRONG_STATE,
+				  "VM %s is %s; a fork needs one that is running or paused", vm->cfg.name,
+				  vm_state_name(vm->state));
+	if (!result)
+		result = ops_begin(vm, "clone", &err);
+	if (!result) {
+		j->parent = vm_ref(vm);
+		j->parent_cfg = vm->cfg;
+		result = freeze(j, vm, &err);
+		if (result)
+			vm->op = NULL;
+	}
+	if (result) {
+		mv_close(&j->fork.socket);
+		fail_job(j, &err);
 	}
 }

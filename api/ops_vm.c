@@ -68,10 +68,11 @@ void ops_default_vsock(struct server *s, struct vmcfg *cfg)
 		snprintf(cfg->vsock.path, sizeof cfg->vsock.path, "%s/%s.vsock", s->vsock_dir, cfg->id);
 }
 
-int ops_open_files(struct vm *vm, const struct manifest *from, struct vm_fds *ret_fds, struct api_err *err)
+int ops_open_files(struct vm *vm, const struct layer_source *from, struct vm_fds *ret_fds,
+		   struct api_err *err)
 {
 	struct vm_fds f;
-	int r = vmfds_open(&vm->cfg, vm->srv->kvm_path, !from, &f, err);
+	int r = vmfds_open(&vm->cfg, vm->srv->kvm_path, !from->snapshot && !from->vm, &f, err);
 	if (r)
 		return r;
 	if ((r = layers_open(vm, from, &f, err)))
@@ -157,7 +158,7 @@ static int create_begin(struct server *s, struct http_req *r, struct vm *vm, boo
 	struct op *o = op_new(s, r, vm, err);
 	if (!o)
 		return -ENOMEM;
-	result = ops_open_files(vm, NULL, &fds, err);
+	result = ops_open_files(vm, &(struct layer_source){ 0 }, &fds, err);
 	if (!result) {
 		o->start = start;
 		vm->op = "create";

@@ -19,6 +19,7 @@ const struct route api_routes[] = {
 	{ "POST", "/v1/vms/{name}/start", op_vm_start, { 0 }, "first start" },
 	{ "POST", "/v1/vms/{name}/pause", op_vm_pause, { 0 }, "stop the vCPUs" },
 	{ "POST", "/v1/vms/{name}/resume", op_vm_resume, { 0 }, "let the vCPUs go on" },
+	{ "POST", "/v1/vms/{name}/clone", op_vm_clone, { 0 }, "fork a running VM" },
 	{ "POST", "/v1/vms/{name}/stop", op_vm_stop, { 0 }, "ask the guest to end, or kill it" },
 	{ "GET", "/v1/vms/{name}/console", op_console_read, { "offset", "wait_ms" }, "read serial output" },
 	{ "PUT", "/v1/vms/{name}/console", op_console_write, { 0 }, "write serial input" },

@@ -45,6 +45,7 @@ struct server {
 	struct worker transfers[MAX_TRANSFERS]; // ops_store.c: a thread per export or import
 	// VMs (vms.c)
 	void *by_name, *by_id;  // tsearch(3) trees
+	void *by_pid;           // of those with a process
 	unsigned n_vms, n_live; // listed; with a process
 	bool stopping;          // no new work; the loop ends with the last VM
 	// messages that wait for an answer (vm.c)

@@ -89,6 +89,10 @@ static const struct command {
 	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
+	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_fork,
+	  "VM [--count N] [--name NAME] [--paused] [--drive ...]... [--net ...]... [--vsock ...]\n"
+	  "         options as of clone",
+	  "start VMs from one that runs, as it is now" },
 	{ "gc", 0, 0, cli_gc, "", "remove leftovers of crashes" },
 	{ "info", 0, 0, cli_info, "", "the daemon's version and counts" },
 	{ "doctor", 0, 0, cli_doctor, "", "can this host run VMs? Needs no daemon" },

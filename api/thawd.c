@@ -213,7 +213,13 @@ static void on_signal(void *arg, uint32_t events)
 	struct signals *g = arg;
 	struct signalfd_siginfo si;
 	(void)events;
-	if (read(g->fd, &si, sizeof si) != sizeof si || g->s->stopping)
+	if (read(g->fd, &si, sizeof si) != sizeof si)
+		return;
+	if (si.ssi_signo == SIGCHLD) {
+		vm_reap_strays(g->s);
+		return;
+	}
+	if (g->s->stopping)
 		return;
 	mv_log(MV_INFO, "ending on signal %u; %u VMs have a process", si.ssi_signo, g->s->n_live);
 	g->s->stopping = true;
@@ -232,6 +238,8 @@ static int take_signals(struct server *s, struct signals *g)
 	sigemptyset(&set_);
 	sigaddset(&set_, SIGTERM);
 	sigaddset(&set_, SIGINT);
+	sigaddset(&set_, SIGCHLD);
+	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); // of VMs forked by VMs
 	signal(SIGPIPE, SIG_IGN);
 	if (sigprocmask(SIG_BLOCK, &set_, NULL))
 		return -errno;

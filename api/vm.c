@@ -2,6 +2,7 @@
 #include "api/vm.h"
 
 #include <errno.h>
+#include <search.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -234,7 +235,7 @@ static int on_reply(struct vm *vm, const struct msg *m)
 	if (!c || mv_state_load(&msg_reply_table, m->body, m->body_len, &reply, &e))
 		return -EPROTO;
 	merge_times(&vm->times, &reply.times);
-	if (c->type == MSG_SNAPSHOT)
+	if (c->type == MSG_SNAPSHOT || c->type == MSG_FORK)
 		layers_freeze_end(vm, reply.layers_frozen);
 	if (!reply.code) {
 		state_after(vm, c->type);
@@ -317,7 +318,7 @@ static void note_reason(struct vm *vm, const siginfo_t *si)
 {
 	if (vm->exit_told && vm->exit_reason != VM_EXIT_NONE)
 		return;
-	if (si->si_code != CLD_EXITED)
+	if (si->si_pid && si->si_code != CLD_EXITED)
 		vm->exit_signal = si->si_status;
 	if (vm->corrupt) {
 		vm->exit_reason = VM_EXIT_SNAPSHOT_CORRUPT;
@@ -335,9 +336,11 @@ static void note_reason(struct vm *vm, const siginfo_t *si)
 	if (vm->exit_signal)
 		snprintf(vm->exit_detail, sizeof vm->exit_detail, "VM process ended by signal %d (%s)",
 			 vm->exit_signal, strsignal(vm->exit_signal));
-	else
+	else if (si->si_pid)
 		snprintf(vm->exit_detail, sizeof vm->exit_detail, "VM process ended with status %d",
 			 si->si_status);
+	else
+		snprintf(vm->exit_detail, sizeof vm->exit_detail, "VM process ended unexpectedly");
 }
 
 static void fail_calls(struct vm *vm)
@@ -362,6 +365,26 @@ static void fail_calls(struct vm *vm)
 	}
 }
 
+static int by_pid(const void *a, const void *b)
+{
+	pid_t x = ((const struct vm *)a)->pid, y = ((const struct vm *)b)->pid;
+	return x < y ? -1 : x > y;
+}
+
+// A process that is known has a pidfd, which brings it to finish(), and that to here again.
+void vm_reap_strays(struct server *s)
+{
+	static struct vm key; // the loop's thread only
+	siginfo_t si = { 0 };
+	while (!waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid) {
+		key.pid = si.si_pid;
+		if (si.si_pid == s->pager.pid || tfind(&key, &s->by_pid, by_pid))
+			return;
+		waitid(P_PID, (id_t)si.si_pid, &(siginfo_t){ 0 }, WEXITED | WNOHANG);
+		si = (siginfo_t){ 0 };
+	}
+}
+
 static void finish(struct vm *vm, const siginfo_t *si)
 {
 	struct vm_waiter *w;
@@ -373,7 +396,9 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	mv_close(&vm->socket);
 	mv_close(&vm->pidfd);
 	lazy_clone_end(vm);
+	tdelete(vm, &vm->srv->by_pid, by_pid);
 	vm->pid = 0;
+	vm_reap_strays(vm->srv);
 	vm->srv->n_live--;
 	if (vm->owns_vsock)
 		unlink(vm->cfg.vsock.path);
@@ -400,7 +425,9 @@ static void on_pidfd(void *arg, uint32_t events)
 	struct vm *vm = arg;
 	siginfo_t si = { 0 };
 	(void)events;
-	if (waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG) || !si.si_pid)
+	// ECHILD: it was forked by another VM, so how it ended is not ours to know.
+	int r = waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG);
+	if (r ? errno != ECHILD : !si.si_pid)
 		return;
 	finish(vm, &si);
 }
@@ -454,15 +481,32 @@ static void abandon_process(struct vm *vm)
 	free(c);
 }
 
-static int spawn_and_watch(struct vm *vm, int theirs, struct api_err *err)
+static int watch(struct vm *vm, struct api_err *err)
 {
-	struct mv_err e = { 0 };
-	if (spawn_vmm(vm->srv->vmm_path, theirs, &vm->pidfd, &vm->pid, &e)) {
-		vm->pid = 0;
-		return api_from(err, &e, API_INTERNAL);
-	}
 	int r = watch_process(vm);
 	return r ? api_fail(err, API_LIMIT_REACHED, "can't watch the VM process: %s", strerror(-r)) : 0;
+}
+
+static int spawn(struct vm *vm, int theirs, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	if (!spawn_vmm(vm->srv->vmm_path, theirs, &vm->pidfd, &vm->pid, &e))
+		return 0;
+	vm->pid = 0;
+	return api_from(err, &e, API_INTERNAL);
+}
+
+static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
+		      void *arg, struct api_err *err)
+{
+	static struct msg_setup setup; // the loop's thread only
+	int list[VM_FDS_MAX];
+	setup = (struct msg_setup){
+		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell
+	};
+	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
+	return vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
+		       type == MSG_BOOT ? "boot" : "restore", done, arg, err);
 }
 
 // The message is sent before the process is started: it finds it at once, however long
@@ -470,40 +514,54 @@ static int spawn_and_watch(struct vm *vm, int theirs, struct api_err *err)
 static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
 			 void *arg, struct api_err *err)
 {
-	static struct msg_setup setup; // the loop's thread only
-	int list[VM_FDS_MAX];
 	struct mv_err e = { 0 };
 	MV_FD theirs = -1;
 	if (spawn_socket(&vm->socket, &theirs, &e))
 		return api_from(err, &e, API_INTERNAL);
-	setup = (struct msg_setup){
-		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell
-	};
-	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
-	int r = vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
-			type == MSG_BOOT ? "boot" : "restore", done, arg, err);
-	if (!r)
-		r = spawn_and_watch(vm, theirs, err);
-	if (r) {
-		abandon_process(vm);
-		return r;
+	int r = send_setup(vm, type, run, fds, done, arg, err);
+	r = r ? r : spawn(vm, theirs, err);
+	return r ? r : watch(vm, err);
+}
+
+static int adopt_process(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done,
+			 void *arg, struct api_err *err)
+{
+	vm->socket = MV_TAKE_FD(p->socket);
+	vm->pidfd = MV_TAKE_FD(p->pidfd);
+	vm->pid = p->pid;
+	int r = send_setup(vm, MSG_RESTORE, run, fds, done, arg, err);
+	return r ? r : watch(vm, err);
+}
+
+// After one of the two above.
+static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err)
+{
+	vm_fds_close(fds);
+	if (!r && !tsearch(vm, &vm->srv->by_pid, by_pid))
+		r = api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
+	if (!r) {
+		vm->srv->n_live++;
+		vm_ref(vm); // the process's, until finish()
+		return 0;
 	}
-	vm->srv->n_live++;
-	vm_ref(vm); // the process's, until finish()
-	return 0;
+	abandon_process(vm);
+	if (vm->owns_vsock)
+		unlink(vm->cfg.vsock.path);
+	vm->owns_vsock = false;
+	layers_remove(vm);
+	return r;
 }
 
 int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
 	      struct api_err *err)
 {
 	vm->owns_vsock = fds->vsock >= 0;
-	int r = start_process(vm, type, run, fds, done, arg, err);
-	vm_fds_close(fds);
-	if (r && vm->owns_vsock) {
-		unlink(vm->cfg.vsock.path);
-		vm->owns_vsock = false;
-	}
-	if (r)
-		layers_remove(vm);
-	return r;
+	return started(vm, fds, start_process(vm, type, run, fds, done, arg, err), err);
+}
+
+int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
+	     struct api_err *err)
+{
+	vm->owns_vsock = fds->vsock >= 0;
+	return started(vm, fds, adopt_process(vm, p, run, fds, done, arg, err), err);
 }

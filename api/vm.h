@@ -39,6 +39,7 @@ struct vm {
 	// fixed
 	struct vmcfg cfg;
 	char from_snapshot[VMCFG_NAME_LEN], from_snapshot_id[MV_UUID_LEN]; // of a clone
+	char forked_from[VMCFG_NAME_LEN], forked_from_id[MV_UUID_LEN];     // the VM
 	uint64_t created_unix_ns, requested_ns;
 	// what it is now
 	bool listed;          // in the table, so its name and id are taken
@@ -83,6 +84,15 @@ void vm_unref(struct vm *vm);
 int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
 	      struct api_err *err);
 
+// The same with a process that is there already, forked from a running VM: MSG_RESTORE without
+// state and memory. Takes all of p, also on failure.
+struct vm_process {
+	int socket, pidfd;
+	pid_t pid;
+};
+int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
+	     struct api_err *err);
+
 // Sends one message; 0: `done` will be called once, always later, never from in here.
 // `what` (static) names the operation in errors.
 int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, const void *obj, const int *fds,
@@ -92,6 +102,10 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 // Ends the process by SIGKILL; the end arrives by the waiters. No process: nothing happens.
 void vm_kill(struct vm *vm);
 bool vm_has_process(const struct vm *vm);
+
+// SIGCHLD: reaps processes that are no VM's: copies of a VM that was killed, which its end
+// left to this process.
+void vm_reap_strays(struct server *s);
 
 // fn is called once when the process is gone (later, also when it is gone already: don't).
 void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "microvm/base/log.h"
 
@@ -198,8 +199,8 @@ static void on_snapshot(void *arg, const struct live_snapshot *s, const struct l
 	rep->state_bytes = result->state_bytes;
 	rep->memory_bytes = result->memory_bytes;
 	rep->memory_data_bytes = result->memory_data_bytes;
-	rep->pause_ns = s->pause_ns;
-	rep->layers_frozen = s->layers_frozen;
+	rep->pause_ns = s->pause.ns;
+	rep->layers_frozen = s->pause.layers_frozen;
 	reply(c, c->snapshot_id, rep, -result->code, &err);
 }
 
@@ -216,7 +217,24 @@ static int do_snapshot(struct control *c, struct msg *m, struct msg_reply *rep, 
 	if (!r)
 		c->snapshot_id = m->id;
 	else // of this one, not of one that is under way
-		rep->layers_frozen = !c->snapshot.pid && c->snapshot.layers_frozen;
+		rep->layers_frozen = !c->snapshot.pid && c->snapshot.pause.layers_frozen;
+	return r;
+}
+
+static int do_fork(struct control *c, struct msg *m, struct msg_reply *rep, struct mv_err *err)
+{
+	struct live_pause pause = { 0 };
+	struct zygote *z = c->zygote;
+	while (z < c->zygote + CONTROL_ZYGOTES && z->pid)
+		z++;
+	if (z == c->zygote + CONTROL_ZYGOTES)
+		return mv_fail(err, EBUSY, "%d forks of this VM are in progress", CONTROL_ZYGOTES);
+	if (m->n_fds < 1)
+		return mv_fail(err, EPROTO, "a fork needs a descriptor");
+	int r = zygote_start(z, c->vm, m->fds, m->n_fds, &pause, err);
+	rep->pause_ns = pause.ns;
+	rep->layers_frozen = pause.layers_frozen;
+	rep->pid = (uint32_t)z->pid;
 	return r;
 }
 
@@ -253,6 +271,7 @@ static void handle(struct control *c, struct msg *m)
 		if (!r)
 			return;
 		break;
+	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
 	case MSG_STOP: r = do_stop(c, m, &err); break;
 	case MSG_CONSOLE_WRITE: r = do_console_write(c, m, &err); break;
 	case MSG_CONSOLE_READ:
@@ -307,6 +326,28 @@ void control_fini(struct control *c)
 	if (c->vm->state == VM_EXITED)
 		live_finish(&c->snapshot);
 	live_abort(&c->snapshot); // the daemon is gone, nobody wants it
+	for (int i = 0; i < CONTROL_ZYGOTES; i++)
+		zygote_abort(&c->zygote[i]);
 	mv_watch_del(&c->watch);
 	mv_timer_fini(&c->timer);
+}
+
+int vmm_serve(uint64_t start_ns, const struct vm_seed *seed)
+{
+	static struct vm vm;
+	static struct control control;
+	struct mv_err err;
+
+	if (vm_init(&vm, &err) || control_init(&control, &vm, VMM_CONTROL_FD, start_ns, &err)) {
+		mv_log(MV_ERROR, "%s", err.msg);
+		return 1;
+	}
+	vm.seed = seed;
+	int r = mv_loop_run(&vm.loop);
+	control_fini(&control);
+	// A vCPU may wait for a page that nobody fills any more; it can't be joined.
+	if (vm.uffd_fd >= 0)
+		_exit(r ? 1 : 0);
+	vm_fini(&vm);
+	return r ? 1 : 0;
 }

@@ -4,7 +4,9 @@
 // of the connection ends the process: a VM without its daemon has no owner.
 #pragma once
 #include "microvm/live.h"
+#include "microvm/zygote.h"
 
+#define CONTROL_ZYGOTES 4 // frozen copies that fork at the same time
 #define CONTROL_READERS 8 // console reads that wait at the same time
 
 struct control {
@@ -20,6 +22,7 @@ struct control {
 	} reader[CONTROL_READERS];
 	bool shell; // restored in advance, not yet claimed
 	struct live_snapshot snapshot;
+	struct zygote zygote[CONTROL_ZYGOTES];
 	uint64_t snapshot_id; // of the message that is answered when it is written
 	uint8_t buf[MSG_MAX_BYTES];
 };

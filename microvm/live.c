@@ -135,17 +135,14 @@ static int start_child(struct live_snapshot *s, struct vm *vm, bool lz4, const s
 	return r;
 }
 
-int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds, bool lz4,
-	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
-	       void *arg, struct mv_err *err)
+int live_freeze(struct vm *vm, int *layer_fds, unsigned n_fds, live_split_fn *split, void *arg,
+		struct live_pause *ret_pause, struct mv_err *err)
 {
 	bool was_running = vm->state == VM_RUNNING;
 	MV_BUF state = { 0 };
 	struct mv_err ignored;
 
-	if (s->pid)
-		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
-	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1 };
+	*ret_pause = (struct live_pause){ 0 };
 	// The child has no userfaultfd: what is not there yet would be zeros to it.
 	int r = vm->uffd_fd >= 0 ? lazy_populate(&vm->mem, err) : 0;
 	uint64_t start = mv_now_ns();
@@ -154,21 +151,45 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 		return r;
 	// A guest that was about to end (power off) is not worth a snapshot.
 	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending")
-					    : vm_freeze(vm, fds + 2, n_fds - 2, err);
+					    : vm_freeze(vm, layer_fds, n_fds, err);
 	if (!r)
 		r = saved_vm_state(vm, &state, err);
 	// Before the fork: the child must not have a frozen layer mapped from a writable descriptor.
-	s->layers_frozen = !r;
+	ret_pause->layers_frozen = !r;
 	vm_freeze_end(vm, !r);
 	if (!r)
-		r = start_child(s, vm, lz4, &state, fds[0], fds[1], err);
+		r = split(arg, &state, err);
 	if (was_running && vm->exit_reason == VM_EXIT_NONE) {
 		int back = vm_run(vm, r ? &ignored : err);
-		s->pause_ns = mv_now_ns() - start;
-		if (!r && back) { // it does not run any more: so the snapshot is not wanted either
-			live_abort(s);
-			return back;
-		}
+		ret_pause->ns = mv_now_ns() - start;
+		r = r ? r : back; // it does not run any more: so the copy is not wanted either
 	}
+	return r;
+}
+
+struct split {
+	struct live_snapshot *s;
+	struct vm *vm;
+	int state_fd, memory_fd;
+	bool lz4;
+};
+
+static int start_writer(void *arg, const struct mv_buf *state, struct mv_err *err)
+{
+	const struct split *w = arg;
+	return start_child(w->s, w->vm, w->lz4, state, w->state_fd, w->memory_fd, err);
+}
+
+int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds, bool lz4,
+	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
+	       void *arg, struct mv_err *err)
+{
+	if (s->pid)
+		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
+	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1 };
+	struct split w = { s, vm, fds[0], fds[1], lz4 };
+	int r = live_freeze(vm, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
+	if (r)
+		live_abort(s);
 	return r;
 }

@@ -17,15 +17,26 @@ struct live_result {
 	uint64_t state_bytes, memory_bytes, memory_data_bytes;
 };
 
+struct live_pause {
+	uint64_t ns;        // how long the vCPUs stood still
+	bool layers_frozen; // the drives have fresh layers, also when the rest failed
+};
+
 struct live_snapshot {
 	pid_t pid; // 0: none under way
 	int result_fd;
 	struct mv_watch watch;
-	uint64_t pause_ns;  // how long the vCPUs stood still
-	bool layers_frozen; // the drives have fresh layers, also when the rest failed
+	struct live_pause pause;
 	void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result);
 	void *arg;
 };
+
+// What both kinds of frozen copies have in common (the other one: zygote.h). Pauses a running or
+// paused VM, freezes its drives' layers (layer_fds: as vm_freeze()), calls split() to fork with the
+// state, and lets it go on in the state it had. After a failure split()'s child is to be ended.
+typedef int live_split_fn(void *arg, const struct mv_buf *state, struct mv_err *err);
+int live_freeze(struct vm *vm, int *layer_fds, unsigned n_fds, live_split_fn *split, void *arg,
+		struct live_pause *ret_pause, struct mv_err *err);
 
 // Freezes a running or paused VM, lets it go on in the state it had, and calls done() from
 // the loop when the child has ended. fds: as MSG_SNAPSHOT has them; those of layers that are

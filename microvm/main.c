@@ -8,8 +8,8 @@
 #include <sys/socket.h>
 
 #include "microvm/base/log.h"
-#include "microvm/control.h"
 #include "microvm/vcpu.h"
+#include "microvm/zygote.h"
 
 static int usage(FILE *to, int status)
 {
@@ -30,10 +30,7 @@ static bool is_control_socket(int fd)
 
 int main(int argc, char **argv)
 {
-	static struct vm vm;
-	static struct control control;
 	uint64_t start = mv_now_ns();
-	struct mv_err err;
 
 	if (argc == 2 && !strcmp(argv[1], "--version")) {
 		puts("thaw-vmm " THAW_VERSION);
@@ -49,15 +46,5 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is an error of the write, not the end of the VM
 	vcpu_setup_signal();
-	if (vm_init(&vm, &err) || control_init(&control, &vm, VMM_CONTROL_FD, start, &err)) {
-		mv_log(MV_ERROR, "%s", err.msg);
-		return 1;
-	}
-	int r = mv_loop_run(&vm.loop);
-	control_fini(&control);
-	// A vCPU may wait for a page that nobody fills any more; it can't be joined.
-	if (vm.uffd_fd >= 0)
-		_exit(r ? 1 : 0);
-	vm_fini(&vm);
-	return r ? 1 : 0;
+	return vmm_serve(start, NULL);
 }

@@ -103,20 +103,36 @@ static int sort_sections(struct saved_vm *s, size_t len, const struct vmcfg *cfg
 	return missing ? mv_fail(err, EINVAL, "state: %u sections are missing", missing) : 0;
 }
 
-int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved, struct mv_err *err)
+// Takes the payload.
+static int sort_payload(uint8_t *payload, size_t len, const struct vmcfg *cfg, struct saved_vm *ret_saved,
+			struct mv_err *err)
 {
-	struct saved_vm s = { 0 };
-	size_t len;
-	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &s.payload,
-				    &len, err);
-	if (r)
-		return r;
-	r = sort_sections(&s, len, cfg, err);
+	struct saved_vm s = { .payload = payload };
+	int r = sort_sections(&s, len, cfg, err);
 	if (r)
 		saved_vm_fini(&s);
 	else
 		*ret_saved = s;
 	return r;
+}
+
+int saved_vm_parse(const uint8_t *payload, size_t len, const struct vmcfg *cfg, struct saved_vm *ret_saved,
+		   struct mv_err *err)
+{
+	uint8_t *copy = malloc(len ? len : 1);
+	if (!copy)
+		return mv_fail(err, ENOMEM, "out of memory");
+	memcpy(copy, payload, len);
+	return sort_payload(copy, len, cfg, ret_saved, err);
+}
+
+int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved, struct mv_err *err)
+{
+	uint8_t *payload = NULL;
+	size_t len;
+	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,
+				    err);
+	return r ? r : sort_payload(payload, len, cfg, ret_saved, err);
 }
 
 void saved_vm_fini(struct saved_vm *s)

@@ -18,6 +18,9 @@ struct saved_vm {
 // Reads and checks a state file against the configuration: same memory size, vCPUs,
 // architecture and device list. Says which differs.
 int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_saved, struct mv_err *err);
+// The same from the payload of one.
+int saved_vm_parse(const uint8_t *payload, size_t len, const struct vmcfg *cfg, struct saved_vm *ret_saved,
+		   struct mv_err *err);
 void saved_vm_fini(struct saved_vm *s); // idempotent
 
 // Into a machine freshly made for cfg; gives it a new generation ID.

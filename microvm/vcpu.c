@@ -44,6 +44,7 @@ int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
 	void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
 	if (p == MAP_FAILED)
 		return mv_fail(err, errno, "vCPU %u: %s", index, strerror(errno));
+	madvise(p, (size_t)bytes, MADV_DONTFORK); // this VM's, not that of a forked process
 	c->run = p;
 	c->run_bytes = (size_t)bytes;
 	return 0;

@@ -14,6 +14,7 @@
 #include "microvm/lazy.h"
 #include "microvm/save.h"
 #include "microvm/vcpu.h"
+#include "microvm/zygote.h"
 
 #define RING_ENTRIES 256
 
@@ -157,6 +158,21 @@ static int watch_memory(struct vm *vm, int device_fd, struct mv_err *err)
 	return r;
 }
 
+// The memory of a forked process is where it was.
+static int map_memory(struct vm *vm, int memory_fd, struct mv_err *err)
+{
+	if (vm->seed) {
+		if (vm->seed->mem.total_bytes != (uint64_t)vm->cfg.mem_mib << 20)
+			return mv_fail(err, EINVAL, "the forked VM has another size of memory");
+		vm->mem = vm->seed->mem;
+		return 0;
+	}
+	int r = arch_mem_layout(&vm->mem, vm->cfg.mem_mib);
+	if (r < 0)
+		return mv_fail(err, -r, "%u MiB of memory do not fit the machine", vm->cfg.mem_mib);
+	return gmem_map(&vm->mem, memory_fd, err);
+}
+
 // Everything up to the point where a kernel or a saved state is loaded. The order of the
 // KVM calls matters: memory slots before the interrupt controllers and eventfds.
 static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, int memory_fd,
@@ -172,9 +188,7 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
 	if (vm->vm_fd < 0)
 		return -err->code;
-	if ((r = arch_mem_layout(&vm->mem, cfg->mem_mib)) < 0)
-		return mv_fail(err, -r, "%u MiB of memory do not fit the machine", cfg->mem_mib);
-	if ((r = gmem_map(&vm->mem, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f->uffd, err))) ||
+	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f->uffd, err))) ||
 	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, err)) || (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)
@@ -201,8 +215,8 @@ static int start_threads(struct vm *vm, struct mv_err *err)
 
 int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
-	int r = f->kernel < 0 ? mv_fail(err, EBADF, "no kernel was passed")
-			      : make_machine(vm, cfg, f, -1, err);
+	int r = f->kernel < 0 || vm->seed ? mv_fail(err, EBADF, "no kernel was passed")
+					  : make_machine(vm, cfg, f, -1, err);
 	if (!r)
 		r = arch_boot(vm, f->kernel, f->initrd, err);
 	if (!r)
@@ -218,8 +232,13 @@ int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_
 int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
 	struct saved_vm saved = { 0 };
-	int r = f->state < 0 || f->memory < 0 ? mv_fail(err, EBADF, "no snapshot files were passed")
-					      : saved_vm_read(f->state, cfg, &saved, err);
+	int r;
+	if (vm->seed)
+		r = saved_vm_parse(vm->seed->state, vm->seed->state_bytes, cfg, &saved, err);
+	else if (f->state < 0 || f->memory < 0)
+		r = mv_fail(err, EBADF, "no snapshot files were passed");
+	else
+		r = saved_vm_read(f->state, cfg, &saved, err);
 	if (!r)
 		r = make_machine(vm, cfg, f, f->memory, err);
 	if (!r)

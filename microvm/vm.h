@@ -27,6 +27,8 @@
 
 #define VM_MAX_DEVICES 16
 
+struct vm_seed;
+
 struct vcpu {
 	struct vm *vm;
 	unsigned index;
@@ -62,6 +64,7 @@ struct vm {
 	char exit_detail[128];
 	struct msg_times times;
 	bool io_seen, io_told;
+	const struct vm_seed *seed; // of a forked process: memory and state are there (zygote.h)
 	// Lazily loaded memory; uffd_fd -1: it is not. Kept until the process ends (lazy.h).
 	int uffd_fd;
 	bool lazy;                                                  // asked for

@@ -80,8 +80,15 @@ static const struct mv_field reply_fields[] = {
 	MV_INT(struct msg_reply, console_end, 10, MV_U64, 0, UINT64_MAX),
 	MV_VAR(struct msg_reply, data, n_data, 11),
 	MV_FLAG(struct msg_reply, layers_frozen, 12),
+	MV_INT(struct msg_reply, pid, 13, MV_U32, 0, INT32_MAX),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
+
+static const struct mv_field forked_fields[] = {
+	MV_INT(struct msg_forked, code, 1, MV_U32, 0, 4095),
+	MV_INT(struct msg_forked, pid, 2, MV_U32, 0, INT32_MAX),
+};
+MV_DEFINE_TABLE(msg_forked_table, struct msg_forked, forked_fields);
 
 static const struct mv_field event_fields[] = {
 	MV_INT(struct msg_event, state, 1, MV_U32, VM_CREATED, VM_EXITED),

@@ -23,6 +23,7 @@ enum msg_type {
 	MSG_PAUSE,    // empty
 	MSG_SNAPSHOT, // struct msg_snapshot; fds state, memory (both empty files open for writing), and
 		      // per drive with a layer: the newest one, read-only; an empty file for a fresh one
+	MSG_FORK,     // empty; fds: a socket for the zygote, and per drive with a layer as MSG_SNAPSHOT
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
 	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
 	MSG_CONSOLE_WRITE, // struct msg_bytes
@@ -119,15 +120,26 @@ struct msg_reply {
 	char text[360];
 	uint32_t state; // enum vm_state
 	struct msg_times times;
+	uint32_t pid; // MSG_FORK: the zygote's
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
-	uint64_t pause_ns;                                     // how long the vCPUs stood still
+	uint64_t pause_ns;                                     // how long the vCPUs stood still; MSG_FORK too
 	bool layers_frozen; // the drives go on with their fresh layers, also if the rest failed
 	// MSG_CONSOLE_READ
 	uint64_t console_offset; // of data[0]; larger than asked when older output was overwritten
 	uint64_t console_end;    // total bytes the guest ever wrote
 	uint32_t n_data;
 	uint8_t data[MSG_CONSOLE_BYTES];
+};
+
+// On a zygote's socket (microvm/zygote.h).
+enum zygote_msg {
+	ZYGOTE_FORK = 200, // empty; fd: the control socket of a VM process
+	ZYGOTE_FORKED,     // struct msg_forked, the same id
+};
+struct msg_forked {
+	uint32_t code; // 0 or a positive errno
+	uint32_t pid;
 };
 
 struct msg_event {
@@ -142,7 +154,8 @@ struct msg_event {
 };
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_stop_table,
-	msg_console_read_table, msg_bytes_table, msg_claim_table, msg_reply_table, msg_event_table;
+	msg_console_read_table, msg_bytes_table, msg_claim_table, msg_reply_table, msg_event_table,
+	msg_forked_table;
 
 struct msg {
 	uint16_t type;

@@ -145,7 +145,9 @@ int mv_ring_new(struct mv_loop *l, unsigned entries, bool force_sync, struct mv_
 	// A kernel or sandbox without io_uring is no error; the caller may ask mv_ring_is_async().
 	if (!force_sync && !io_uring_queue_init(entries, &r->uring, 0)) {
 		r->async = !io_uring_register_eventfd(&r->uring, r->event_fd);
-		if (!r->async)
+		if (r->async)
+			io_uring_ring_dontfork(&r->uring); // a forked process has nothing to do with it
+		else
 			io_uring_queue_exit(&r->uring);
 	}
 	*ret_ring = r;
