@@ -101,6 +101,7 @@ static js *item_json(const struct clone_item *it, uint64_t received_ns)
 	put_us(t, "process_ready", vm->times.process_start, received_ns);
 	put_us(t, "kvm_ready", vm->times.kvm_ready, received_ns);
 	put_us(t, "state_loaded", vm->times.loaded, received_ns);
+	put_us(t, "ordered", vm->times.request, received_ns);
 	put_us(t, "running", vm->times.running, received_ns);
 	js_put(o, "timing_us", t);
 	return o;

@@ -136,6 +136,7 @@ js *vm_json(const struct vm *vm)
 	put_us(t, "process_ready", vm->times.process_start, vm->requested_ns);
 	put_us(t, "kvm_ready", vm->times.kvm_ready, vm->requested_ns);
 	put_us(t, "loaded", vm->times.loaded, vm->requested_ns);
+	put_us(t, "ordered", vm->times.request, vm->requested_ns);
 	put_us(t, "running", vm->times.running, vm->requested_ns);
 	put_us(t, "first_exit", vm->times.first_exit, vm->requested_ns);
 	put_us(t, "first_io", vm->times.first_io, vm->requested_ns);

@@ -12,7 +12,7 @@
 
 static int usage(FILE *to, int status)
 {
-	fputs("usage: bench --bin DIR --guest FILE --out DIR [--quick] [--verbose]\n"
+	fputs("usage: bench --bin DIR --guest FILE --out DIR [--quick] [--verbose] [--only PART]\n"
 	      "Measures the bare KVM floor and thaw with the tiny guest; writes OUT/results.json.\n",
 	      to);
 	return status;
@@ -21,21 +21,20 @@ static int usage(FILE *to, int status)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "bin", required_argument, NULL, 'b' },
-		{ "guest", required_argument, NULL, 'g' },
-		{ "out", required_argument, NULL, 'o' },
-		{ "quick", no_argument, NULL, 'q' },
-		{ "verbose", no_argument, NULL, 'v' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 },
+		{ "bin", required_argument, NULL, 'b' }, { "guest", required_argument, NULL, 'g' },
+		{ "out", required_argument, NULL, 'o' }, { "quick", no_argument, NULL, 'q' },
+		{ "verbose", no_argument, NULL, 'v' },   { "only", required_argument, NULL, 'p' },
+		{ "help", no_argument, NULL, 'h' },      { 0 },
 	};
 	static const struct {
 		const char *name;
 		int (*run)(const struct bench_env *, struct bench_results *);
 	} parts[] = { { "boot", bench_boot }, { "restore", bench_restore }, { "freeze", bench_freeze },
-		      { "live", bench_live }, { "lazy", bench_lazy },       { "rest", bench_rest } };
+		      { "live", bench_live }, { "lazy", bench_lazy },       { "rest", bench_rest },
+		      { "pool", bench_pool } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
+	const char *only = NULL;
 	int c, failed = 0;
 
 	while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1)
@@ -44,6 +43,7 @@ int main(int argc, char **argv)
 		case 'g': env.guest = optarg; break;
 		case 'o': env.out = optarg; break;
 		case 'q': env.quick = true; break;
+		case 'p': only = optarg; break;
 		case 'v': env.verbose = true; break;
 		case 'h': return usage(stdout, 0);
 		default: return usage(stderr, 2);
@@ -60,6 +60,8 @@ int main(int argc, char **argv)
 	snprintf(env.vmm, sizeof env.vmm, "%s/thaw-vmm", env.bin);
 	mkdir(env.out, 0755);
 	for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+		if (only && strcmp(only, parts[i].name))
+			continue;
 		int r = parts[i].run(&env, &res);
 		if (r) {
 			fprintf(stderr, "bench: part \"%s\" failed: %s\n", parts[i].name,

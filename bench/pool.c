@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+// Clones that were made in advance, through the daemon: a claim's way from the request to the
+// guest's first I/O, alone, while others end, and among a thousand; a thousand at once; claims
+// in a row; what an idle clone costs the host; forks of a running VM.
+#include "bench/bench.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "bench/daemon.h"
+#include "microvm/base/util.h"
+
+enum {
+	THOUSAND = 1000,
+	WAIT_STEPS = 20000, // of 1 ms: the bound of every wait
+	POOL = 16,
+};
+
+static const char prepare_path[] = "/v1/snapshots/snap/prepare", clone_path[] = "/v1/snapshots/snap/clone";
+
+static int make_snapshot(const struct bench_env *env, struct daemon *d)
+{
+	char body[1400];
+	char *guest = realpath(env->guest, NULL);
+	if (!guest)
+		return -errno;
+	snprintf(body, sizeof body,
+		 "{\"name\":\"source\",\"kernel\":\"%s\",\"discovery\":\"cmdline\",\"memory_mib\":128,"
+		 "\"cmdline\":\"thaw.genid=0xfe000\",\"start\":true}",
+		 guest);
+	free(guest);
+	int r = daemon_act(d, "POST", "/v1/vms", body);
+	for (int i = 0; !r && i < WAIT_STEPS; i++) {
+		js *v = daemon_call(d, "GET", "/v1/vms/source", NULL, &r);
+		bool there = js_int(v, "timing_us.first_io", -1) >= 0;
+		js_free(v);
+		if (there)
+			return daemon_act(d, "POST", "/v1/snapshots",
+					  "{\"name\":\"snap\",\"vm\":\"source\"}");
+		daemon_pause_ms(1);
+	}
+	return r ? r : -ETIMEDOUT;
+}
+
+static int fill_pool(struct daemon *d, unsigned n)
+{
+	char body[80];
+	snprintf(body, sizeof body, "{\"pool\":{\"size\":%u},\"wait\":true}", n);
+	return daemon_act(d, "POST", prepare_path, body);
+}
+
+static int wait_full(struct daemon *d)
+{
+	int r = 0;
+	for (int i = 0; !r && i < WAIT_STEPS; i++) {
+		js *v = daemon_call(d, "GET", "/v1/snapshots/snap", NULL, &r);
+		bool full = js_int(v, "pool.ready", -1) >= js_int(v, "pool.target", 0);
+		js_free(v);
+		if (r || full)
+			return r;
+		daemon_pause_ms(1);
+	}
+	return r ? r : -ETIMEDOUT;
+}
+
+struct claim {
+	double total_us, inproc_us; // request sent to first I/O; order received to KVM_RUN
+};
+
+// One clone named c, its times, and its end.
+static int claim(struct daemon *d, bool prepared, struct claim *ret)
+{
+	uint64_t sent = mv_now_ns();
+	int r;
+	js *v = daemon_call(d, "POST", clone_path, "{\"clones\":[{\"name\":\"c\"}]}", &r);
+	js *first = js_at(js_get(v, "clones"), 0);
+	if (!r && js_true(first, "prepared") != prepared)
+		r = -EPROTO;
+	js_free(v);
+	for (int i = 0; !r && i < WAIT_STEPS; i++) {
+		v = daemon_call(d, "GET", "/v1/vms/c", NULL, &r);
+		int64_t io = js_int(v, "timing_us.first_io", -1);
+		int64_t run = js_int(v, "timing_us.running", -1), order = js_int(v, "timing_us.ordered", -1);
+		uint64_t zero = (uint64_t)js_int(v, "timing_zero_ns", 0);
+		js_free(v);
+		if (io >= 0) {
+			*ret = (struct claim){ (double)io + (double)(zero - sent) / 1000,
+					       (double)(run - order) };
+			return daemon_act(d, "DELETE", "/v1/vms/c", NULL);
+		}
+		daemon_pause_ms(1);
+	}
+	return r ? r : -ETIMEDOUT;
+}
+
+static int claims(struct daemon *d, int n, struct bench_series *total, struct bench_series *inproc)
+{
+	struct claim c;
+	int r = 0;
+	for (int i = 0; !r && i < n; i++) {
+		r = wait_full(d);
+		daemon_pause_ms(5); // the ends of the one before and of the refill
+		r = r ? r : claim(d, true, &c);
+		if (r)
+			break;
+		bench_add(total, c.total_us);
+		if (inproc)
+			bench_add(inproc, c.inproc_us);
+	}
+	return r;
+}
+
+static int alone(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	struct bench_series *total =
+		bench_series(res, "clone_prepared_total", "us", "REST request sent to first I/O, of a pool");
+	struct bench_series *inproc = bench_series(res, "clone_prepared_inproc", "us",
+						   "order received by the VM process to KVM_RUN entered");
+	int r = fill_pool(d, POOL);
+	return r ? r : claims(d, env->samples, total, inproc);
+}
+
+// Ten clones are being ended while one is claimed.
+static int beside_teardown(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	struct bench_series *total = bench_series(res, "clone_prepared_total_teardown", "us",
+						  "the same while 10 clones are ended");
+	char path[64];
+	struct claim c;
+	int r = 0;
+	for (int i = 0; !r && i < env->samples / 2; i++) {
+		r = daemon_act(d, "POST", clone_path, "{\"count\":10,\"name_prefix\":\"old\"}");
+		r = r ? r : wait_full(d);
+		for (int k = 1; !r && k <= 10; k++) { // kill, so that the answer does not wait for the end
+			snprintf(path, sizeof path, "/v1/vms/old-%d/stop", k);
+			r = daemon_act(d, "POST", path, "{\"mode\":\"kill\"}");
+		}
+		r = r ? r : claim(d, true, &c);
+		if (!r)
+			bench_add(total, c.total_us);
+		for (int k = 1; !r && k <= 10; k++) {
+			snprintf(path, sizeof path, "/v1/vms/old-%d", k);
+			r = daemon_act(d, "DELETE", path, NULL);
+		}
+	}
+	return r;
+}
+
+static int in_a_row(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	struct bench_series *rate = bench_series(res, "clone_rate_sustained", "1/s",
+						 "claim, run to first I/O, delete, one after the other");
+	int n = env->quick ? 300 : 1500, r = 0;
+	uint64_t start = mv_now_ns();
+	for (int i = 0; !r && i < n; i++) {
+		r = daemon_act(d, "POST", clone_path, "{\"clones\":[{\"name\":\"r\"}]}");
+		r = r ? r : daemon_act(d, "DELETE", "/v1/vms/r", NULL);
+	}
+	bench_add(rate, n * 1e9 / (double)(mv_now_ns() - start));
+	return r;
+}
+
+static double mem_available(void)
+{
+	char line[128];
+	double kib = 0;
+	FILE *f = fopen("/proc/meminfo", "re");
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "MemAvailable: %lf kB", &kib) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kib * 1024;
+}
+
+// The last clone's first I/O, in microseconds since sent.
+static int last_first_io(struct daemon *d, uint64_t sent, double *ret_us)
+{
+	int r = 0;
+	for (int i = 0; !r && i < WAIT_STEPS / 10; i++) {
+		js *v = daemon_call(d, "GET", "/v1/vms", NULL, &r), *list = js_get(v, "vms");
+		unsigned there = 0;
+		*ret_us = 0;
+		for (size_t k = 0; k < js_len(list); k++) {
+			js *vm = js_at(list, k);
+			int64_t io = js_int(vm, "timing_us.first_io", -1);
+			uint64_t zero = (uint64_t)js_int(vm, "timing_zero_ns", 0);
+			if (strncmp(js_str(vm, "name", ""), "burst-", 6) || io < 0)
+				continue;
+			double us = (double)io + (double)(zero - sent) / 1000;
+			there++;
+			*ret_us = us > *ret_us ? us : *ret_us;
+		}
+		js_free(v);
+		if (r || there == THOUSAND)
+			return r;
+		daemon_pause_ms(10);
+	}
+	return r ? r : -ETIMEDOUT;
+}
+
+static int end_burst(struct daemon *d)
+{
+	char path[64];
+	int r = 0;
+	for (int k = 1; !r && k <= THOUSAND; k++) {
+		snprintf(path, sizeof path, "/v1/vms/burst-%d/stop", k);
+		r = daemon_act(d, "POST", path, "{\"mode\":\"kill\"}");
+	}
+	for (int k = 1; !r && k <= THOUSAND; k++) {
+		snprintf(path, sizeof path, "/v1/vms/burst-%d", k);
+		r = daemon_act(d, "DELETE", path, NULL);
+	}
+	return r;
+}
+
+static int burst(struct daemon *d, struct bench_series *s)
+{
+	uint64_t sent = mv_now_ns();
+	double us;
+	int r = daemon_act(d, "POST", clone_path, "{\"count\":1000,\"name_prefix\":\"burst\"}");
+	r = r ? r : last_first_io(d, sent, &us);
+	if (!r)
+		bench_add(s, us);
+	return r;
+}
+
+static int thousand(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	struct bench_series *cold = bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":0}",
+						   "one request to the last of 1,000 first I/Os");
+	struct bench_series *pooled =
+		bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":1000}", "the same, all of a pool");
+	struct bench_series *memory = bench_series(res, "idle_clone_all_in", "bytes",
+						   "MemAvailable difference / 1,000 idle clones of 128 MiB");
+	struct bench_series *among = bench_series(res, "clone_prepared_total_at_1000", "us",
+						  "clone_prepared_total with 1,000 VMs running");
+	int r = daemon_act(d, "DELETE", prepare_path, NULL);
+	daemon_pause_ms(500);
+	double before = mem_available();
+	r = r ? r : burst(d, cold);
+	daemon_pause_ms(1000); // let the last ones become idle
+	bench_add(memory, (before - mem_available()) / THOUSAND);
+	r = r ? r : fill_pool(d, POOL);
+	r = r ? r : claims(d, env->samples, among, NULL);
+	r = r ? r : end_burst(d);
+	r = r ? r : fill_pool(d, THOUSAND);
+	r = r ? r : burst(d, pooled);
+	r = r ? r : daemon_act(d, "DELETE", prepare_path, NULL);
+	return r ? r : end_burst(d);
+}
+
+static int forks(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	struct bench_series *pause =
+		bench_labelled(res, "fork_live_pause", "us", "{\"memory_mib\":128,\"dirty\":\"small\"}",
+			       "a running VM forked: how long it stood still");
+	struct bench_series *total =
+		bench_series(res, "fork_live_total", "us", "REST request sent to the fork's first I/O");
+	int r = 0;
+	for (int i = 0; !r && i < env->samples / 2; i++) {
+		uint64_t sent = mv_now_ns();
+		js *v = daemon_call(d, "POST", "/v1/vms/source/clone", "{\"clones\":[{\"name\":\"f\"}]}", &r);
+		int64_t us = js_int(v, "pause_us", -1), io = -1;
+		js_free(v);
+		for (int k = 0; !r && io < 0 && k < WAIT_STEPS; k++) {
+			v = daemon_call(d, "GET", "/v1/vms/f", NULL, &r);
+			io = js_int(v, "timing_us.first_io", -1);
+			if (io >= 0)
+				bench_add(total,
+					  (double)io +
+						  (double)((uint64_t)js_int(v, "timing_zero_ns", 0) - sent) /
+							  1000);
+			js_free(v);
+		}
+		if (!r)
+			bench_add(pause, (double)us);
+		r = r ? r : daemon_act(d, "DELETE", "/v1/vms/f", NULL);
+	}
+	return r;
+}
+
+int bench_pool(const struct bench_env *env, struct bench_results *res)
+{
+	struct daemon d = { 0 };
+	int r = daemon_start(env, &d);
+	r = r ? r : make_snapshot(env, &d);
+	r = r ? r : alone(env, &d, res);
+	r = r ? r : beside_teardown(env, &d, res);
+	r = r ? r : in_a_row(env, &d, res);
+	r = r ? r : thousand(env, &d, res);
+	r = r ? r : forks(env, &d, res);
+	daemon_stop(&d);
+	return r;
+}
