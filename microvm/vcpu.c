@@ -63,21 +63,29 @@ void vcpu_close(struct vcpu *c)
 static bool wait_for_run(struct vcpu *c)
 {
 	struct vm *vm = c->vm;
-	mv_loop_lock(&vm->loop);
-	while ((!vm->run_vcpus || vm->exit_reason != VM_EXIT_NONE) && !vm->end_vcpus) {
+	pthread_mutex_lock(&vm->run_lock);
+	while ((!vm->run_vcpus || __atomic_load_n(&vm->exit_reason, __ATOMIC_RELAXED) != VM_EXIT_NONE) &&
+	       !vm->end_vcpus) {
 		if (!c->parked) {
 			c->parked = true;
 			pthread_cond_broadcast(&vm->changed);
 		}
-		pthread_cond_wait(&vm->changed, &vm->loop.lock);
+		pthread_cond_wait(&vm->changed, &vm->run_lock);
 	}
 	bool run = !vm->end_vcpus;
 	c->parked = !run;
 	c->run->immediate_exit = 0;
-	if (run && !c->index && !vm->times.first_exit)
-		vm->times.running = mv_now_ns();
-	mv_loop_unlock(&vm->loop);
+	pthread_mutex_unlock(&vm->run_lock);
 	return run;
+}
+
+void vcpu_times(struct vm *vm)
+{
+	const struct vcpu *c = &vm->vcpu[0];
+	uint64_t entered = __atomic_load_n(&c->entered_ns, __ATOMIC_RELAXED);
+	if (entered)
+		vm->times.running = entered;
+	vm->times.first_exit = __atomic_load_n(&c->left_ns, __ATOMIC_RELAXED);
 }
 
 static void request_exit(struct vcpu *c, enum vm_exit reason, const char *detail)
@@ -95,6 +103,7 @@ static void note_first_io(struct vm *vm)
 	mv_loop_lock(&vm->loop);
 	if (!vm->io_seen) {
 		uint64_t one = 1;
+		vcpu_times(vm);
 		vm->times.first_io = mv_now_ns();
 		vm->io_seen = true;
 		ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
@@ -148,13 +157,14 @@ static void *vcpu_thread(void *arg)
 	snprintf(name, sizeof name, "vcpu%u", c->index);
 	pthread_setname_np(pthread_self(), name);
 
-	bool go = wait_for_run(c), first = !c->index;
+	bool go = wait_for_run(c), first = true;
+	if (go)
+		__atomic_store_n(&c->entered_ns, mv_now_ns(), __ATOMIC_RELAXED);
 	while (go) {
 		int r = ioctl(c->fd, KVM_RUN, 0);
-		if (first) {
-			c->vm->times.first_exit = mv_now_ns(); // read after the lock was passed on
-			first = false;
-		}
+		if (first)
+			__atomic_store_n(&c->left_ns, mv_now_ns(), __ATOMIC_RELAXED);
+		first = false;
 		if (r == 0) {
 			// The VM is ending: wait for the order to end, as if parked.
 			if (!on_exit_reason(c))
@@ -183,8 +193,10 @@ int vcpu_start_thread(struct vcpu *c, struct mv_err *err)
 
 void vcpus_run(struct vm *vm)
 {
+	pthread_mutex_lock(&vm->run_lock);
 	vm->run_vcpus = true;
 	pthread_cond_broadcast(&vm->changed);
+	pthread_mutex_unlock(&vm->run_lock);
 }
 
 static void kick_all(struct vm *vm)
@@ -198,23 +210,39 @@ static void kick_all(struct vm *vm)
 	}
 }
 
+static bool all_parked(const struct vm *vm)
+{
+	for (unsigned i = 0; i < vm->n_vcpus; i++)
+		if (vm->vcpu[i].has_thread && !vm->vcpu[i].parked)
+			return false;
+	return true;
+}
+
 void vcpus_park(struct vm *vm)
 {
+	pthread_mutex_lock(&vm->run_lock);
 	vm->run_vcpus = false;
 	kick_all(vm);
-	for (unsigned i = 0; i < vm->n_vcpus; i++)
-		while (vm->vcpu[i].has_thread && !vm->vcpu[i].parked)
-			pthread_cond_wait(&vm->changed, &vm->loop.lock);
+	bool parked = all_parked(vm);
+	pthread_mutex_unlock(&vm->run_lock);
+	if (parked)
+		return;
+	mv_loop_unlock(&vm->loop);
+	pthread_mutex_lock(&vm->run_lock);
+	while (!all_parked(vm))
+		pthread_cond_wait(&vm->changed, &vm->run_lock);
+	pthread_mutex_unlock(&vm->run_lock);
+	mv_loop_lock(&vm->loop);
 }
 
 void vcpus_end(struct vm *vm)
 {
-	mv_loop_lock(&vm->loop);
+	pthread_mutex_lock(&vm->run_lock);
 	vm->end_vcpus = true;
 	vm->run_vcpus = false;
 	kick_all(vm);
 	pthread_cond_broadcast(&vm->changed);
-	mv_loop_unlock(&vm->loop);
+	pthread_mutex_unlock(&vm->run_lock);
 	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		if (vm->vcpu[i].has_thread)
 			pthread_join(vm->vcpu[i].thread, NULL);

@@ -17,5 +17,8 @@ void vcpus_run(struct vm *vm);
 // lock while it waits, so that a vCPU inside a device access can finish it.
 void vcpus_park(struct vm *vm);
 
+// Brings vm->times up to date with what the first vCPU's thread noted.
+void vcpu_times(struct vm *vm);
+
 // Ends and joins the threads; no lock held.
 void vcpus_end(struct vm *vm);

@@ -26,6 +26,7 @@ static void on_notify(void *arg, uint32_t events)
 	(void)events;
 	if (read(vm->notify_fd, &n, sizeof n) < 0)
 		return;
+	vcpu_times(vm);
 	if (vm->exit_reason != VM_EXIT_NONE && vm->state != VM_EXITED) {
 		vcpus_park(vm);
 		for (unsigned i = 0; i < vm->n_devs; i++)
@@ -43,6 +44,7 @@ int vm_init(struct vm *vm, struct mv_err *err)
 {
 	memset(vm, 0, sizeof *vm);
 	vm->kvm_fd = vm->vm_fd = vm->notify_fd = vm->serial.irq_fd = vm->uffd_fd = -1;
+	pthread_mutex_init(&vm->run_lock, NULL);
 	pthread_cond_init(&vm->changed, NULL);
 	int r = mv_loop_init(&vm->loop);
 	if (!r) {
@@ -59,7 +61,7 @@ void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail)
 	uint64_t one = 1;
 	if (vm->exit_reason != VM_EXIT_NONE)
 		return;
-	vm->exit_reason = reason;
+	__atomic_store_n(&vm->exit_reason, reason, __ATOMIC_RELAXED); // vCPU threads look without the lock
 	snprintf(vm->exit_detail, sizeof vm->exit_detail, "%s", detail);
 	ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
 	(void)ignored;

@@ -38,6 +38,8 @@ struct vcpu {
 	pthread_t thread;
 	bool has_thread;
 	bool parked; // not in KVM_RUN and its last exit is completed
+	// When its thread first went into KVM_RUN and came back; atomic. vcpu_times() tells others.
+	uint64_t entered_ns, left_ns;
 };
 
 struct vm {
@@ -55,7 +57,10 @@ struct vm {
 
 	enum vm_state state;
 	bool run_vcpus, end_vcpus; // what the vCPU threads are to do
-	pthread_cond_t changed;    // with loop.lock: run_vcpus, end_vcpus, parked
+	// Of the two above and of `parked`, taken inside loop.lock or alone: a vCPU that is to run
+	// does not wait for whoever told it.
+	pthread_mutex_t run_lock;
+	pthread_cond_t changed;
 
 	// Set by vCPU threads, told to the owner by the loop.
 	int notify_fd;
