@@ -205,7 +205,7 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	return EXIT_OK;
 }
 
-static const char *const stages[] = { "process_ready", "kvm_ready", "state_loaded", "running" };
+static const char *const stages[] = { "ordered", "kvm_ready", "state_loaded", "running" };
 
 static int by_value(const void *a, const void *b)
 {

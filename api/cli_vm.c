@@ -12,8 +12,8 @@
 // One VM as a few lines.
 static void print_vm(js *v)
 {
-	static const char *const times[] = { "process_ready", "kvm_ready", "loaded", "running",
-					     "first_exit",    "first_io",  NULL };
+	static const char *const times[] = { "ordered",    "kvm_ready", "loaded", "running",
+					     "first_exit", "first_io",  NULL };
 	printf("name:      %s\nid:        %s\nstate:     %s\n", js_str(v, "name", ""), js_str(v, "id", ""),
 	       js_str(v, "state", ""));
 	if (js_get(v, "exit"))

@@ -318,10 +318,8 @@ js *js_list(void) { return json_array(); }
 js *js_string(const char *s) { return text_value(s); }
 void js_put(js *o, const char *key, js *v) { json_object_set_new(o, key, v); }
 void js_put_str(js *o, const char *key, const char *s) { json_object_set_new(o, key, text_value(s)); }
-void js_put_uint(js *o, const char *key, uint64_t v)
-{
-	json_object_set_new(o, key, json_integer(v > INT64_MAX ? INT64_MAX : (json_int_t)v));
-}
+js *js_uint(uint64_t v) { return json_integer(v > INT64_MAX ? INT64_MAX : (json_int_t)v); }
+void js_put_uint(js *o, const char *key, uint64_t v) { json_object_set_new(o, key, js_uint(v)); }
 void js_put_bool(js *o, const char *key, bool v) { json_object_set_new(o, key, json_boolean(v)); }
 void js_add(js *list, js *v) { json_array_append_new(list, v); }
 

@@ -62,6 +62,7 @@ js *js_encode(const struct js_table *t, const void *obj);
 js *js_object(void);
 js *js_list(void);
 js *js_string(const char *s);
+js *js_uint(uint64_t v);
 void js_put(js *o, const char *key, js *v);
 void js_put_str(js *o, const char *key, const char *s);
 void js_put_uint(js *o, const char *key, uint64_t v);

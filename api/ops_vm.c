@@ -227,6 +227,10 @@ void op_info(struct server *s, struct http_req *r, const char *name)
 	js_put(o, "vms", v);
 	js_put_uint(o, "snapshots", s->index.n);
 	put_usage(o, "storage", &s->index.total);
+	js *spares = js_list();
+	for (unsigned i = 0; i < s->n_spares; i++)
+		js_add(spares, js_uint((uint64_t)s->spare[i].pid));
+	js_put(o, "spare_pids", spares);
 	js_put_uint(o, "connections", http_connections(s->http));
 	reply_json(r, 200, o);
 }

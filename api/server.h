@@ -10,6 +10,7 @@
 #include "snapshot/index.h"
 #include "snapshot/store.h"
 
+#define MAX_SPARES 64
 #define MAX_TRANSFERS 4 // exports and imports at a time
 
 struct vm_call;
@@ -19,6 +20,11 @@ struct lazy;
 LIST_HEAD(lazy_list, lazy);
 struct lazy_clone;
 LIST_HEAD(lazy_clone_list, lazy_clone);
+
+struct vm_process {
+	int socket, pidfd; // our end; close-on-exec
+	pid_t pid;
+};
 
 struct pool;
 LIST_HEAD(pool_list, pool);
@@ -59,6 +65,10 @@ struct server {
 	struct mv_timer pool_tick, pool_refill;
 	bool pool_refill_armed;
 	uint64_t pool_max_bytes; // of all shells
+	// processes that are to be anybody's VM (spare.c)
+	struct vm_process spare[MAX_SPARES];
+	unsigned n_spares, want_spares;
+	struct mv_timer spare_timer;
 	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
 	struct lazy_list lazy_templates;
 	struct lazy_clone_list lazy_clones;

@@ -20,6 +20,7 @@
 #include "api/paths.h"
 #include "api/pool.h"
 #include "api/routes.h"
+#include "api/spare.h"
 #include "api/templates.h"
 #include "api/vms.h"
 #include "microvm/base/log.h"
@@ -32,6 +33,7 @@ struct options {
 	const char *kvm;
 	bool no_userfaultfd;
 	uint64_t pool_max_bytes; // 0: the default
+	unsigned spares;
 	enum mv_level level;
 };
 
@@ -46,6 +48,7 @@ static const char help[] =
 	"  --kvm PATH        the KVM device (default /dev/kvm)\n"
 	"  --pool-memory MIB  most that clones prepared in advance may take (default: a quarter of\n"
 	"                    the host's memory)\n"
+	"  --spares N        VM processes kept ready for whoever starts a VM, 0 to 64 (default 2)\n"
 	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --version, --help\n\n"
@@ -58,6 +61,7 @@ enum {
 	OPT_VMM,
 	OPT_KVM,
 	OPT_POOL_MEMORY,
+	OPT_SPARES,
 	OPT_NO_UFFD,
 	OPT_LEVEL,
 	OPT_VERSION,
@@ -70,6 +74,7 @@ static const struct option long_options[] = {
 	{ "vmm", required_argument, NULL, OPT_VMM },
 	{ "kvm", required_argument, NULL, OPT_KVM },
 	{ "pool-memory", required_argument, NULL, OPT_POOL_MEMORY },
+	{ "spares", required_argument, NULL, OPT_SPARES },
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -88,13 +93,31 @@ static bool parse_level(const char *s, enum mv_level *ret_level)
 	return false;
 }
 
-static bool parse_mib(const char *s, uint64_t *ret_bytes)
+static bool parse_number(const char *s, uint64_t max, uint64_t *ret_n)
 {
 	char *end;
-	unsigned long long mib = strtoull(s, &end, 10);
-	if (*s < '0' || *s > '9' || *end || !mib || mib >> 30)
+	unsigned long long n = strtoull(s, &end, 10);
+	if (*s < '0' || *s > '9' || *end || n > max)
+		return false;
+	*ret_n = n;
+	return true;
+}
+
+static bool parse_mib(const char *s, uint64_t *ret_bytes)
+{
+	uint64_t mib = 0;
+	if (!parse_number(s, 1u << 30, &mib) || !mib)
 		return false;
 	*ret_bytes = mib << 20;
+	return true;
+}
+
+static bool parse_spares(const char *s, unsigned *ret_n)
+{
+	uint64_t n = 0;
+	if (!parse_number(s, MAX_SPARES, &n))
+		return false;
+	*ret_n = (unsigned)n;
 	return true;
 }
 
@@ -110,6 +133,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_STATE: ok = set(o->state_dir, optarg); break;
 		case OPT_VMM: ok = set(o->vmm, optarg); break;
 		case OPT_KVM: o->kvm = optarg; break;
+		case OPT_SPARES: ok = parse_spares(optarg, &o->spares); break;
 		case OPT_POOL_MEMORY: ok = parse_mib(optarg, &o->pool_max_bytes); break;
 		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
@@ -172,7 +196,7 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		r = open_vsock_dir(s, o->state_dir, err);
 	if (!r)
 		r = layers_init(s, o->state_dir, err);
-	if (!r && ((r = vm_calls_init(s)) || (r = pools_init(s))))
+	if (!r && ((r = vm_calls_init(s)) || (r = pools_init(s)) || (r = spares_init(s, o->spares))))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
@@ -225,6 +249,7 @@ static void on_signal(void *arg, uint32_t events)
 	g->s->stopping = true;
 	http_quiesce(g->s->http);
 	pools_stop(g->s);
+	spares_stop(g->s);
 	vms_each(g->s, kill_vm, NULL);
 	if (!g->s->n_live)
 		mv_loop_stop(&g->s->loop);
@@ -273,6 +298,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 		vms_remove(vm);
 	}
 	pools_stop(s);
+	spares_stop(s);
 	lazy_fini(s);
 	templates_free(s);
 	store_index_free(&s->index);
@@ -288,7 +314,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 int main(int argc, char **argv)
 {
 	static struct server s;
-	static struct options o = { .kvm = "/dev/kvm", .level = MV_INFO };
+	static struct options o = { .kvm = "/dev/kvm", .level = MV_INFO, .spares = 2 };
 	struct signals g = { .fd = -1 };
 	struct mv_err err = { 0 };
 	int listen_fd = -1;

@@ -13,6 +13,7 @@
 
 #include "api/layers.h"
 #include "api/lazy.h"
+#include "api/spare.h"
 #include "api/spawn.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
@@ -509,27 +510,30 @@ static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds
 		       type == MSG_BOOT ? "boot" : "restore", done, arg, err);
 }
 
+static int adopt_process(struct vm *vm, struct vm_process *p, enum msg_type type, bool run,
+			 struct vm_fds *fds, vm_done_fn *done, void *arg, struct api_err *err)
+{
+	vm->socket = MV_TAKE_FD(p->socket);
+	vm->pidfd = MV_TAKE_FD(p->pidfd);
+	vm->pid = p->pid;
+	int r = send_setup(vm, type, run, fds, done, arg, err);
+	return r ? r : watch(vm, err);
+}
+
 // The message is sent before the process is started: it finds it at once, however long
 // this one is off the CPU.
 static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
 			 void *arg, struct api_err *err)
 {
 	struct mv_err e = { 0 };
+	struct vm_process spare;
 	MV_FD theirs = -1;
+	if (spare_take(vm->srv, &spare))
+		return adopt_process(vm, &spare, type, run, fds, done, arg, err);
 	if (spawn_socket(&vm->socket, &theirs, &e))
 		return api_from(err, &e, API_INTERNAL);
 	int r = send_setup(vm, type, run, fds, done, arg, err);
 	r = r ? r : spawn(vm, theirs, err);
-	return r ? r : watch(vm, err);
-}
-
-static int adopt_process(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done,
-			 void *arg, struct api_err *err)
-{
-	vm->socket = MV_TAKE_FD(p->socket);
-	vm->pidfd = MV_TAKE_FD(p->pidfd);
-	vm->pid = p->pid;
-	int r = send_setup(vm, MSG_RESTORE, run, fds, done, arg, err);
 	return r ? r : watch(vm, err);
 }
 
@@ -563,5 +567,5 @@ int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, 
 	     struct api_err *err)
 {
 	vm->owns_vsock = fds->vsock >= 0;
-	return started(vm, fds, adopt_process(vm, p, run, fds, done, arg, err), err);
+	return started(vm, fds, adopt_process(vm, p, MSG_RESTORE, run, fds, done, arg, err), err);
 }

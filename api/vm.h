@@ -86,10 +86,6 @@ int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, v
 
 // The same with a process that is there already, forked from a running VM: MSG_RESTORE without
 // state and memory. Takes all of p, also on failure.
-struct vm_process {
-	int socket, pidfd;
-	pid_t pid;
-};
 int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
 	     struct api_err *err);
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "microvm/base/log.h"
+#include "microvm/kvm.h"
 
 // Console output is answered this long after its first byte, so that a line is one answer.
 #define CONSOLE_GATHER_NS (2u * 1000 * 1000)
@@ -149,11 +150,12 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	int r = mv_state_load(&msg_setup_table, m->body, m->body_len, s, err);
 	if (r)
 		return r;
-	if (c->vm->state || c->vm->vm_fd >= 0)
+	if (c->used)
 		return mv_fail(err, EBUSY, "this process has a VM already");
 	if (vm_fds_unpack(m->fds, m->n_fds, s->fd_mask, &fds))
 		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
 	m->n_fds = 0; // they are in fds now
+	c->used = true;
 	c->vm->times.request = mv_now_ns();
 	c->vm->lazy = s->lazy && m->type == MSG_RESTORE;
 	// A device that waits for a page can't see the daemon go.
@@ -166,6 +168,15 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	c->vm->serial.on_output = on_output;
 	c->vm->serial.on_output_arg = c;
 	return s->run && !c->shell ? vm_run(c->vm, err) : 0;
+}
+
+// What fails here fails again, and is told, when the VM is really made.
+static void do_warm(struct control *c, struct msg *m)
+{
+	struct mv_err ignored;
+	if (c->used || c->vm->vm_fd >= 0 || m->n_fds != 1)
+		return;
+	c->vm->vm_fd = kvm_create_vm(m->fds[0], &ignored);
 }
 
 static int do_claim(struct control *c, struct msg *m, struct mv_err *err)
@@ -263,6 +274,7 @@ static void handle(struct control *c, struct msg *m)
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
+	case MSG_WARM: do_warm(c, m); return;
 	case MSG_CLAIM: r = do_claim(c, m, &err); break;
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
@@ -309,7 +321,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 {
 	c->vm = vm;
 	c->fd = fd;
-	c->gathering = c->shell = false;
+	c->gathering = c->shell = c->used = false;
 	memset(c->reader, 0, sizeof c->reader);
 	vm->owner = c;
 	vm->on_change = on_change;

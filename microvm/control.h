@@ -20,6 +20,7 @@ struct control {
 		uint64_t id, offset, deadline_ns;
 		uint32_t max_bytes;
 	} reader[CONTROL_READERS];
+	bool used;  // BOOT or RESTORE came
 	bool shell; // restored in advance, not yet claimed
 	struct live_snapshot snapshot;
 	struct zygote zygote[CONTROL_ZYGOTES];

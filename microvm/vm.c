@@ -187,7 +187,8 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		return r;
 	vm->cfg = *cfg;
 	vm->kvm_fd = MV_TAKE_FD(f->kvm);
-	vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
+	if (vm->vm_fd < 0) // else it was made in advance
+		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
 	if (vm->vm_fd < 0)
 		return -err->code;
 	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f->uffd, err))) ||

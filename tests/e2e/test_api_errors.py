@@ -570,7 +570,7 @@ def test_vmm_that_can_not_be_started():
     need_kvm()
     with tempfile.TemporaryDirectory() as folder:
         path = fake_vmm(folder, "")
-        with Daemon(vmm=path) as d:
+        with Daemon(vmm=path, args=["--spares", "0"]) as d:
             os.unlink(path)
             r = d.post("/v1/vms", config())
             assert (r.status, r.code) == (500, "internal"), r

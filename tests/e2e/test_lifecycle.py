@@ -30,7 +30,7 @@ def test_create_start_and_talk():
         assert d.vm(v["id"])["name"] == "a"  # by id
         assert [x["name"] for x in d.get("/v1/vms").json["vms"]] == ["a"]
         t = d.vm("a")["timing_us"]
-        assert t["process_ready"] <= t["kvm_ready"] <= t["loaded"] <= t["running"] <= t["first_io"], t
+        assert t["ordered"] <= t["kvm_ready"] <= t["loaded"] <= t["running"] <= t["first_io"], t
         info = d.get("/v1/info").json
         assert info["vms"] == {"total": 1, "created": 0, "running": 1, "paused": 0, "exited": 0}, info
 
@@ -114,7 +114,7 @@ def test_snapshot_and_clones():
         assert names == ["snap-1", "snap-2", "snap-3"], names
         for c in r.json["clones"]:
             t = c["timing_us"]
-            assert 0 == t["accepted"] <= t["process_ready"] <= t["kvm_ready"] <= t["state_loaded"] <= t["running"], t
+            assert 0 == t["accepted"] <= t["ordered"] <= t["kvm_ready"] <= t["state_loaded"] <= t["running"], t
         randoms = set()
         for n in names:
             d.expect(n, "RESTORED\n")

@@ -4,11 +4,9 @@
 claimed, shells that die, sizes by number and by rate, and that nothing stays behind."""
 import os
 import signal
-import tempfile
 import threading
-import time
 
-from thawlib import Daemon, main, need_kvm, thaw, wait_until
+from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
 
 
 def freeze(d, fmt="raw", **more):
@@ -239,6 +237,35 @@ def test_requests_from_many_connections():
         assert not errors, errors
         p = pool(d)
         assert p["hits"] + p["misses"] == 80 and p["hits"] > 10, p
+
+
+def test_spares():
+    with Daemon(args=["--spares", "3"]) as d:
+        def spares():
+            return d.get("/v1/info").json["spare_pids"]
+        freeze(d)
+        wait_until("three", lambda: len(spares()) == 3)
+        before = spares()
+        clone(d, False)
+        assert d.vm("snap-1")["pid"] in before
+        assert "process_ready" not in d.vm("snap-1")["timing_us"]
+        wait_until("three again", lambda: len(spares()) == 3)
+        # those that died are not handed out, and are replaced
+        dead = spares()
+        for pid in dead:
+            os.kill(pid, signal.SIGKILL)
+        wait_until("dead", lambda: not any(alive(p) for p in dead))
+        clone(d, False)
+        wait_until("three others", lambda: len(spares()) == 3 and not set(spares()) & set(dead))
+        wait_until("no zombies", lambda: not any(os.path.exists(f"/proc/{p}") for p in dead))
+        pids = spares()
+        assert d.stop() == 0
+        wait_until("gone", lambda: not any(os.path.exists(f"/proc/{p}") for p in pids))
+    with Daemon(args=["--spares", "0"]) as d:
+        freeze(d)
+        assert not d.get("/v1/info").json["spare_pids"]
+        clone(d, False)
+        assert "process_ready" in d.vm("snap-1")["timing_us"]
 
 
 def test_the_command_line():

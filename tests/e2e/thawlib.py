@@ -195,9 +195,11 @@ class Daemon:
 
     # --- what must not be left behind ---
     def vm_processes(self):
-        """Children of the daemon."""
+        """Children of the daemon, but those that are nobody's VM yet."""
         with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as f:
-            return f.read().split()
+            children = f.read().split()
+        spares = self.get("/v1/info").json["spare_pids"]
+        return [c for c in children if int(c) not in spares]
 
     def open_fds(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))

@@ -27,7 +27,7 @@ one_by_one() {
 		echo >>"$dir/times"
 	done
 	printf '%-16s %10s %10s %10s %10s\n' "us from request" p50 p90 p99 max
-	for stage in process_ready kvm_ready state_loaded running; do
+	for stage in ordered kvm_ready state_loaded running; do
 		sed -n "s/^$stage://p" "$dir/times" | sort -n | awk -v s=$stage '
 			{ v[NR] = $1 }
 			function p(q) { i = int((NR * q + 99) / 100); return v[i < 1 ? 1 : i] }
