@@ -452,6 +452,52 @@ static int first_io(const struct vm *vm)
 		       : -EPROTO;
 }
 
+static int make_and_restore(struct bench_floor *f, struct vm *vm)
+{
+	int rc = vm_create(vm);
+	if (!rc && !(rc = vm_map(vm, f->mem_fd)) && !(rc = vm_slot(vm)) && !(rc = vm_vcpu(vm, f->cpuid)) &&
+	    !(rc = state_load(f, vm)))
+		rc = first_io(vm);
+	return rc;
+}
+
+void bench_floor_release(const pid_t *pids, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (pids[i] > 0) {
+			kill(pids[i], SIGKILL);
+			waitpid(pids[i], NULL, 0);
+		}
+}
+
+int bench_floor_hold(struct bench_floor *f, unsigned n, pid_t *ret_pids)
+{
+	int done[2];
+	if (pipe2(done, O_CLOEXEC))
+		return -errno;
+	unsigned i = 0;
+	char ok = 1;
+	for (; i < n && ok == 1; i++) {
+		ret_pids[i] = fork();
+		if (ret_pids[i] == 0) {
+			struct vm vm = vm_none;
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			ok = !make_and_restore(f, &vm);
+			if (write(done[1], &ok, 1) != 1)
+				_exit(1);
+			for (;;)
+				pause();
+		}
+		ok = ret_pids[i] > 0 && read(done[0], &ok, 1) == 1 && ok;
+	}
+	close(done[0]);
+	close(done[1]);
+	if (ok == 1)
+		return 0;
+	bench_floor_release(ret_pids, i);
+	return -ECHILD;
+}
+
 static int restore(struct bench_floor *f, bool pooled, struct bench_floor_sample *ret_sample)
 {
 	VM_AUTO struct vm vm = vm_none;

@@ -16,6 +16,7 @@
 #define BENCH_FLOOR_H
 
 #include <stdint.h>
+#include <sys/types.h>
 
 struct bench_floor;
 
@@ -51,6 +52,13 @@ int bench_floor_cold_restore(struct bench_floor *f, struct bench_floor_sample *r
  * mapped over the range, the state, the run.
  */
 int bench_floor_pooled_restore(struct bench_floor *f, struct bench_floor_sample *ret_sample);
+
+/*
+ * Forks n processes that hold one restored VM each, idle after its first I/O, until
+ * bench_floor_release(). 0 or -errno; then none is left.
+ */
+int bench_floor_hold(struct bench_floor *f, unsigned n, pid_t *ret_pids);
+void bench_floor_release(const pid_t *pids, unsigned n);
 
 /* Accepts NULL. */
 void bench_floor_free(struct bench_floor *f);

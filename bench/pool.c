@@ -5,10 +5,12 @@
 #include "bench/bench.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "api/client.h"
 #include "bench/daemon.h"
 #include "microvm/base/util.h"
 
@@ -148,17 +150,52 @@ static int beside_teardown(const struct bench_env *env, struct daemon *d, struct
 	return r;
 }
 
+// --- claim, run, end, again and again ---
+struct row {
+	pthread_t thread;
+	struct daemon d; // the same one, over a connection of its own
+	unsigned number;
+	int n, result;
+};
+
+static void *run_row(void *arg)
+{
+	struct row *w = arg;
+	char body[64], path[64];
+	snprintf(body, sizeof body, "{\"clones\":[{\"name\":\"r%u\"}]}", w->number);
+	snprintf(path, sizeof path, "/v1/vms/r%u", w->number);
+	for (int i = 0; !w->result && i < w->n; i++) {
+		w->result = daemon_act(&w->d, "POST", clone_path, body);
+		w->result = w->result ? w->result : daemon_act(&w->d, "DELETE", path, NULL);
+	}
+	return NULL;
+}
+
 static int in_a_row(const struct bench_env *env, struct daemon *d, struct bench_results *res)
 {
 	struct bench_series *rate = bench_series(res, "clone_rate_sustained", "1/s",
-						 "claim, run to first I/O, delete, one after the other");
-	int n = env->quick ? 300 : 1500, r = 0;
+						 "claim, run, delete until gone, over 4 connections");
+	struct row row[4];
+	struct mv_err err;
+	int r = fill_pool(d, POOL), n = env->quick ? 100 : 500;
+	unsigned started = 0;
 	uint64_t start = mv_now_ns();
-	for (int i = 0; !r && i < n; i++) {
-		r = daemon_act(d, "POST", clone_path, "{\"clones\":[{\"name\":\"r\"}]}");
-		r = r ? r : daemon_act(d, "DELETE", "/v1/vms/r", NULL);
+	for (; !r && started < MV_ARRAY_LEN(row); started++) {
+		struct row *w = &row[started];
+		*w = (struct row){ .d = *d, .number = started, .n = n };
+		r = client_new(d->socket, &w->d.client, &err);
+		if (!r && (r = -pthread_create(&w->thread, NULL, run_row, w)))
+			client_free(w->d.client);
+		if (r)
+			break;
 	}
-	bench_add(rate, n * 1e9 / (double)(mv_now_ns() - start));
+	for (unsigned i = 0; i < started; i++) {
+		pthread_join(row[i].thread, NULL);
+		client_free(row[i].d.client);
+		r = r ? r : row[i].result;
+	}
+	if (!r)
+		bench_add(rate, started * n * 1e9 / (double)(mv_now_ns() - start));
 	return r;
 }
 
@@ -224,6 +261,26 @@ static int burst(struct daemon *d, struct bench_series *s)
 	r = r ? r : last_first_io(d, sent, &us);
 	if (!r)
 		bench_add(s, us);
+	return r;
+}
+
+// Processes with nothing but one restored VM each: what no monitor can save.
+static int floor_memory(const struct bench_env *env, struct bench_results *res)
+{
+	enum { N = 200 };
+	pid_t pids[N];
+	struct bench_series *s = bench_series(res, "idle_floor_all_in", "bytes",
+					      "the same of processes with nothing but one restored KVM VM");
+	struct bench_floor *floor = NULL;
+	int r = bench_floor_prepare(env->guest, env->out, &floor);
+	double before = mem_available();
+	r = r ? r : bench_floor_hold(floor, N, pids);
+	if (!r) {
+		daemon_pause_ms(500);
+		bench_add(s, (before - mem_available()) / N);
+		bench_floor_release(pids, N);
+	}
+	bench_floor_free(floor);
 	return r;
 }
 
@@ -293,5 +350,5 @@ int bench_pool(const struct bench_env *env, struct bench_results *res)
 	r = r ? r : thousand(env, &d, res);
 	r = r ? r : forks(env, &d, res);
 	daemon_stop(&d);
-	return r;
+	return r ? r : floor_memory(env, res);
 }

@@ -83,6 +83,8 @@ int bench_restore(const struct bench_env *env, struct bench_results *res)
 		bench_series(res, "floor_cold_restore", "us", "bare ioctls, from nothing to first guest I/O");
 	struct bench_series *pool_floor = bench_series(res, "floor_pooled_restore", "us",
 						       "the same, all but mapping and state done before");
+	struct bench_series *run_floor = bench_series(res, "floor_claim_run", "us",
+						      "of it KVM_RUN alone: all of a claim that is not ours");
 	struct bench_series *inproc =
 		bench_series(res, "clone_cold_inproc", "us", "thaw-vmm: main() to first guest I/O");
 	struct bench_series *load =
@@ -102,6 +104,7 @@ int bench_restore(const struct bench_env *env, struct bench_results *res)
 		if ((r = bench_floor_pooled_restore(floor, &sample)))
 			break;
 		bench_add(pool_floor, (double)sample.total_ns / 1000);
+		bench_add(run_floor, (double)sample.run_ns / 1000);
 		if ((r = restore_once(env, &cfg, files))) {
 			t_vmm_end(&vmm);
 			break;
