@@ -25,7 +25,7 @@ struct cli {
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
-		*state, *name, *format;
+		*state, *name, *format, *page_handler;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	unsigned long vcpus, memory, count, timeout_s, wait_s;

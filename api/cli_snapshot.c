@@ -281,6 +281,7 @@ static unsigned count_failed(js *list)
 static int clone_of(struct cli *c, const char *kind)
 {
 	js *o, *v = NULL;
+	char path[PATH_MAX];
 	unsigned n = c->has_count ? (unsigned)c->count : 1, failed;
 	int status = EXIT_OK;
 	if (!cli_name_ok(c->pos[0]))
@@ -293,6 +294,12 @@ static int clone_of(struct cli *c, const char *kind)
 	if (c->name && !named)
 		js_put_str(o, "name_prefix", c->name);
 	js_put_bool(o, "run", !c->paused);
+	if (c->page_handler && !cli_absolute(c->page_handler, path)) {
+		js_free(o);
+		return cli_fail(EXIT_USAGE, "--page-handler: the path is too long");
+	}
+	if (c->page_handler)
+		js_put_str(o, "page_handler", path);
 	if (named || c->n_drives || c->n_nets || c->vsock) {
 		js *list = js_list();
 		js_put(o, "clones", list);

@@ -64,6 +64,9 @@
 	X(CPU_INCOMPATIBLE, 422, "cpu_incompatible",                                               \
 	  "this host's CPU or KVM lacks what the snapshot's guest, or the CPU template, was promised", \
 	  "use a host that has what the message names; take snapshots for several hosts with cpu.template") \
+	X(PAGE_HANDLER_FAILED, 422, "page_handler_failed",                                         \
+	  "nobody listens on the page handler's socket, or it takes no connection",                \
+	  "start the page handler first; see the message")                                         \
 	X(INTERNAL, 500, "internal", "an error inside the daemon", "see the daemon's log")         \
 	X(VM_FAILED, 500, "vm_failed", "the VM process could not do it", "see the message")        \
 	X(VM_CRASHED, 500, "vm_crashed", "the VM process died while working on the request",       \
@@ -74,6 +77,8 @@
 	  "load the kvm_intel or kvm_amd module, enable virtualisation; run: thaw doctor")         \
 	X(KVM_DENIED, 503, "kvm_denied", "the daemon may not use /dev/kvm",                        \
 	  "add its user to the group kvm")                                                         \
+	X(NO_USERFAULTFD, 503, "no_userfaultfd", "the daemon can have no userfaultfd on this host", \
+	  "give its user /dev/userfaultfd or CAP_SYS_PTRACE; run: thaw doctor")                    \
 	X(LIMIT_REACHED, 503, "limit_reached", "a limit of the daemon or the host is reached",     \
 	  "delete VMs, or raise the limit named in the message")                                   \
 	X(OUT_OF_MEMORY, 503, "out_of_memory", "the host has no memory for this",                  \

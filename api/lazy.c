@@ -279,16 +279,6 @@ static void give_clone(struct lazy_clone *c)
 	pager_tell(c->template->s, PAGER_CLONE, c->id, &pager_clone_table, &body, &c->uffd, 1);
 }
 
-// Anything but a userfaultfd could make the pager wait.
-static bool is_userfaultfd(int fd)
-{
-	char path[40], target[64];
-	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-	ssize_t n = readlink(path, target, sizeof target - 1);
-	target[n > 0 ? n : 0] = 0;
-	return !strcmp(target, "anon_inode:[userfaultfd]");
-}
-
 static bool map_ok(const struct msg_lazy *l, uint64_t memory_bytes)
 {
 	for (uint32_t i = 0; i < l->n_regions; i++) {
@@ -306,7 +296,7 @@ int lazy_clone_take(struct vm *vm, struct msg *m)
 	struct msg_lazy map;
 	if (!c || !c->with_uffd || c->uffd >= 0 || m->n_fds != 1 ||
 	    mv_state_load(&msg_lazy_table, m->body, m->body_len, &map, NULL) ||
-	    !map_ok(&map, c->template->memory_bytes) || !is_userfaultfd(m->fds[0]))
+	    !map_ok(&map, c->template->memory_bytes) || !mv_is_userfaultfd(m->fds[0]))
 		return -EPROTO;
 	c->map = map;
 	c->uffd = MV_TAKE_FD(m->fds[0]);

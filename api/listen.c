@@ -20,17 +20,16 @@ static int check_taken(const struct sockaddr_un *a, struct mv_err *err)
 		return errno == ENOENT ? 0 : mv_fail(err, errno, "%s: %s", a->sun_path, strerror(errno));
 	if (!S_ISSOCK(st.st_mode))
 		return mv_fail(err, EADDRINUSE,
-			       "%s exists and is not a socket; remove it or give "
-			       "another --socket",
+			       "%s exists and is not a socket; remove it or give another path for the socket",
 			       a->sun_path);
 	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return mv_fail(err, errno, "socket: %s", strerror(errno));
 	if (!connect(fd, (const struct sockaddr *)a, sizeof *a) || errno != ECONNREFUSED)
-		return mv_fail(err, EADDRINUSE,
-			       "%s: another daemon listens there; stop it or give "
-			       "another --socket",
-			       a->sun_path);
+		return mv_fail(
+			err, EADDRINUSE,
+			"%s: another daemon listens there; stop it or give another path for the socket",
+			a->sun_path);
 	if (unlink(a->sun_path))
 		return mv_fail(err, errno, "can't remove the stale socket %s: %s", a->sun_path,
 			       strerror(errno));
@@ -52,7 +51,7 @@ int listen_unix(const char *path, int *ret_fd, struct mv_err *err)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	if (mv_strcpy(a.sun_path, sizeof a.sun_path, path))
-		return mv_fail(err, ENAMETOOLONG, "--socket %s: longer than %zu bytes", path,
+		return mv_fail(err, ENAMETOOLONG, "socket %s: longer than %zu bytes", path,
 			       sizeof a.sun_path - 1);
 	int r = make_parent(path, err);
 	if (!r)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The daemon's listening socket.
+// The listening socket of the daemon, and of thaw-page-handler.
 #pragma once
 #include "microvm/base/err.h"
 

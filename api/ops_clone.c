@@ -192,6 +192,16 @@ static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *e
 	}
 }
 
+static int open_handler(const struct server *s, const char *path, struct vm_fds *fds, struct api_err *err)
+{
+	if (!s->has_uffd)
+		return api_fail(err, API_NO_USERFAULTFD,
+				"page_handler: the daemon can have no userfaultfd on this host");
+	if (s->uffd_device_fd >= 0)
+		fds->uffd = fcntl(s->uffd_device_fd, F_DUPFD_CLOEXEC, 3);
+	return vmfds_open_handler(path, &fds->handler, err);
+}
+
 int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn *done, void *arg,
 		struct api_err *err)
 {
@@ -202,14 +212,25 @@ int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn 
 	if (r)
 		return r;
 	fds.state = fcntl(from->state_fd, F_DUPFD_CLOEXEC, 3);
-	if (from->lazy)
+	if (vm->page_handler[0]) {
+		if (open_handler(vm->srv, vm->page_handler, &fds, err)) {
+			ops_close_files(vm, &fds);
+			return -EINVAL;
+		}
+	} else if (from->lazy) {
 		lazy_clone_begin(from->lazy, vm, &fds.memory, &fds.uffd);
-	else
+	} else {
 		fds.memory = fcntl(from->memory_fd, F_DUPFD_CLOEXEC, 3);
-	if (fds.state >= 0 && fds.memory >= 0)
+	}
+	if (fds.state >= 0 && (fds.memory >= 0 || fds.handler >= 0))
 		return vm_launch(vm, MSG_RESTORE, run, &fds, done, arg, err);
 	ops_close_files(vm, &fds);
 	return api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
+}
+
+static const char *handler_of(const struct clone_body *b, const struct clone_spec *spec)
+{
+	return spec->page_handler[0] ? spec->page_handler : b->page_handler;
 }
 
 // It is in the table under its name from here on.
@@ -244,6 +265,8 @@ static int start_cold(struct clone_item *it, struct api_err *err)
 {
 	struct clone_job *j = it->job;
 	int r = make_vm(it, &j->p->m.cfg, err);
+	if (!r)
+		memcpy(it->vm->page_handler, handler_of(&j->body, it->spec), sizeof it->vm->page_handler);
 	if (!r && (r = ops_restore(it->vm, j->p, j->body.run, on_restored, it, err)))
 		vms_remove(it->vm);
 	return r;
@@ -312,7 +335,8 @@ static int claim(struct clone_item *it, struct api_err *err)
 // What a shell has already can't be changed.
 static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 {
-	return !spec->n_drives && !spec->n_nets && (!spec->has_vsock || j->p->m.cfg.vsock.present);
+	return !spec->n_drives && !spec->n_nets && !handler_of(&j->body, spec)[0] &&
+	       (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
 // --- of a running VM ----------------------------------------------------------------------------
@@ -393,6 +417,16 @@ static void fail_job(struct clone_job *j, const struct api_err *err)
 	job_free(j);
 }
 
+static uint32_t count_handlers(const struct clone_body *b)
+{
+	uint32_t n = 0;
+	if (b->page_handler[0])
+		return b->count;
+	for (uint32_t i = 0; i < b->n_clones; i++)
+		n += b->clones[i].page_handler[0] != 0;
+	return n;
+}
+
 static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *err)
 {
 	int result = clone_parse(r->body, r->body_len, &j->body, err);
@@ -443,6 +477,7 @@ void op_clone(struct server *s, struct http_req *r, const char *name)
 	if (!j)
 		return;
 	j->own.fill = true;
+	j->own.no_memory = count_handlers(&j->body) == j->body.count;
 	if ((pool = pool_find(s, name))) {
 		j->pool = pool_ref(pool);
 		j->p = pool_source(pool);
@@ -498,6 +533,9 @@ void op_vm_clone(struct server *s, struct http_req *r, const char *name)
 		return;
 	j->fork.socket = -1;
 	int result = vms_find(s, name, &vm, &err);
+	if (!result && count_handlers(&j->body))
+		result = api_fail(&err, API_INVALID_VALUE,
+				  "page_handler: a fork has the memory of the VM; it is for clones of snapshots");
 	if (!result && !vm->op && vm->state != VM_RUNNING && vm->state != VM_PAUSED)
 		result = api_fail(&err, API_WRONG_STATE,
 				  "VM %s is %s; a fork needs one that is running or paused", vm->cfg.name,

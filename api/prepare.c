@@ -60,14 +60,22 @@ static int check_layer(struct prepare *p, const char *file)
 	return store_open_file(&p->s->store, &p->m, file, true, &fd, &p->err);
 }
 
+static int open_files(struct prepare *p, bool verify_memory)
+{
+	if (p->no_memory)
+		return store_open_file(&p->s->store, &p->m, "state", true, &p->state_fd, &p->err);
+	return store_files(&p->s->store, &p->m, verify_memory, &p->state_fd, &p->memory_fd, &p->err);
+}
+
 static void check_run(struct worker_job *w)
 {
 	struct prepare *p = (struct prepare *)w;
 	mv_close(&p->state_fd);
 	mv_close(&p->memory_fd);
-	p->result = store_files(&p->s->store, &p->m, !is_lz4(p), &p->state_fd, &p->memory_fd, &p->err);
-	if (!p->result && is_lz4(p)) {
-		p->result = store_check_index(&p->m, p->memory_fd, &p->err);
+	p->result = open_files(p, !is_lz4(p));
+	if (!p->result && (p->no_memory || is_lz4(p))) {
+		if (!p->no_memory)
+			p->result = store_check_index(&p->m, p->memory_fd, &p->err);
 		for (uint32_t i = 0; !p->result && i < p->m.n_files; i++)
 			p->result = check_layer(p, p->m.file[i].name);
 	}
@@ -90,10 +98,12 @@ static void check_done(struct worker_job *w)
 		p->done(p, &err);
 		return;
 	}
-	if (!is_lz4(p)) {
-		struct known_snapshot *t = template_get(p->s, &p->m);
-		if (t)
-			template_set_verified(t, p->memory_fd);
+	struct known_snapshot *known = template_get(p->s, &p->m);
+	if (known)
+		known->state_checked = true;
+	if (p->no_memory || !is_lz4(p)) {
+		if (known && !p->no_memory)
+			template_set_verified(known, p->memory_fd);
 		p->done(p, NULL);
 		return;
 	}
@@ -117,17 +127,19 @@ void prepare_begin(struct prepare *p, struct server *s, const char *name, prepar
 		done(p, &err);
 		return;
 	}
-	if (store_show(&s->store, name, &p->m, &p->err) ||
-	    store_files(&s->store, &p->m, false, &p->state_fd, &p->memory_fd, &p->err)) {
+	if (store_show(&s->store, name, &p->m, &p->err) || open_files(p, false)) {
 		fail(p, &p->err, API_SNAPSHOT_CORRUPT);
 		return;
 	}
-	const struct known_snapshot *known = is_lz4(p) ? NULL : template_get(s, &p->m);
-	struct lazy *t = is_lz4(p) ? lazy_find(s, &p->m) : NULL;
-	if (t) {
+	bool wants_template = is_lz4(p) && !p->no_memory;
+	const struct known_snapshot *known = wants_template ? NULL : template_get(s, &p->m);
+	struct lazy *t = wants_template ? lazy_find(s, &p->m) : NULL;
+	if (p->no_memory && known && known->state_checked) {
+		done(p, NULL);
+	} else if (t) {
 		p->lazy = lazy_ref(t);
 		have_template(p);
-	} else if (known && template_is_verified(known, p->memory_fd)) {
+	} else if (known && !p->no_memory && template_is_verified(known, p->memory_fd)) {
 		done(p, NULL);
 	} else {
 		p->work.run = check_run;

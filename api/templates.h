@@ -14,6 +14,7 @@ struct known_snapshot {
 	struct known_snapshot *next;
 	char name[VMCFG_NAME_LEN], id[MV_UUID_LEN];
 	bool verified;
+	bool state_checked; // and the CPU and layers: enough for clones whose memory a page handler has
 	uint64_t device, inode, size_bytes, modified_ns, changed_ns; // of the verified memory file
 	unsigned next_clone;                                         // for default names
 };

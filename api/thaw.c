@@ -15,6 +15,7 @@ enum opt {
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL,
+	O_PAGE_HANDLER,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -33,7 +34,8 @@ static const struct option long_options[] = {
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
 	BARE("force", O_FORCE), BARE("tree", O_TREE), WITH("format", O_FORMAT),
-	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), WITH("pool", O_POOL), { 0 },
+	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), WITH("pool", O_POOL), 
+	WITH("page-handler", O_PAGE_HANDLER), { 0 },
 };
 
 // clang-format on
@@ -83,10 +85,11 @@ static const struct command {
 	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT) | BIT(O_POOL), cli_snapshot_prepare,
 	  "NAME [--no-fill] [--wait] [--pool size=N[,idle_s=S] | --pool max=N[,min=N][,idle_s=S]]",
 	  "make its template, and a pool of clones to claim; --wait until all is there" },
-	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_clone,
+	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_PAGE_HANDLER), cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
+	  "         [--page-handler SOCKET]\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
 	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_fork,
@@ -157,6 +160,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_TREE: return c->tree = true;
 	case O_FORMAT: c->format = arg; return true;
 	case O_NO_FILL: return c->no_fill = true;
+	case O_PAGE_HANDLER: c->page_handler = arg; return true;
 	case O_WAIT: return c->wait = true;
 	case O_POOL: c->pool = arg; return true;
 	default: return false;

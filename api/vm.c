@@ -94,6 +94,7 @@ static enum api_code load_refusal(bool boot, uint32_t code)
 	case EBADMSG: return boot ? API_FILE_INVALID : API_SNAPSHOT_CORRUPT;
 	case EINVAL: return boot ? API_INVALID_VALUE : API_SNAPSHOT_MISMATCH;
 	case ENOTSUP: return API_CPU_INCOMPATIBLE;
+	case ECONNREFUSED: return API_PAGE_HANDLER_FAILED;
 	default: return API_VM_FAILED;
 	}
 }

@@ -40,6 +40,7 @@ struct vm {
 	struct vmcfg cfg;
 	char from_snapshot[VMCFG_NAME_LEN], from_snapshot_id[MV_UUID_LEN]; // of a clone
 	char forked_from[VMCFG_NAME_LEN], forked_from_id[MV_UUID_LEN];     // the VM
+	char page_handler[VMCFG_PATH_LEN];                                 // of a clone; empty: none
 	uint64_t created_unix_ns, requested_ns;
 	// what it is now
 	bool listed;          // in the table, so its name and id are taken

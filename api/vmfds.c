@@ -177,6 +177,21 @@ int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
 	return 0;
 }
 
+int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err)
+{
+	struct stat st;
+	MV_FD fd = open(path, O_PATH | O_CLOEXEC);
+	if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
+		return api_fail(err, API_FILE_NOT_FOUND,
+				"page_handler: %s does not exist; start the page handler first", path);
+	if (fd < 0 || fstat(fd, &st))
+		return open_error("page_handler", path, errno, false, err);
+	if (!S_ISSOCK(st.st_mode))
+		return api_fail(err, API_FILE_INVALID, "page_handler: %s is not a Unix socket", path);
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
 static int open_all(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *f,
 		    struct api_err *err)
 {

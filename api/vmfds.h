@@ -14,3 +14,6 @@ int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err);
 // ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
 int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
 	       struct api_err *err);
+
+// The socket file of a page handler, for its clone to connect to (microvm/lazy.h).
+int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err);

@@ -140,6 +140,7 @@ static DEFINE_JS(clone_vsock_table, clone_vsock_fields);
 
 static const struct js_field clone_spec_fields[] = {
 	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
+	F_TEXT(struct clone_spec, page_handler, "page_handler", JS_PATH, 0, "default: the request's"),
 	F_LIST(struct clone_spec, net, n_nets, "nets", clone_net_table, "default: none"),
 	F_LIST(struct clone_spec, drive, n_drives, "drives", clone_drive_table, "default: none"),
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, vsock),
@@ -158,6 +159,8 @@ static const struct js_field clone_fields[] = {
 	F_TEXT(struct clone_body, name_prefix, "name_prefix", JS_NAME, 0,
 	       "default: the snapshot's name"),
 	F_BOOL(struct clone_body, run, "run", "default true"),
+	F_TEXT(struct clone_body, page_handler, "page_handler", JS_PATH, 0,
+	       "Unix socket of a page handler that has the memory; default: none"),
 };
 DEFINE_JS(clone_table, clone_fields);
 

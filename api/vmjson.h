@@ -33,8 +33,9 @@ struct clone_vsock {
 	uint32_t cid;
 	bool has_path, has_cid;
 };
-struct clone_spec {                // all zero: a plain clone
-	char name[VMCFG_NAME_LEN]; // empty: chosen by the daemon
+struct clone_spec {                        // all zero: a plain clone
+	char name[VMCFG_NAME_LEN];         // empty: chosen by the daemon
+	char page_handler[VMCFG_PATH_LEN]; // empty: that of the body
 	struct clone_net net[VMCFG_MAX_NETS];
 	struct clone_drive drive[VMCFG_MAX_DRIVES];
 	struct clone_vsock vsock;
@@ -46,6 +47,7 @@ struct clone_body {
 	struct clone_spec *clones; // NULL, or count of them
 	uint32_t n_clones;
 	char name_prefix[VMCFG_NAME_LEN];
+	char page_handler[VMCFG_PATH_LEN]; // empty: none
 	bool run, has_count, has_clones;
 };
 

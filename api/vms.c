@@ -132,6 +132,8 @@ js *vm_json(const struct vm *vm)
 		js_put_str(o, "from_snapshot", vm->from_snapshot);
 	if (vm->forked_from[0])
 		js_put_str(o, "forked_from", vm->forked_from);
+	if (vm->page_handler[0])
+		js_put_str(o, "page_handler", vm->page_handler);
 	put_time(o, "created", vm->created_unix_ns);
 	put_us(t, "process_ready", vm->times.process_start, vm->requested_ns);
 	put_us(t, "kvm_ready", vm->times.kvm_ready, vm->requested_ns);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compressed memory: how fast it is written beside lz4 alone on the same bytes, and what a
 // page costs the first clone of a template (filled by thaw-pager, 64 KiB at a time) and later
-// ones. Without KVM: this process touches the memory as a clone's vCPU would.
+// ones, and a VM with a page handler. Without KVM: this process touches the memory as a clone's vCPU would.
 #include "bench/bench.h"
 
 #include <errno.h>
@@ -21,6 +21,7 @@
 #include "microvm/lazy.h"
 #include "snapshot/chunk.h"
 #include "snapshot/codec.h"
+#include "snapshot/memory.h"
 #include "snapshot/pager.h"
 
 enum { PAGE = 4096 };
@@ -166,7 +167,7 @@ static int fill_once(const struct bench_env *env, int file, uint64_t bytes, doub
 	if (r)
 		return r;
 	r = map_clone(bytes, memfd, &first);
-	r = r ? r : lazy_register(&first, -1, &uffd, &c.lazy, &err);
+	r = r ? r : lazy_register(&first, -1, 0, &uffd, &c.lazy, &err);
 	r = r ? r : msg_send(p.socket, PAGER_TEMPLATE, 1, &pager_template_table, &t, fds, 3);
 	r = r ? r : msg_send(p.socket, PAGER_CLONE, 2, &pager_clone_table, &c, &uffd, 1);
 	if (!r) {
@@ -203,12 +204,80 @@ static int fill_rates(const struct bench_env *env, const struct gmem *m, struct 
 	return r;
 }
 
+// The program that is started here has its socket a moment later.
+static int register_when_there(const struct gmem *m, const char *path, int *ret_uffd)
+{
+	struct mv_err err;
+	int r = -ECONNREFUSED;
+	for (int i = 0; r && i < 1000; i++, usleep(2000)) {
+		MV_FD socket_fd = open(path, O_PATH | O_CLOEXEC);
+		r = socket_fd < 0 ? -errno : lazy_register_with_handler(m, -1, socket_fd, ret_uffd, &err);
+		if (r && r != -ENOENT && r != -ECONNREFUSED)
+			break;
+	}
+	return r;
+}
+
+static int handler_once(const struct bench_env *env, const char *file, uint64_t bytes, double *ret_us)
+{
+	char program[1100], path[1100];
+	struct gmem m = { 0 };
+	pid_t pid;
+	MV_FD uffd = -1;
+	snprintf(program, sizeof program, "%s/thaw-page-handler", env->bin);
+	snprintf(path, sizeof path, "%s/handler.sock", env->out);
+	char *argv[] = { program, path, (char *)(uintptr_t)file, NULL };
+	posix_spawn_file_actions_t files;
+	posix_spawn_file_actions_init(&files);
+	posix_spawn_file_actions_addopen(&files, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+	int r = -posix_spawn(&pid, program, &files, NULL, argv, environ);
+	posix_spawn_file_actions_destroy(&files);
+	if (r)
+		return r;
+	r = map_clone(bytes, -1, &m);
+	r = r ? r : register_when_there(&m, path, &uffd);
+	if (!r)
+		*ret_us = touch(&m);
+	kill(pid, SIGTERM);
+	waitpid(pid, NULL, 0);
+	gmem_fini(&m);
+	return r;
+}
+
+static int handler_rates(const struct bench_env *env, const struct gmem *m, struct bench_results *res)
+{
+	static const char *const names[] = { "handler_fill_raw", "handler_fill" };
+	static const char *const what[] = {
+		"per 4 KiB page, thaw-page-handler from a raw file, 64 KiB a fault",
+		"per 4 KiB page, thaw-page-handler from an LZ4 file, 64 KiB a fault"
+	};
+	struct mv_err err = { 0 };
+	char path[1100];
+	uint64_t bytes, data_bytes;
+	int r = 0;
+	snprintf(path, sizeof path, "%s/handler.memory", env->out);
+	for (int lz4 = 0; !r && lz4 < 2; lz4++) {
+		struct bench_series *s = bench_series(res, names[lz4], "us", what[lz4]);
+		MV_FD file = open(path, O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600);
+		r = file < 0 ? -errno : snap_memory_write_as(lz4, file, m, &bytes, &data_bytes, &err);
+		for (int i = 0; !r && i < (env->quick ? 5 : 20); i++) {
+			double us = 0;
+			r = handler_once(env, path, m->total_bytes, &us);
+			if (!r)
+				bench_add(s, us);
+		}
+	}
+	unlink(path);
+	return r;
+}
+
 int bench_lazy(const struct bench_env *env, struct bench_results *res)
 {
 	struct gmem m = { 0 };
 	int r = make_memory(env, env->quick ? 64 << 20 : 256 << 20, &m);
 	r = r ? r : write_rates(env, &m, res);
 	r = r ? r : fill_rates(env, &m, res);
+	r = r ? r : handler_rates(env, &m, res);
 	gmem_fini(&m);
 	return r;
 }

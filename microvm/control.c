@@ -157,8 +157,9 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	m->n_fds = 0; // they are in fds now
 	c->used = true;
 	c->vm->times.request = mv_now_ns();
-	c->vm->lazy = s->lazy && m->type == MSG_RESTORE;
-	// A device that waits for a page can't see the daemon go.
+	c->vm->lazy = m->type == MSG_RESTORE && (s->lazy || fds.handler >= 0);
+	// A device that waits for a page can't see the daemon go: the pager has then gone with it, and
+	// a page handler may be dead as well.
 	if (c->vm->lazy)
 		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	c->shell = s->shell && m->type == MSG_RESTORE;

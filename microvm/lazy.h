@@ -9,9 +9,16 @@
 // After gmem_map() and before anything touches the memory. device_fd: /dev/userfaultfd
 // (borrowed), or -1: by system call, which needs rights. The caller owns ret_uffd and keeps it
 // as long as the memory is used: with the last descriptor of it the waiting ends, and the
-// guest would see zeros. ret_lazy: what was registered.
-int lazy_register(const struct gmem *m, int device_fd, int *ret_uffd, struct msg_lazy *ret_lazy,
-		  struct mv_err *err);
+// guest would see zeros. features: of UFFD_FEATURE_*; -ENOSYS when the kernel lacks one.
+// ret_lazy: what was registered.
+int lazy_register(const struct gmem *m, int device_fd, uint64_t features, int *ret_uffd,
+		  struct msg_lazy *ret_lazy, struct mv_err *err);
+
+// As Firecracker does it: connects to the page handler's socket (socket_fd: opened with O_PATH,
+// borrowed) and sends one message, what is registered as JSON and a copy of the userfaultfd; there
+// is no reply. Registers with EVENT_REMOVE first. Whatever is wrong with the socket: -ECONNREFUSED.
+int lazy_register_with_handler(const struct gmem *m, int device_fd, int socket_fd, int *ret_uffd,
+			       struct mv_err *err);
 
 // Waits until all memory is there, so that a fork (which has no userfaultfd) or whoever reads
 // the memory as a file sees all of it.

@@ -151,10 +151,12 @@ static int check_fds(const struct vmcfg *c, const struct vm_fds *f, struct mv_er
 }
 
 // Before anything touches the memory: a touch waits for whoever got the userfaultfd.
-static int watch_memory(struct vm *vm, int device_fd, struct mv_err *err)
+static int watch_memory(struct vm *vm, const struct vm_fds *f, struct mv_err *err)
 {
 	struct msg_lazy lazy;
-	int r = lazy_register(&vm->mem, device_fd, &vm->uffd_fd, &lazy, err);
+	if (f->handler >= 0)
+		return lazy_register_with_handler(&vm->mem, f->uffd, f->handler, &vm->uffd_fd, err);
+	int r = lazy_register(&vm->mem, f->uffd, 0, &vm->uffd_fd, &lazy, err);
 	if (!r && (r = vm->on_lazy(vm, &lazy)))
 		mv_fail(err, -r, "cannot give the userfaultfd away: %s", strerror(-r));
 	return r;
@@ -191,7 +193,7 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
 	if (vm->vm_fd < 0)
 		return -err->code;
-	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f->uffd, err))) ||
+	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f, err))) ||
 	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, err)) || (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)
@@ -238,7 +240,7 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct 
 	int r;
 	if (vm->seed)
 		r = saved_vm_parse(vm->seed->state, vm->seed->state_bytes, cfg, &saved, err);
-	else if (f->state < 0 || f->memory < 0)
+	else if (f->state < 0 || (f->memory < 0) == (f->handler < 0)) // of a file or a page handler
 		r = mv_fail(err, EBADF, "no snapshot files were passed");
 	else
 		r = saved_vm_read(f->state, cfg, &saved, err);

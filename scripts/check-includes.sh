@@ -21,6 +21,7 @@ allowed() {
 	api/doctor.c) echo 'api/* microvm/kvm_probe.h microvm/base/*' ;; # thaw doctor asks KVM itself
 	api/ops_snapshot.[ch] | api/prepare.[ch]) # the daemon compares CPUs itself, once per snapshot
 		echo 'api/* microvm/cpu_report.h snapshot/store.h snapshot/manifest.h microvm/base/*' ;;
+	api/page_handler.c) echo 'api/* snapshot/page_handler.h microvm/base/*' ;; # a program of its own
 	api/*) echo 'api/* snapshot/store.h snapshot/manifest.h snapshot/index.h snapshot/transfer.h snapshot/pager.h microvm/base/*' ;;
 	esac
 }
@@ -36,7 +37,7 @@ includers() {
 	curl/*) echo 'api/client.c' ;;
 	seccomp.h) echo 'microvm/sandbox.c' ;;
 	libfdt.h) echo 'microvm/arch/*' ;;
-	linux/userfaultfd.h) echo 'snapshot/pager.c microvm/lazy.c' ;;
+	linux/userfaultfd.h) echo 'snapshot/pager.c snapshot/page_handler.c snapshot/uffd.c microvm/lazy.c' ;;
 	linux/kvm.h) echo 'microvm/kvm*.c microvm/kvm*.h microvm/arch/*' ;;
 	esac
 }

@@ -17,12 +17,12 @@
 #include <sys/mman.h>
 #include <sys/queue.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <time.h>
 
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 #include "snapshot/chunk.h"
+#include "snapshot/uffd.h"
 
 enum {
 	PAGE = 4096,
@@ -114,12 +114,6 @@ static int fill(struct template *t, uint64_t i, bool background)
 
 // --- answering ---
 
-static void wake(int uffd, uint64_t start, uint64_t len)
-{
-	struct uffdio_range r = { start, len };
-	ioctl(uffd, UFFDIO_WAKE, &r); // fails only when the process is gone
-}
-
 // Pages that are there already stay as they are: the clone may have written them.
 static void map_zeros(int uffd, uint64_t start, uint64_t end)
 {
@@ -171,7 +165,7 @@ static void on_fault(struct clone *c, uint64_t address)
 	}
 	if (result) // the fault comes again
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
-	wake(c->uffd, from, to - from);
+	uffd_wake(c->uffd, from, to - from);
 	// While the thread goes on: what it will want next if it goes in sequence.
 	bool sequence = i > t->last && i - t->last <= AHEAD + 1;
 	t->last = i;
@@ -181,15 +175,6 @@ static void on_fault(struct clone *c, uint64_t address)
 	check_complete(t);
 }
 
-// RWF_NOWAIT and not O_NONBLOCK alone: the VM process shares the open file and could clear
-// that flag. Linux before 6.10 lacks it for userfaultfd.
-static ssize_t read_faults(int uffd, struct uffd_msg *m, size_t bytes)
-{
-	struct iovec v = { m, bytes };
-	ssize_t n = preadv2(uffd, &v, 1, -1, RWF_NOWAIT);
-	return n < 0 && errno == EOPNOTSUPP ? read(uffd, m, bytes) : n;
-}
-
 static void serve(struct clone *c, uint32_t events)
 {
 	struct uffd_msg m[MESSAGES];
@@ -197,7 +182,7 @@ static void serve(struct clone *c, uint32_t events)
 		epoll_ctl(p.epoll_fd, EPOLL_CTL_DEL, c->uffd, NULL);
 		return;
 	}
-	ssize_t n = read_faults(c->uffd, m, sizeof m);
+	ssize_t n = uffd_read(c->uffd, m, sizeof m);
 	for (ssize_t k = 0; k < n / (ssize_t)sizeof *m; k++)
 		if (m[k].event == UFFD_EVENT_PAGEFAULT)
 			on_fault(c, m[k].arg.pagefault.address);
@@ -299,7 +284,7 @@ static int on_clone(struct msg *m, struct mv_err *err)
 		return mv_fail(err, errno, "epoll: %s", strerror(errno));
 	// Faults whose messages another pager had read come again.
 	for (uint32_t i = 0; i < c->lazy.n_regions; i++)
-		wake(c->uffd, c->lazy.region[i].hva, c->lazy.region[i].size_bytes);
+		uffd_wake(c->uffd, c->lazy.region[i].hva, c->lazy.region[i].size_bytes);
 	return 0;
 }
 

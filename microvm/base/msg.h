@@ -18,7 +18,8 @@
 enum msg_type {
 	// daemon -> VM; each is answered by one MSG_REPLY with the same id
 	MSG_BOOT = 1, // struct msg_setup + kvm, kernel, initrd, drive, tap, vsock, layer: load, do not run
-	MSG_RESTORE,  // struct msg_setup + kvm, state, memory, drive, tap, vsock, layer; runs if run is set
+	MSG_RESTORE,  // struct msg_setup + kvm, state, memory or handler, drive, tap, vsock, layer; runs if
+		      // run is set
 	MSG_WARM,     // fd: kvm; not answered: makes an empty VM for the BOOT or RESTORE that is to come
 	MSG_RUN,      // empty: first start, or resume
 	MSG_PAUSE,    // empty

@@ -70,6 +70,15 @@ int mv_write_full(int fd, const void *buf, size_t len)
 	return 0;
 }
 
+bool mv_is_userfaultfd(int fd)
+{
+	char path[40], target[64];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	ssize_t n = readlink(path, target, sizeof target - 1);
+	target[n > 0 ? n : 0] = 0;
+	return !strcmp(target, "anon_inode:[userfaultfd]");
+}
+
 int mv_strcpy(char *dst, size_t dst_size, const char *src)
 {
 	size_t len = strlen(src);

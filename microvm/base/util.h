@@ -44,6 +44,10 @@ int mv_pread_full(int fd, void *buf, size_t len, uint64_t offset);
 int mv_pwrite_full(int fd, const void *buf, size_t len, uint64_t offset);
 int mv_write_full(int fd, const void *buf, size_t len);
 
+// Whoever takes one from a process that is not trusted looks first: another kind of file could
+// make its reader wait.
+bool mv_is_userfaultfd(int fd);
+
 // Copies with truncation refused: -ENAMETOOLONG and an untouched dst.
 int mv_strcpy(char *dst, size_t dst_size, const char *src);
 

@@ -105,8 +105,9 @@ struct vm_fds {
 	int vsock;                                     // listening Unix socket at vsock.path
 	int layer[VMCFG_MAX_DRIVES][VMCFG_MAX_LAYERS]; // oldest first; the last is open for writing
 	int uffd;                                      // lazy restore only, optional: /dev/userfaultfd
+	int handler; // restore only, instead of memory: the page handler's socket, opened with O_PATH
 };
-#define VM_FDS_MAX (7 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
+#define VM_FDS_MAX (8 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1
