@@ -25,5 +25,10 @@ $(FAULTS): tests/faults/shim.c
 	$(Q)mkdir -p $(@D)
 	$(call say,CC,$<)$(CC) $(BASE_CFLAGS) -U_FORTIFY_SOURCE -fPIC -shared $(CFLAGS) $< -o $@
 
+# thaw-vmm is static, so a variant of it has the shim inside: tests/e2e/test_vmm_faults.py.
+FAULTS_VMM := $(B)/tests/faults/thaw-vmm
+$(FAULTS_VMM): $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) | $(FAULTS)
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -L$(@D) -l:shim.so -Wl,-rpath,'$$ORIGIN' -luring -lxxhash -llz4 -o $@
+
 include tests/fuzz/fuzz.mk
-tests: $(FAULTS) $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest $(B)/bench/bench
+tests: $(FAULTS) $(FAULTS_VMM) $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest $(B)/bench/bench

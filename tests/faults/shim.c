@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Preloaded into thawd: one chosen call that changes files fails, or the process dies before it.
+// Preloaded into thawd, linked into tests/faults/thaw-vmm: one chosen call fails, or a process
+// dies before it.
 // THAW_FAULTS names a file; while it holds "SERIAL OP N ACTION", the Nth call of OP counted
 // since SERIAL changed is the one:
 //
-//   OP      write (also pwrite), fsync, rename, unlink, mkdir, truncate, or any
-//   ACTION  kill (SIGKILL), short (writes: half is written), or an errno as a number
+//   OP      write (also pwrite), fsync, rename, unlink, mkdir, truncate, or any of these; ioctl
+//   ACTION  kill (SIGKILL), kill=PID (of another process), short (writes: half is written), or
+//           an errno as a number
 //
-// Only regular files and folders count, not the log, sockets and pipes. When it has happened,
-// <file>.fired is there. Everything else goes straight to the kernel.
+// A process that is forked after the first call counts on from there. Only regular files and folders count,
+// not the log, sockets and pipes. When it has happened, <file>.fired is there. Everything else goes straight
+// to the kernel.
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,7 +56,7 @@ static void fired(void)
 static int fault(const char *op)
 {
 	struct plan p;
-	if (!read_plan(&p) || (strcmp(p.op, op) && strcmp(p.op, "any")))
+	if (!read_plan(&p) || (strcmp(p.op, op) && (strcmp(p.op, "any") || !strcmp(op, "ioctl"))))
 		return 0;
 	pthread_mutex_lock(&lock);
 	if (p.serial != serial) {
@@ -66,6 +70,10 @@ static int fault(const char *op)
 	fired();
 	if (!strcmp(p.action, "kill"))
 		kill(getpid(), SIGKILL);
+	if (!strncmp(p.action, "kill=", 5)) {
+		kill(atoi(p.action + 5), SIGKILL);
+		return 0;
+	}
 	if (!strcmp(p.action, "short"))
 		return 1;
 	errno = atoi(p.action);
@@ -102,6 +110,17 @@ int ftruncate(int fd, off_t n)
 }
 
 int fsync(int fd) { return fault_fd("fsync", fd) < 0 ? -1 : (int)syscall(SYS_fsync, fd); }
+
+int fdatasync(int fd) { return fault_fd("fsync", fd) < 0 ? -1 : (int)syscall(SYS_fdatasync, fd); }
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	va_start(ap, request);
+	void *arg = va_arg(ap, void *);
+	va_end(ap);
+	return fault("ioctl") < 0 ? -1 : (int)syscall(SYS_ioctl, fd, request, arg);
+}
 
 int renameat2(int old_dir, const char *old, int new_dir, const char *new, unsigned flags)
 {
