@@ -534,8 +534,9 @@ void op_vm_clone(struct server *s, struct http_req *r, const char *name)
 	j->fork.socket = -1;
 	int result = vms_find(s, name, &vm, &err);
 	if (!result && count_handlers(&j->body))
-		result = api_fail(&err, API_INVALID_VALUE,
-				  "page_handler: a fork has the memory of the VM; it is for clones of snapshots");
+		result = api_fail(
+			&err, API_INVALID_VALUE,
+			"page_handler: a fork has the memory of the VM; it is for clones of snapshots");
 	if (!result && !vm->op && vm->state != VM_RUNNING && vm->state != VM_PAUSED)
 		result = api_fail(&err, API_WRONG_STATE,
 				  "VM %s is %s; a fork needs one that is running or paused", vm->cfg.name,

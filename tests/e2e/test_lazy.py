@@ -24,7 +24,7 @@ def need_userfaultfd():
 def freeze(d, fmt="lz4", **more):
     """A snapshot "snap" of a VM with PAGES pages of content; returns the guest's sum of them."""
     d.create("src", memory_mib=64, **more)
-    d.expect("src", "READY")
+    d.expect("src", "READY\n")
     d.say("src", f"touch {PAGES} w 7")
     d.say("src", "store frozen")
     total = d.say("src", f"sum 0 {PAGES}")
@@ -291,7 +291,7 @@ def test_the_command_line():
     need_userfaultfd()
     with Daemon() as d:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert thaw(d, "snapshot", "src", "snap", "--format", "lz4").returncode == 0
         r = thaw(d, "snapshot-prepare", "snap", "--wait")
         assert r.returncode == 0 and "template:" in r.stdout and "lz4" in r.stdout, r

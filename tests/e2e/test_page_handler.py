@@ -162,7 +162,7 @@ def test_memory_beyond_the_hole_below_4_gib():
     need_userfaultfd()
     with Daemon() as d, listener(d) as (s, path):
         d.create("src", memory_mib=4096)
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert d.post("/v1/snapshots", {"name": "snap", "vm": "src"}).status == 201
         d.delete("/v1/vms/src")
         got = []
@@ -315,6 +315,25 @@ def test_a_snapshot_has_all_of_the_memory():
             d.expect(f"of-{fmt}", "RESTORED\n")
             assert d.say(f"of-{fmt}", "load") == "OK frozen"
             assert d.say(f"of-{fmt}", f"sum 0 {PAGES}") == total
+
+
+def test_pools_and_forks():
+    """A clone with a handler is none of the pool's; a fork has the VM's memory, and all of it."""
+    need_userfaultfd()
+    with Daemon() as d:
+        total = freeze(d)
+        assert d.post("/v1/snapshots/snap/prepare", {"pool": {"size": 1}, "wait": True}).status == 200
+        with Handler(d) as h:
+            r = clone(d, h.path, "a")
+            assert r.status == 201 and r.json["clones"][0]["prepared"] is False, r
+            d.expect("a", "RESTORED\n")
+            r = d.post("/v1/vms/a/clone", {"page_handler": h.path})
+            assert (r.status, r.code) == (400, "invalid_value") and "fork" in r.message, r
+            r = d.post("/v1/vms/a/clone", {"clones": [{"name": "f"}]})
+            assert r.status == 201, r
+        d.expect("f", "RESTORED\n")  # without the handler
+        assert d.say("f", f"sum 0 {PAGES}") == total and "page_handler" not in d.vm("f")
+        assert d.say("a", f"sum 0 {PAGES}") == total
 
 
 def userfaultfd():

@@ -41,7 +41,7 @@ class FaultyVms(Daemon):
 
     def source(self, **more):
         self.create("src", **more)
-        self.expect("src", "READY")
+        self.expect("src", "READY\n")
         assert self.say("src", f"touch {PAGES} w 7") == f"OK {PAGES}"
         self.total = self.say("src", f"sum 0 {PAGES}")
 
