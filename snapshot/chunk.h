@@ -8,7 +8,14 @@
 //   index:             per chunk 24 bytes: le64 offset, le32 stored bytes, le32 kind,
 //                      le64 XXH3-64 of the stored bytes; it ends with the file
 //
-// Chunk i is the bytes from i * 64 KiB of what a raw memory file would hold. All bytes read
+// Chunk i is the bytes from i * 64 KiB of what a raw memory file would hold. An incremental
+// file (le16 minor 1, otherwise 0) holds only what changed since its parent snapshot: a chunk
+// of kind PARENT is as it was there, and of a PATCH these pages of 4 KiB are new:
+//
+//   le16 mask (bit k: page k of the chunk; neither 0 nor all its pages), then the pages in
+//   ascending order, as they are (n * 4096 bytes) or as one LZ4 block (fewer bytes)
+//
+// A chunk all of whose pages changed is stored as in a full file. All bytes read
 // here are hostile: chunks may overlap, but lie between header and index; what they decode
 // to has exactly the size it must have. A struct chunk_index is only read after it was
 // made: any thread.
@@ -21,7 +28,7 @@
 
 #define CHUNK_MAGIC "THAWCHNK"
 #define CHUNK_MAJOR 1
-#define CHUNK_MINOR 0
+#define CHUNK_MINOR 1 // written only when there are kinds from PARENT on
 #define CHUNK_BYTES 65536u
 #define CHUNK_HEAD_BYTES 64u
 
@@ -29,7 +36,8 @@ enum chunk_kind {
 	CHUNK_ZERO,   // nothing stored; the other fields are zero
 	CHUNK_RAW,    // did not get smaller
 	CHUNK_LZ4,    // one LZ4 block
-	CHUNK_PARENT, // reserved: as in the parent snapshot
+	CHUNK_PARENT, // nothing stored: as in the parent snapshot; the other fields are zero
+	CHUNK_PATCH,  // some pages stored, the others as in the parent snapshot
 };
 
 struct chunk_entry { // as it is in the file, checked
@@ -48,6 +56,13 @@ struct chunk_index {
 // empty file; -ENOSPC and the like with a sentence.
 int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_file_bytes,
 		struct mv_err *err);
+
+// The same as an incremental file: of the pages that `changed` names, a bit for each page of
+// 4 KiB by its place in the memory file, or, when it is NULL, of the private pages of the
+// mapping: what copy-on-write made of a clone's memory since it was mapped. Pages that did not
+// change are not touched. -ENOTSUP: NULL, and this system can't tell which pages those are.
+int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, unsigned n_threads,
+			uint64_t *ret_file_bytes, struct mv_err *err);
 
 // Reads and checks header and index. -EINVAL: damaged, or not of memory_bytes; -ENOMEM.
 int chunk_index_read(int fd, uint64_t memory_bytes, struct chunk_index *ret_index, struct mv_err *err);

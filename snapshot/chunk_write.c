@@ -4,6 +4,9 @@
 // compress those with a mark, and append what they made in pieces of about 1 MiB at an offset
 // that an atomic counter gives; the index is filled in as they go. The header comes last, so
 // a file whose writer died is not taken for a good one.
+//
+// For an incremental file the marks are the pages that changed, and no page is left out for
+// being zeros: the parent may have held something else there.
 #include "snapshot/chunk_head.h"
 
 #include <errno.h>
@@ -30,6 +33,7 @@ _Static_assert(PAGES == 16, "a mask has a bit per page");
 struct writer {
 	int fd;
 	const struct gmem *mem;
+	bool changed_only; // incremental: mask says what changed
 	uint64_t n_chunks;
 	uint16_t *mask;
 	struct chunk_entry *entry;
@@ -55,6 +59,14 @@ static int mark(void *arg, const struct gmem_region *r, const uint8_t *from, con
 	}
 	return 0;
 }
+
+static uint32_t chunk_bytes(const struct writer *w, uint64_t i)
+{
+	uint64_t left = w->mem->total_bytes - i * CHUNK_BYTES;
+	return left < CHUNK_BYTES ? (uint32_t)left : CHUNK_BYTES;
+}
+
+static uint16_t all_pages(uint32_t len) { return (uint16_t)((1u << len / PAGE) - 1); }
 
 static const uint8_t *page_at(const struct gmem *m, uint64_t file_offset)
 {
@@ -83,6 +95,18 @@ static const uint8_t *gather(const struct writer *w, struct scratch *s, uint64_t
 	return s->chunk;
 }
 
+// The marked pages one behind the other; returns their bytes.
+static uint32_t gather_changed(const struct writer *w, struct scratch *s, uint64_t i)
+{
+	uint32_t len = 0;
+	for (uint32_t k = 0; k < PAGES; k++)
+		if (w->mask[i] & 1u << k) {
+			memcpy(s->chunk + len, page_at(w->mem, i * CHUNK_BYTES + k * PAGE), PAGE);
+			len += PAGE;
+		}
+	return len;
+}
+
 static bool all_zero(const uint8_t *p, uint32_t len) { return !p[0] && !memcmp(p, p + 1, len - 1); }
 
 static int flush(struct writer *w, struct scratch *s)
@@ -101,22 +125,31 @@ static int flush(struct writer *w, struct scratch *s)
 
 static int add_chunk(struct writer *w, struct scratch *s, uint64_t i)
 {
-	uint64_t left = w->mem->total_bytes - i * CHUNK_BYTES;
-	uint32_t len = left < CHUNK_BYTES ? (uint32_t)left : CHUNK_BYTES;
-	const uint8_t *from = gather(w, s, i, len);
+	uint32_t len = chunk_bytes(w, i), head = 0, kind = CHUNK_LZ4;
 	uint8_t *to = s->out + s->out_len;
+	const uint8_t *from = s->chunk;
 
-	if (all_zero(from, len))
+	if (w->changed_only && w->mask[i] != all_pages(len)) {
+		le16_t mask = le16_make(w->mask[i]);
+		head = sizeof mask;
+		memcpy(to, &mask, head);
+		len = gather_changed(w, s, i);
+		kind = CHUNK_PATCH;
+	} else if (all_zero(from = gather(w, s, i, len), len)) {
 		return 0;
+	}
 	// Less than a sixteenth saved is not worth the time to decompress.
-	size_t n = codec_compress(s->state, from, len, to, len - len / 16);
-	if (!n)
-		memcpy(to, from, len);
+	uint32_t n = (uint32_t)codec_compress(s->state, from, len, to + head, len - len / 16);
+	if (!n) {
+		memcpy(to + head, from, n = len);
+		kind = kind == CHUNK_LZ4 ? CHUNK_RAW : kind;
+	}
+	n += head;
 	w->entry[i] = (struct chunk_entry){ .offset = le64_make(s->out_len),
-					    .stored_bytes = le32_make(n ? (uint32_t)n : len),
-					    .kind = le32_make(n ? CHUNK_LZ4 : CHUNK_RAW),
-					    .xxh3 = le64_make(snap_xxh3(to, n ? n : len)) };
-	s->out_len += n ? n : len;
+					    .stored_bytes = le32_make(n),
+					    .kind = le32_make(kind),
+					    .xxh3 = le64_make(snap_xxh3(to, n)) };
+	s->out_len += n;
 	s->pending[s->n_pending++] = i;
 	return s->out_len >= OUT_BYTES || s->n_pending == MV_ARRAY_LEN(s->pending) ? flush(w, s) : 0;
 }
@@ -135,6 +168,8 @@ static void *work(void *arg)
 		for (; !r && i < end && i < w->n_chunks; i++)
 			if (w->mask[i])
 				r = add_chunk(w, s, i);
+			else if (w->changed_only)
+				w->entry[i].kind = le32_make(CHUNK_PARENT);
 	}
 	r = r ? r : flush(w, s);
 	if (r)
@@ -163,12 +198,20 @@ static unsigned count_threads(unsigned wanted)
 	return wanted > MAX_THREADS ? MAX_THREADS : wanted;
 }
 
+static bool needs_parent(const struct writer *w)
+{
+	for (uint64_t i = 0; i < w->n_chunks; i++)
+		if (le32_get(w->entry[i].kind) >= CHUNK_PARENT)
+			return true;
+	return false;
+}
+
 static int finish(struct writer *w, uint64_t *ret_file_bytes)
 {
 	size_t index_bytes = w->n_chunks * sizeof *w->entry;
 	uint64_t at = atomic_load(&w->end);
 	struct chunk_head h = { .major = le16_make(CHUNK_MAJOR),
-				.minor = le16_make(CHUNK_MINOR),
+				.minor = le16_make(needs_parent(w) ? CHUNK_MINOR : 0),
 				.chunk_bytes = le32_make(CHUNK_BYTES),
 				.memory_bytes = le64_make(w->mem->total_bytes),
 				.n_chunks = le64_make(w->n_chunks),
@@ -182,13 +225,27 @@ static int finish(struct writer *w, uint64_t *ret_file_bytes)
 	return r;
 }
 
-int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_file_bytes,
-		struct mv_err *err)
+// Sets w->mask.
+static int choose_pages(struct writer *w, const uint64_t *changed)
+{
+	if (!w->changed_only)
+		return snap_pages_walk(SNAP_MEMORY_AUTO, w->mem, mark, w);
+	if (!changed)
+		return snap_private_walk(SNAP_MEMORY_AUTO, w->mem, mark, w);
+	for (uint64_t i = 0; i < w->n_chunks; i++)
+		w->mask[i] = (uint16_t)(changed[i / 4] >> i % 4 * PAGES) & all_pages(chunk_bytes(w, i));
+	return 0;
+}
+
+static int write_file(int fd, const struct gmem *m, bool changed_only, const uint64_t *changed,
+		      unsigned n_threads, uint64_t *ret_file_bytes, struct mv_err *err)
 {
 	uint64_t n = (m->total_bytes + CHUNK_BYTES - 1) / CHUNK_BYTES, file_bytes = 0;
 	MV_FREE uint16_t *mask = calloc(n, sizeof *mask);
 	MV_FREE struct chunk_entry *entry = calloc(n, sizeof *entry);
-	struct writer w = { .fd = fd, .mem = m, .n_chunks = n, .mask = mask, .entry = entry };
+	struct writer w = {
+		.fd = fd, .mem = m, .changed_only = changed_only, .n_chunks = n, .mask = mask, .entry = entry
+	};
 	struct stat st;
 
 	if (fstat(fd, &st))
@@ -198,7 +255,10 @@ int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_
 	if (!mask || !entry)
 		return mv_fail(err, ENOMEM, "memory: out of memory");
 	atomic_init(&w.end, sizeof(struct chunk_head));
-	int r = snap_pages_walk(SNAP_MEMORY_AUTO, m, mark, &w);
+	int r = choose_pages(&w, changed);
+	if (r == -ENOTSUP)
+		return mv_fail(err, -r,
+			       "memory: this system cannot tell which pages changed: is /proc there?");
 	r = r ? r : run_threads(&w, count_threads(n_threads));
 	r = r ? r : finish(&w, &file_bytes);
 	if (r == -ENOSPC || r == -EDQUOT)
@@ -208,4 +268,16 @@ int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_
 		return mv_fail(err, -r, "memory: cannot write: %s", strerror(-r));
 	*ret_file_bytes = file_bytes;
 	return 0;
+}
+
+int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_file_bytes,
+		struct mv_err *err)
+{
+	return write_file(fd, m, false, NULL, n_threads, ret_file_bytes, err);
+}
+
+int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, unsigned n_threads,
+			uint64_t *ret_file_bytes, struct mv_err *err)
+{
+	return write_file(fd, m, true, changed, n_threads, ret_file_bytes, err);
 }

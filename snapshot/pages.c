@@ -5,6 +5,9 @@
 //    the template's content), whether present or not.
 // /proc/self/maps says which kind of mapping an address has (the kernel's word, so
 // nobody has to keep a flag in step), the page tables say what is present.
+//
+// Private to a mapping are the pages that are present or swapped out and neither of a file
+// nor the kernel's page of zeros, which a userfaultfd maps for a chunk of zeros.
 #include "snapshot/pages.h"
 
 #include <errno.h>
@@ -26,6 +29,7 @@ struct walk {
 	void *arg;
 	int pagemap_fd; // -1: finder ALL
 	enum snap_memory_finder finder;
+	bool private;
 	const struct gmem_region *region;
 };
 
@@ -45,11 +49,13 @@ struct scan_arg {
 		category_anyof_mask, return_mask;
 };
 #define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
+#define SCAN_IS_FILE (1u << 2)
 #define SCAN_IS_PRESENT (1u << 3)
 #define SCAN_IS_SWAPPED (1u << 4)
 #define SCAN_IS_PFNZERO (1u << 5)
 
-// Present or swapped, but not the shared page of zeros that a mere read maps.
+// Present or swapped, but not the shared page of zeros that a mere read maps, nor a page of a
+// file. (In an anonymous mapping there are none of those.)
 static struct scan_arg scan_arg(const uint8_t *from, const uint8_t *to, struct scan_region *vec, size_t n)
 {
 	return (struct scan_arg){ .size = sizeof(struct scan_arg),
@@ -57,8 +63,8 @@ static struct scan_arg scan_arg(const uint8_t *from, const uint8_t *to, struct s
 				  .end = (uintptr_t)to,
 				  .vec = (uintptr_t)vec,
 				  .vec_len = n,
-				  .category_inverted = SCAN_IS_PFNZERO,
-				  .category_mask = SCAN_IS_PFNZERO,
+				  .category_inverted = SCAN_IS_PFNZERO | SCAN_IS_FILE,
+				  .category_mask = SCAN_IS_PFNZERO | SCAN_IS_FILE,
 				  .category_anyof_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED,
 				  .return_mask = SCAN_IS_PRESENT | SCAN_IS_SWAPPED };
 }
@@ -84,7 +90,10 @@ static int find_by_scan(struct walk *w, const uint8_t *from, const uint8_t *to)
 	return 0;
 }
 
-// Documentation/admin-guide/mm/pagemap.rst: bit 63 present, bit 62 swapped.
+// Documentation/admin-guide/mm/pagemap.rst: bit 63 present, bit 62 swapped, bit 61 of a file.
+// It can't tell the page of zeros from others: it counts as anonymous.
+static bool is_anonymous(uint64_t entry) { return entry >> 62 && !(entry >> 61 & 1); }
+
 static int find_by_pagemap(struct walk *w, const uint8_t *from, const uint8_t *to)
 {
 	uint64_t entry[PAGEMAP_BATCH];
@@ -95,10 +104,10 @@ static int find_by_pagemap(struct walk *w, const uint8_t *from, const uint8_t *t
 		int r = mv_pread_full(w->pagemap_fd, entry, n * 8, (uintptr_t)from / PAGE * 8);
 		for (size_t i = 0; !r && i < n;) {
 			size_t first = i;
-			while (i < n && entry[i] >> 62)
+			while (i < n && is_anonymous(entry[i]))
 				i++;
 			r = found(w, from + first * PAGE, from + i * PAGE);
-			while (i < n && !(entry[i] >> 62))
+			while (i < n && !is_anonymous(entry[i]))
 				i++;
 		}
 		if (r)
@@ -128,6 +137,8 @@ static void close_stream(FILE **f)
 static int walk_region(struct walk *w)
 {
 	const uint8_t *at = w->region->hva, *end = at + w->region->size_bytes;
+	if (w->private)
+		return walk_anonymous(w, at, end);
 	if (w->finder == SNAP_MEMORY_ALL)
 		return found(w, at, end);
 	__attribute__((cleanup(close_stream))) FILE *maps = fopen("/proc/self/maps", "re");
@@ -191,11 +202,24 @@ static int walk_regions(struct walk *w, const struct gmem *m)
 	return 0;
 }
 
+static int walk(struct walk *w, const struct gmem *m)
+{
+	int r = choose_finder(w);
+	if (!r && w->private && w->finder == SNAP_MEMORY_ALL)
+		r = -ENOTSUP;
+	r = r ? r : walk_regions(w, m);
+	mv_close(&w->pagemap_fd);
+	return r;
+}
+
 int snap_pages_walk(enum snap_memory_finder finder, const struct gmem *m, snap_pages_fn *fn, void *arg)
 {
-	struct walk w = { .fn = fn, .arg = arg, .pagemap_fd = -1, .finder = finder };
-	int r = choose_finder(&w);
-	r = r ? r : walk_regions(&w, m);
-	mv_close(&w.pagemap_fd);
-	return r;
+	return walk(&(struct walk){ .fn = fn, .arg = arg, .pagemap_fd = -1, .finder = finder }, m);
+}
+
+int snap_private_walk(enum snap_memory_finder finder, const struct gmem *m, snap_pages_fn *fn, void *arg)
+{
+	return walk(
+		&(struct walk){ .fn = fn, .arg = arg, .pagemap_fd = -1, .finder = finder, .private = true },
+		m);
 }
