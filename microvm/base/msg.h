@@ -78,7 +78,9 @@ struct msg_claim {
 };
 
 struct msg_snapshot {
-	uint32_t lz4; // 1: a compressed memory file
+	uint32_t lz4;         // 1: a compressed memory file
+	uint32_t incremental; // 1: only what changed, see live.h; needs lz4
+	uint32_t confirmed;   // 1: the snapshot before this one was published
 };
 
 // Guest memory that is registered with a userfaultfd.
