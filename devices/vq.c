@@ -24,7 +24,12 @@ static uint16_t load16(const le16_t *p, int order)
 	return le16_get((le16_t){ __atomic_load_n(&p->raw, order) });
 }
 
-static void store16(le16_t *p, uint16_t v, int order) { __atomic_store_n(&p->raw, le16_make(v).raw, order); }
+// Into the used ring.
+static void store16(const struct vq *q, le16_t *p, uint16_t v, int order)
+{
+	__atomic_store_n(&p->raw, le16_make(v).raw, order);
+	gmem_wrote(q->mem, p, sizeof *p);
+}
 
 static uint16_t slot(const struct vq *q, uint16_t position) { return position & (uint16_t)(q->size - 1); }
 
@@ -67,6 +72,8 @@ static int add_piece(const struct vq *q, struct vq_chain *c, bool *writing, gpa_
 	void *p = gmem_ptr(q->mem, addr, len);
 	if (!p)
 		return -EFAULT;
+	if (writable)
+		gmem_wrote(q->mem, p, len);
 	struct vq_span *s = writable ? &c->writable : &c->readable;
 	c->iov[n] = (struct iovec){ .iov_base = p, .iov_len = len };
 	if (!s->n)
@@ -135,10 +142,11 @@ void vq_unpop(struct vq *q) { q->next_avail--; }
 
 void vq_push(struct vq *q, uint16_t head, uint32_t written)
 {
-	q->used->ring[slot(q, q->next_used)] =
-		(struct vq_used_elem){ .id = le32_make(head), .len = le32_make(written) };
+	struct vq_used_elem *e = &q->used->ring[slot(q, q->next_used)];
+	*e = (struct vq_used_elem){ .id = le32_make(head), .len = le32_make(written) };
+	gmem_wrote(q->mem, e, sizeof *e);
 	q->next_used++;
-	store16(&q->used->idx, q->next_used, __ATOMIC_RELEASE); // after the entry and the data
+	store16(q, &q->used->idx, q->next_used, __ATOMIC_RELEASE); // after the entry and the data
 }
 
 bool vq_should_signal(struct vq *q)
@@ -158,15 +166,15 @@ bool vq_should_signal(struct vq *q)
 void vq_disable_notify(struct vq *q)
 {
 	if (!q->event_idx) // with EVENT_IDX an avail_event left behind is as good
-		store16(&q->used->flags, VQ_USED_NO_NOTIFY, __ATOMIC_RELAXED);
+		store16(q, &q->used->flags, VQ_USED_NO_NOTIFY, __ATOMIC_RELAXED);
 }
 
 bool vq_enable_notify(struct vq *q)
 {
 	if (q->event_idx)
-		store16(avail_event(q), q->next_avail, __ATOMIC_RELAXED);
+		store16(q, avail_event(q), q->next_avail, __ATOMIC_RELAXED);
 	else
-		store16(&q->used->flags, 0, __ATOMIC_RELAXED);
+		store16(q, &q->used->flags, 0, __ATOMIC_RELAXED);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST); // our wish is visible before we look again
 	return load16(&q->avail->idx, __ATOMIC_RELAXED) != q->next_avail;
 }
@@ -178,7 +186,7 @@ uint16_t vq_notify_next(struct vq *q)
 	vq_enable_notify(q);
 	uint16_t idx = vq_driver_index(q);
 	if (q->event_idx) {
-		store16(avail_event(q), idx, __ATOMIC_RELAXED);
+		store16(q, avail_event(q), idx, __ATOMIC_RELAXED);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST); // before the caller looks at the index again
 	}
 	return idx;

@@ -4,9 +4,10 @@
 //
 // Trust: everything in the rings is hostile and may change at any moment. vq_pop() is
 // the only reader of descriptors; it copies each one once and hands out host iovecs that
-// lie inside guest memory. Ring positions are our own counters, never read back.
-// Threads: one at a time (the loop's lock). Errors are -errno; after one the queue must
-// not be used before it is set up anew (the caller sets DEVICE_NEEDS_RESET).
+// lie inside guest memory, those to be written already marked as written (gmem_wrote()): so a
+// device must not keep a request beyond a pause, and none does (vio_ops.quiesce). Ring positions are our own
+// counters, never read back. Threads: one at a time (the loop's lock). Errors are -errno; after one the queue
+// must not be used before it is set up anew (the caller sets DEVICE_NEEDS_RESET).
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

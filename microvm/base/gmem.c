@@ -72,6 +72,28 @@ void *gmem_ptr(const struct gmem *m, gpa_t a, size_t len)
 	return r->hva + (a.v - r->gpa);
 }
 
+// Devices mark the same few pages over and over: an atomic access only for what is new.
+void gmem_mark(const struct gmem *m, const void *p, size_t len)
+{
+	for (unsigned i = 0; len && i < m->n_regions; i++) {
+		const struct gmem_region *r = &m->region[i];
+		uint64_t at = (uintptr_t)p - (uintptr_t)r->hva; // wraps to a huge number below it
+		if (at >= r->size_bytes)
+			continue;
+		uint64_t page = (r->file_offset + at) / GMEM_PAGE_BYTES;
+		uint64_t end = (r->file_offset + at + len - 1) / GMEM_PAGE_BYTES + 1;
+		while (page < end) {
+			uint64_t first = page % 64, n = end - page < 64 - first ? end - page : 64 - first;
+			uint64_t bits = (n == 64 ? UINT64_MAX : (1ULL << n) - 1) << first;
+			uint64_t *word = &m->written[page / 64];
+			if ((__atomic_load_n(word, __ATOMIC_RELAXED) & bits) != bits)
+				__atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
+			page += n;
+		}
+		return;
+	}
+}
+
 // Visits the pieces of a range; checks all of it before the first copy.
 static int gmem_copy(const struct gmem *m, gpa_t a, void *host, size_t len, bool to_guest)
 {
@@ -84,10 +106,12 @@ static int gmem_copy(const struct gmem *m, gpa_t a, void *host, size_t len, bool
 				return -EFAULT;
 			size_t n = len - done < left ? len - done : (size_t)left;
 			uint8_t *guest = r->hva + (at - r->gpa);
-			if (pass && to_guest)
+			if (pass && to_guest) {
 				memcpy(guest, (uint8_t *)host + done, n);
-			else if (pass)
+				gmem_wrote(m, guest, n);
+			} else if (pass) {
 				memcpy((uint8_t *)host + done, guest, n);
+			}
 			done += n;
 			if (__builtin_add_overflow(at, n, &at) && done < len)
 				return -EFAULT;

@@ -2,7 +2,7 @@
 // Guest memory: the only maker of host pointers into the guest. A pointer always
 // comes with a length and lies wholly inside one region. What it points to can
 // change at any moment (the guest runs): copy once, check the copy, use the copy.
-// Read-only after setup; any thread.
+// Read-only after setup, but for the marks of written pages; any thread.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -13,6 +13,7 @@
 #include "microvm/base/err.h"
 
 #define GMEM_MAX_REGIONS 4
+#define GMEM_PAGE_BYTES 4096u
 
 struct gmem_region {
 	uint64_t gpa, size_bytes; // page-aligned, not overlapping, ascending
@@ -24,6 +25,9 @@ struct gmem {
 	struct gmem_region region[GMEM_MAX_REGIONS];
 	unsigned n_regions;
 	uint64_t total_bytes;
+	// Pages that this process wrote, a bit each by their place in the memory file. NULL: nobody
+	// asks. Its owner (microvm/dirty.h) sets it before the first write and keeps it till the last.
+	uint64_t *written;
 };
 
 // Adds a region (its memory not yet mapped, hva NULL); file offsets follow each other.
@@ -39,6 +43,16 @@ void gmem_fini(struct gmem *m);
 // Host pointer for [gpa, gpa+len), NULL unless it lies inside one region. len > 0.
 void *gmem_ptr(const struct gmem *m, gpa_t gpa, size_t len);
 
-// Copies; 0 or -EFAULT with nothing copied. May cross from one region into the next.
+// Whoever writes guest memory through a pointer says so: before or after, but not with a pause of
+// the VM in between, since a snapshot may take the marks then. [p, p + len) lies in one region.
+void gmem_mark(const struct gmem *m, const void *p, size_t len);
+static inline void gmem_wrote(const struct gmem *m, const void *p, size_t len)
+{
+	if (__builtin_expect(m->written != NULL, false))
+		gmem_mark(m, p, len);
+}
+
+// Copies; gmem_write() marks by itself. 0 or -EFAULT with nothing copied. May cross from one region into the
+// next.
 int gmem_read(const struct gmem *m, gpa_t gpa, void *dst, size_t len);
 int gmem_write(const struct gmem *m, gpa_t gpa, const void *src, size_t len);

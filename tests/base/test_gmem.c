@@ -158,12 +158,56 @@ static void random_ranges(void **state)
 	gmem_fini(&m);
 }
 
+// A mark per page of any byte of which is named; by place in the file, not by address.
+static void marks(void **state)
+{
+	static const struct {
+		unsigned region;
+		size_t at, len;
+		unsigned first, n; // pages that get marked
+	} c[] = {
+		{ 0, 0, 1, 0, 1 },
+		{ 0, 4095, 1, 0, 1 },
+		{ 0, 4095, 2, 0, 2 },
+		{ 0, 4096, 4096, 1, 1 },
+		{ 0, 63 * 4096, 2 * 4096, 63, 2 }, // into the next word
+		{ 0, 0, MIB, 0, 256 },
+		{ 0, 3 * 4096 + 1, 200 * 4096, 3, 201 },
+		{ 1, MIB - 1, 1, 511, 1 },
+		{ 2, 0, 1, 512, 1 },
+		{ 2, 0, 2 * MIB, 512, 512 },
+		{ 2, 2 * MIB - 1, 1, 1023, 1 },
+		{ 0, 5, 0, 0, 0 },
+	};
+	uint64_t written[4 * MIB / GMEM_PAGE_BYTES / 64];
+	struct gmem m;
+	(void)state;
+	make(&m, -1);
+	gmem_wrote(&m, m.region[0].hva, 1); // nobody asks
+	m.written = written;
+	for (size_t i = 0; i < MV_ARRAY_LEN(c); i++) {
+		memset(written, 0, sizeof written);
+		gmem_wrote(&m, m.region[c[i].region].hva + c[i].at, c[i].len);
+		for (unsigned p = 0; p < 1024; p++)
+			if ((written[p / 64] >> p % 64 & 1) != (p >= c[i].first && p < c[i].first + c[i].n))
+				fail_msg("case %zu, page %u", i, p);
+	}
+	memset(written, 0, sizeof written);
+	assert_int_equal(gmem_read(&m, gpa(0), &(char[9]){ 0 }, 9), 0);
+	assert_int_equal(gmem_write(&m, gpa(MIB - 4), "12345678", 8), 0); // across two regions
+	assert_int_equal(gmem_write(&m, gpa(2 * MIB - 4), "12345678", 8), -EFAULT);
+	for (unsigned p = 0; p < 1024; p++)
+		assert_int_equal(written[p / 64] >> p % 64 & 1, p == 255 || p == 256);
+	gmem_fini(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(layout),      cmocka_unit_test(pointers),
 		cmocka_unit_test(copies),      cmocka_unit_test(private_over_a_file),
 		cmocka_unit_test(map_failure), cmocka_unit_test(random_ranges),
+		cmocka_unit_test(marks),
 	};
 	return cmocka_run_group_tests_name("base/gmem", tests, NULL, NULL);
 }

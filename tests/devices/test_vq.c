@@ -292,6 +292,66 @@ static void test_notify(void **state)
 	assert_int_equal(le16_get(f->drv.used->flags), 0);
 }
 
+static bool marked(struct fixture *f, const void *p)
+{
+	uint64_t page = (uint64_t)((const uint8_t *)p - f->vm.mem.region[0].hva) / GMEM_PAGE_BYTES;
+	return f->vm.mem.written[page / 64] >> page % 64 & 1;
+}
+
+// What the device writes, and nothing else: each on pages of its own, one access at a time.
+static void test_marks_what_it_writes(void **state)
+{
+	struct fixture *f = *state;
+	struct t_queue drv;
+	uint64_t marks[(T_LOW_BYTES + T_HIGH_BYTES) / GMEM_PAGE_BYTES / 64];
+	uint64_t page = t_alloc(&f->vm, 8 * 4096, 4096), used_gpa = t_alloc(&f->vm, 4 * 4096, 4096);
+	f->vm.mem.written = marks;
+	t_queue_init(&drv, &f->vm, 1024);
+	// A used ring of 8 KiB that begins 8 bytes before a page: flags, index, half an entry in one
+	// page, then two, avail_event in the last.
+	struct vq q = { .size = 1024,
+			.desc_gpa = drv.desc_gpa,
+			.driver_gpa = drv.driver_gpa,
+			.device_gpa = used_gpa + 4096 - 8 };
+	uint8_t *used = t_ptr(&f->vm, used_gpa, 4 * 4096), *data = t_ptr(&f->vm, page, 8 * 4096);
+	assert_int_equal(vq_map(&q, &f->vm.mem, VIO_FEATURES), 0);
+	memset(marks, 0, sizeof marks);
+	uint16_t head = t_add(&drv,
+			      (struct t_buf[]){ { page, 4096, false },
+						{ page + 4096 + 4095, 2, true },
+						{ page + 4 * 4096, 4096, true },
+						{ page + 6 * 4096, 0, true } },
+			      4);
+	assert_int_equal(vq_pop(&q, &f->c), 1);
+	static const bool expected[8] = { false, true, true, false, true };
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(marked(f, data + i * 4096), expected[i]);
+	for (unsigned i = 0; i < 4; i++)
+		assert_false(marked(f, used + i * 4096));
+	vq_push(&q, head, 0); // the entry lies across two pages
+	assert_true(marked(f, used) && marked(f, used + 4096) && !marked(f, used + 2 * 4096));
+	memset(marks, 0, sizeof marks);
+	q.next_used = 800;
+	vq_push(&q, head, 0);
+	assert_true(marked(f, used) && !marked(f, used + 4096) && marked(f, used + 2 * 4096));
+	memset(marks, 0, sizeof marks);
+	vq_enable_notify(&q);
+	assert_true(!marked(f, used) && !marked(f, used + 4096) && marked(f, used + 2 * 4096));
+	memset(marks, 0, sizeof marks);
+	vq_notify_next(&q);
+	assert_true(marked(f, used + 2 * 4096));
+	q.event_idx = false;
+	for (unsigned i = 0; i < 2; i++) {
+		memset(marks, 0, sizeof marks);
+		if (i)
+			vq_enable_notify(&q);
+		else
+			vq_disable_notify(&q);
+		assert_true(marked(f, used) && !marked(f, used + 4096) && !marked(f, used + 2 * 4096));
+	}
+	f->vm.mem.written = NULL;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -304,6 +364,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_4_gib, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_signal, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_notify, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_marks_what_it_writes, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
