@@ -31,7 +31,7 @@ struct cli {
 	unsigned long vcpus, memory, count, timeout_s, wait_s;
 	const char *pool;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait;
-	bool no_rng, start, follow, read, paused, force, tree, no_fill, wait;
+	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait;
 };
 
 typedef int cli_fn(struct cli *c);

@@ -157,6 +157,7 @@ int cli_create(struct cli *c)
 			status = EXIT_USAGE;
 	}
 	js_put_bool(o, "rng", !c->no_rng);
+	js_put_bool(o, "track_dirty", c->track_dirty);
 	js_put_bool(o, "start", c->start);
 	if (!status)
 		status = put_devices(c, o);

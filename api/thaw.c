@@ -16,6 +16,7 @@ enum opt {
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL,
 	O_PAGE_HANDLER,
+	O_TRACK_DIRTY,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -29,7 +30,8 @@ static const struct option long_options[] = {
 	WITH("kernel", O_KERNEL), WITH("initrd", O_INITRD), WITH("cmdline", O_CMDLINE),
 	WITH("vcpus", O_VCPUS), WITH("memory", O_MEMORY), WITH("discovery", O_DISCOVERY),
 	WITH("boot", O_BOOT), WITH("drive", O_DRIVE), WITH("net", O_NET), WITH("vsock", O_VSOCK),
-	BARE("no-rng", O_NO_RNG), BARE("start", O_START), WITH("mode", O_MODE),
+	BARE("no-rng", O_NO_RNG), BARE("track-dirty", O_TRACK_DIRTY), BARE("start", O_START),
+	WITH("mode", O_MODE),
 	BARE("follow", O_FOLLOW), BARE("read", O_READ), WITH("write", O_WRITE),
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
@@ -49,10 +51,11 @@ static const struct command {
 } commands[] = {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
-		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_START) | BIT(O_CPU),
+		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU),
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
+	  "         [--track-dirty]\n"
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID,tap=TAP[,mac=MAC]]... [--vsock cid=N[,path=SOCKET]]\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]",
@@ -145,6 +148,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_VSOCK: c->vsock = arg; return true;
 	case O_CPU: c->cpu = arg; return true;
 	case O_NO_RNG: return c->no_rng = true;
+	case O_TRACK_DIRTY: return c->track_dirty = true;
 	case O_START: return c->start = true;
 	case O_MODE: c->mode = arg; return true;
 	case O_FOLLOW: return c->follow = true;

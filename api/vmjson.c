@@ -91,6 +91,8 @@ static DEFINE_JS(cpu_table, cpu_fields);
 	  .size = sizeof(struct vmcfg_vsock), PRESENT(s, cfg vsock.present), .doc = "default: none" }, \
 	{ .name = "cpu", .type = JS_OBJ, .offset = MV_OFF(s, cfg cpu), .sub = &cpu_table,           \
 	  .size = sizeof(struct vmcfg_cpu), PRESENT(s, cfg cpu.present), .doc = "default: as the host's" }, \
+	F_BOOL(s, cfg track_dirty, "track_dirty",                                                  \
+	       "note what the guest writes, for incremental snapshots; default false"),            \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
 
 #define NOTHING

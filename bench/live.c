@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Live snapshots: how long the VM stands still, by memory size and by how much of it is dirty;
-// once with a memory file whose writer is held up, to show that storage does not matter.
+// once with a memory file whose writer is held up, to show that storage does not matter; and
+// incremental ones, that write what changed since the one before.
 #include "bench/bench.h"
 
 #include <errno.h>
@@ -89,9 +90,50 @@ static int measure(const struct bench_env *env, struct bench_results *res, unsig
 	return r;
 }
 
+// A sixteenth of memory is written between two snapshots.
+static int incremental(const struct bench_env *env, struct bench_results *res)
+{
+	struct vmcfg cfg;
+	struct vm_fds f;
+	char command[64], line[64];
+	const char *labels = "{\"memory_mib\": 256, \"changed\": \"1/16\"}";
+	struct bench_series *pause = bench_labelled(res, "snapshot_incremental_pause", "us", labels,
+						    "incremental snapshot: vCPUs stand still");
+	struct bench_series *total = bench_labelled(res, "snapshot_incremental_total", "us", labels,
+						    "incremental snapshot: asked to written (page cache)");
+	t_tiny_config(&cfg);
+	cfg.mem_mib = 256;
+	cfg.track_dirty = true;
+	vm_fds_init(&f);
+	f.kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	f.kernel = open(env->guest, O_RDONLY | O_CLOEXEC);
+	int r = t_vmm_start(&vmm, env->vmm);
+	r = r ? r : t_vmm_setup(&vmm, MSG_BOOT, &cfg, &f, true);
+	vm_fds_close(&f);
+	r = r ? r : t_vmm_expect(&vmm, "READY\n", 10000);
+	r = r ? r : t_vmm_ask(&vmm, "touch 16384 w 1", line, sizeof line);
+	for (int i = 0; !r && i < (env->quick ? 8 : 40); i++) { // the first one is full
+		struct msg_snapshot how = { .lz4 = 1, .incremental = i > 0, .confirmed = i > 0 };
+		int files[2] = { memfd_create("state", MFD_CLOEXEC), memfd_create("memory", MFD_CLOEXEC) };
+		uint64_t sent = mv_now_ns();
+		r = t_vmm_call(&vmm, MSG_SNAPSHOT, &msg_snapshot_table, &how, files, 2, 60000);
+		if (!r && i) {
+			bench_add(pause, (double)vmm.reply.pause_ns / 1000);
+			bench_add(total, (double)(mv_now_ns() - sent) / 1000);
+		}
+		close(files[0]);
+		close(files[1]);
+		snprintf(command, sizeof command, "touch 4096 w %d", i + 1);
+		r = r ? r : t_vmm_ask(&vmm, command, line, sizeof line);
+	}
+	t_vmm_end(&vmm);
+	return r;
+}
+
 int bench_live(const struct bench_env *env, struct bench_results *res)
 {
 	int r = measure(env, res, 128, 4, "{\"memory_mib\": 128, \"dirty\": \"1/4\"}");
 	r = r ? r : measure(env, res, 256, 4, "{\"memory_mib\": 256, \"dirty\": \"1/4\"}");
-	return r ? r : measure(env, res, 1024, 4, "{\"memory_mib\": 1024, \"dirty\": \"1/4\"}");
+	r = r ? r : measure(env, res, 1024, 4, "{\"memory_mib\": 1024, \"dirty\": \"1/4\"}");
+	return r ? r : incremental(env, res);
 }

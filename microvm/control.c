@@ -225,7 +225,7 @@ static int do_snapshot(struct control *c, struct msg *m, struct msg_reply *rep, 
 		return r;
 	if (m->n_fds < 2)
 		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
-	r = live_start(&c->snapshot, c->vm, m->fds, m->n_fds, s.lz4, on_snapshot, c, err);
+	r = live_start(&c->snapshot, c->vm, m->fds, m->n_fds, &s, on_snapshot, c, err);
 	if (!r)
 		c->snapshot_id = m->id;
 	else // of this one, not of one that is under way

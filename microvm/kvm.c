@@ -30,20 +30,29 @@ int kvm_create_vm(int kvm_fd, struct mv_err *err)
 	return fd < 0 ? mv_fail(err, errno, "KVM_CREATE_VM: %s", strerror(errno)) : fd;
 }
 
-int kvm_set_memory(int vm_fd, const struct gmem *m, struct mv_err *err)
+int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_err *err)
 {
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		struct kvm_userspace_memory_region slot = {
 			.slot = i,
+			.flags = log_dirty ? KVM_MEM_LOG_DIRTY_PAGES : 0,
 			.guest_phys_addr = m->region[i].gpa,
 			.memory_size = m->region[i].size_bytes,
 			.userspace_addr = (uintptr_t)m->region[i].hva,
 		};
 		int r = kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
 		if (r < 0)
-			return r;
+			return log_dirty && err->code == EINVAL
+				       ? mv_wrap(err, "track_dirty: this KVM can't tell what a guest writes")
+				       : r;
 	}
 	return 0;
+}
+
+int kvm_get_dirty_log(int vm_fd, unsigned slot, uint64_t *bits, struct mv_err *err)
+{
+	struct kvm_dirty_log log = { .slot = slot, .dirty_bitmap = bits };
+	return kvm_call(vm_fd, KVM_GET_DIRTY_LOG, &log, "KVM_GET_DIRTY_LOG", err);
 }
 
 int kvm_create_vcpu(int vm_fd, unsigned index, struct mv_err *err)

@@ -3,6 +3,7 @@
 // number). Each returns 0 or a descriptor, or -errno with a sentence in err.
 #pragma once
 #include <linux/kvm.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "microvm/base/err.h"
@@ -12,8 +13,13 @@
 int kvm_create_vm(int kvm_fd, struct mv_err *err);
 
 // Registers guest memory as slots 0.. (4.35). Before the irqchip exists: afterwards each
-// slot costs an SRCU grace period (6 ms measured instead of 0.1 ms).
-int kvm_set_memory(int vm_fd, const struct gmem *m, struct mv_err *err);
+// slot costs an SRCU grace period (6 ms measured instead of 0.1 ms). log_dirty: KVM notes what
+// the guest writes (KVM_MEM_LOG_DIRTY_PAGES), and maps 4 KiB pages only.
+int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_err *err);
+
+// Sets in `bits` the pages of a slot that were written since the last call, by the guest or for
+// it by KVM, and forgets them (4.8). `bits` has room for the slot's pages, rounded up to 64.
+int kvm_get_dirty_log(int vm_fd, unsigned slot, uint64_t *bits, struct mv_err *err);
 
 int kvm_create_vcpu(int vm_fd, unsigned index, struct mv_err *err);
 int kvm_run_bytes(int kvm_fd); // size of the shared run area of a vCPU (4.5)

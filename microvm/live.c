@@ -13,6 +13,7 @@
 
 #include "microvm/lazy.h"
 #include "microvm/save.h"
+#include "snapshot/chunk.h"
 #include "snapshot/format.h"
 #include "snapshot/memory.h"
 
@@ -34,8 +35,19 @@ static void keep_only(int state_fd, int memory_fd, int result_fd)
 	close_range(FD_END, ~0u, 0);
 }
 
+// No userfaultfd in here: what a lazily loaded VM lacks is not touched. It was never written, so
+// it is not in the set either, but for what a device gave back unwritten.
+static int write_changed(const struct vm *vm, struct live_result *result, struct mv_err *err)
+{
+	uint64_t *set = vm->dirty.set;
+	int r = set && vm->uffd_fd >= 0 ? dirty_keep_private(set, &vm->mem, err) : 0;
+	r = r ? r : chunk_write_changed(FD_MEMORY, &vm->mem, set, 0, &result->memory_bytes, err);
+	result->memory_data_bytes = result->memory_bytes;
+	return r;
+}
+
 static void __attribute__((noreturn))
-child_main(const struct vm *vm, bool lz4, const struct mv_buf *state, pid_t parent)
+child_main(const struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *state, pid_t parent)
 {
 	struct live_result result = { .state_bytes = state->len };
 	struct mv_err err = { 0 };
@@ -46,8 +58,10 @@ child_main(const struct vm *vm, bool lz4, const struct mv_buf *state, pid_t pare
 		_exit(1);
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
 	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
-	if (!r)
-		r = snap_memory_write_as(lz4, FD_MEMORY, &vm->mem, &result.memory_bytes,
+	if (!r && how->incremental)
+		r = write_changed(vm, &result, &err);
+	else if (!r)
+		r = snap_memory_write_as(how->lz4, FD_MEMORY, &vm->mem, &result.memory_bytes,
 					 &result.memory_data_bytes, &err);
 	result.code = -r;
 	memcpy(result.text, err.msg, sizeof result.text);
@@ -57,7 +71,7 @@ child_main(const struct vm *vm, bool lz4, const struct mv_buf *state, pid_t pare
 // The child has written its result, or has died.
 static void finish(struct live_snapshot *s)
 {
-	struct live_result result;
+	struct live_result result = { 0 };
 	int status = 0;
 	size_t have = 0;
 	ssize_t n;
@@ -80,6 +94,8 @@ static void finish(struct live_snapshot *s)
 			 "the process that writes the snapshot died (status 0x%x)", (unsigned)status);
 	}
 	s->pid = 0;
+	if (result.code)
+		dirty_failed(&s->vm->dirty);
 	s->done(s->arg, s, &result);
 }
 
@@ -104,10 +120,11 @@ void live_abort(struct live_snapshot *s)
 	mv_close(&s->result_fd);
 	waitpid(s->pid, NULL, 0);
 	s->pid = 0;
+	dirty_failed(&s->vm->dirty);
 }
 
-static int start_child(struct live_snapshot *s, struct vm *vm, bool lz4, const struct mv_buf *state,
-		       int state_fd, int memory_fd, struct mv_err *err)
+static int start_child(struct live_snapshot *s, struct vm *vm, const struct msg_snapshot *how,
+		       const struct mv_buf *state, int state_fd, int memory_fd, struct mv_err *err)
 {
 	pid_t parent = getpid();
 	int fds[2];
@@ -118,7 +135,7 @@ static int start_child(struct live_snapshot *s, struct vm *vm, bool lz4, const s
 	s->pid = fork();
 	if (s->pid == 0) {
 		keep_only(state_fd, memory_fd, fds[1]);
-		child_main(vm, lz4, state, parent);
+		child_main(vm, how, state, parent);
 	}
 	close(fds[1]);
 	int r = 0;
@@ -135,7 +152,7 @@ static int start_child(struct live_snapshot *s, struct vm *vm, bool lz4, const s
 	return r;
 }
 
-int live_freeze(struct vm *vm, int *layer_fds, unsigned n_fds, live_split_fn *split, void *arg,
+int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_split_fn *split, void *arg,
 		struct live_pause *ret_pause, struct mv_err *err)
 {
 	bool was_running = vm->state == VM_RUNNING;
@@ -144,7 +161,7 @@ int live_freeze(struct vm *vm, int *layer_fds, unsigned n_fds, live_split_fn *sp
 
 	*ret_pause = (struct live_pause){ 0 };
 	// The child has no userfaultfd: what is not there yet would be zeros to it.
-	int r = vm->uffd_fd >= 0 ? lazy_populate(&vm->mem, err) : 0;
+	int r = whole && vm->uffd_fd >= 0 ? lazy_populate(&vm->mem, err) : 0;
 	uint64_t start = mv_now_ns();
 	r = r ? r : vm_pause(vm, err);
 	if (r)
@@ -171,24 +188,31 @@ struct split {
 	struct live_snapshot *s;
 	struct vm *vm;
 	int state_fd, memory_fd;
-	bool lz4;
+	const struct msg_snapshot *how;
 };
 
 static int start_writer(void *arg, const struct mv_buf *state, struct mv_err *err)
 {
 	const struct split *w = arg;
-	return start_child(w->s, w->vm, w->lz4, state, w->state_fd, w->memory_fd, err);
+	struct vm *vm = w->vm;
+	// From here to the fork nothing writes guest memory; reading a vCPU's state may (steal time).
+	int r = dirty_take(&vm->dirty, &vm->mem, vm->vm_fd, w->how->confirmed, err);
+	if (!r && (r = start_child(w->s, vm, w->how, state, w->state_fd, w->memory_fd, err)))
+		dirty_failed(&vm->dirty);
+	return r;
 }
 
-int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds, bool lz4,
+int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
+	       const struct msg_snapshot *how,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),
 	       void *arg, struct mv_err *err)
 {
 	if (s->pid)
 		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
-	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1 };
-	struct split w = { s, vm, fds[0], fds[1], lz4 };
-	int r = live_freeze(vm, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
+	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1, .vm = vm };
+	struct split w = { s, vm, fds[0], fds[1], how };
+	int r = dirty_check(&vm->dirty, how, err);
+	r = r ? r : live_freeze(vm, !how->incremental, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
 	if (r)
 		live_abort(s);
 	return r;

@@ -194,7 +194,8 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	if (vm->vm_fd < 0)
 		return -err->code;
 	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f, err))) ||
-	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, err)) || (r = arch_vm_init(vm, err)))
+	    (r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, memory_fd >= 0, err)) ||
+	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, cfg->track_dirty, err)) || (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)
 		if ((r = vcpu_open(vm, i, err)))
@@ -341,6 +342,7 @@ void vm_fini(struct vm *vm)
 	vm->n_vcpus = 0;
 	mv_close(&vm->vm_fd);
 	mv_close(&vm->kvm_fd);
+	dirty_fini(&vm->dirty, &vm->mem);
 	gmem_fini(&vm->mem);
 	mv_close(&vm->uffd_fd);
 	mv_watch_del(&vm->notify_watch);

@@ -24,6 +24,7 @@
 #include "microvm/base/msg.h"
 #include "microvm/base/ring.h"
 #include "microvm/base/vmcfg.h"
+#include "microvm/dirty.h"
 
 #define VM_MAX_DEVICES 16
 
@@ -45,6 +46,7 @@ struct vcpu {
 struct vm {
 	struct vmcfg cfg;
 	struct gmem mem;
+	struct dirty dirty;
 	struct mv_loop loop;
 	struct mv_ring *ring;
 	int kvm_fd, vm_fd;

@@ -131,7 +131,7 @@ int zygote_start(struct zygote *z, struct vm *vm, int *fds, unsigned n_fds, stru
 {
 	*z = (struct zygote){ .end_fd = -1 };
 	struct split s = { z, vm, fds[0] };
-	int r = live_freeze(vm, fds + 1, n_fds - 1, split, &s, ret_pause, err);
+	int r = live_freeze(vm, true, fds + 1, n_fds - 1, split, &s, ret_pause, err);
 	if (r)
 		zygote_abort(z);
 	return r;

@@ -70,6 +70,9 @@ struct mv_table {
 #define MV_FLAG(s, member, tag_)                                                                  \
 	{ .name = #member, .tag = (tag_), .type = MV_BOOL, .offset = MV_OFF(s, member), .size = 1,  \
 	  .max = 1 }
+#define MV_OPT_FLAG(s, member, tag_)                                                              \
+	{ .name = #member, .tag = (tag_), .type = MV_BOOL, .flags = MV_OPTIONAL,                   \
+	  .offset = MV_OFF(s, member), .size = 1, .max = 1 }
 #define MV_STRING(s, member, tag_)                                                                \
 	{ .name = #member, .tag = (tag_), .type = MV_STR, .offset = MV_OFF(s, member),             \
 	  .size = MV_SIZEOF(s, member) }

@@ -59,6 +59,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_FLAG(struct vmcfg, rng, 12),
 	MV_INT(struct vmcfg, boot, 13, MV_U32, VMCFG_BOOT_AUTO, VMCFG_BOOT_LINUX64),
 	MV_OPT_SUB(struct vmcfg, cpu, MV_TAG_SKIP + 14, cpu_table), // its effect is in the saved vCPUs
+	MV_OPT_FLAG(struct vmcfg, track_dirty, MV_TAG_SKIP + 15),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 

@@ -82,6 +82,7 @@ struct vmcfg {
 	uint32_t n_nets;
 	struct vmcfg_vsock vsock;
 	bool rng;
+	bool track_dirty; // note what the guest writes, for incremental snapshots
 	struct vmcfg_cpu cpu;
 };
 

@@ -34,7 +34,7 @@ static void test_defaults(void **state)
 	assert_int_equal(c->mem_mib, 128);
 	assert_int_equal(c->discovery, VMCFG_ACPI);
 	assert_int_equal(c->boot, VMCFG_BOOT_AUTO);
-	assert_true(c->rng);
+	assert_true(c->rng && !c->track_dirty);
 	assert_false(body.start || c->vsock.present);
 	assert_int_equal(strlen(c->id), 36);
 	assert_int_equal(c->net[0].mac[0] & 3, 2); // local, unicast
@@ -47,14 +47,15 @@ static void test_everything_given(void **state)
 				"'cmdline':'x=1','discovery':'cmdline','boot':'linux64','drives':[{'id':'d',"
 				"'path':'/d','read_only':true,'serial':'01234567890123456789'}],"
 				"'nets':[{'id':'n','tap':'t','mac':'02:00:00:00:00:01'}],"
-				"'vsock':{'cid':3,'path':'/v'},'rng':false,'start':true}"),
+				"'vsock':{'cid':3,'path':'/v'},'rng':false,'track_dirty':true,'start':true}"),
 			 0);
 	const struct vmcfg *c = &body.cfg;
-	assert_true(c->drive[0].read_only && c->vsock.present && body.start && !c->rng);
+	assert_true(c->drive[0].read_only && c->vsock.present && body.start && !c->rng && c->track_dirty);
 	assert_string_equal(c->drive[0].serial, "01234567890123456789");
 	char *text = js_text(js_encode(&config_table, c), false);
 	assert_non_null(strstr(text, "\"vsock\":{\"cid\":3,\"path\":\"/v\"}"));
 	assert_non_null(strstr(text, "\"mac\":\"02:00:00:00:00:01\""));
+	assert_non_null(strstr(text, "\"track_dirty\":true"));
 	free(text);
 }
 

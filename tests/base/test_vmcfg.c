@@ -8,7 +8,9 @@
 
 static void fill(struct vmcfg *c)
 {
-	*c = (struct vmcfg){ .vcpus = 2, .mem_mib = 128, .n_drives = 2, .n_nets = 2, .rng = true };
+	*c = (struct vmcfg){
+		.vcpus = 2, .mem_mib = 128, .n_drives = 2, .n_nets = 2, .rng = true, .track_dirty = true
+	};
 	strcpy(c->name, "vm1");
 	mv_uuid(c->id);
 	strcpy(c->kernel, "/boot/vmlinux");

@@ -418,12 +418,13 @@ static void do_rand(char *args)
 	put("\n");
 }
 
-// blk r SECTOR | w SECTOR TEXT | f: a sector as text, and flush.
+// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | f: a sector as text, or into a page of the heap
+// that only the device touches; and flush.
 static void do_blk(char *args)
 {
 	static u8 data[BLK_SECTOR + 1];
 	const char *how = word(&args);
-	u64 sector = 0;
+	u64 sector = 0, page;
 	bool ok;
 	if (!same(how, "f") && !arg_number(&args, &sector))
 		return error("bad sector");
@@ -433,6 +434,10 @@ static void do_blk(char *args)
 		ok = blk_read(sector, data);
 		if (ok)
 			return ok_text((const char *)data);
+	} else if (same(how, "p")) {
+		if (!arg_number(&args, &page) || !in_heap(page, 1))
+			return error("bad page");
+		ok = blk_read(sector, at(heap + page * PAGE));
 	} else if (same(how, "w")) {
 		memset(data, 0, sizeof data);
 		copy_text((char *)data, args, BLK_SECTOR);
@@ -440,7 +445,7 @@ static void do_blk(char *args)
 	} else if (same(how, "f")) {
 		ok = blk_flush();
 	} else {
-		return error("not r, w or f");
+		return error("not r, p, w or f");
 	}
 	if (!ok)
 		return error("virtio-blk failed");

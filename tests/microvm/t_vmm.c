@@ -72,6 +72,11 @@ static int receive(struct t_vmm *v, struct msg *m, int timeout_ms)
 	if (m->type == MSG_EVENT) {
 		r = mv_state_load(&msg_event_table, m->body, m->body_len, &v->event, &err);
 		v->got_event = true;
+	} else if (m->type == MSG_LAZY && v->on_lazy && m->n_fds == 1) {
+		struct msg_lazy lazy;
+		r = mv_state_load(&msg_lazy_table, m->body, m->body_len, &lazy, &err);
+		if (!r)
+			v->on_lazy(v, &lazy, m->fds[0]);
 	} else
 		r = mv_state_load(&msg_reply_table, m->body, m->body_len, &v->reply, &err);
 	if (r)
@@ -128,6 +133,7 @@ int t_vmm_setup(struct t_vmm *v, uint16_t type, const struct vmcfg *cfg, struct 
 	memset(&s, 0, sizeof s);
 	s.cfg = *cfg;
 	s.run = run;
+	s.lazy = v->lazy;
 	unsigned n = vm_fds_pack(fds, list, &s.fd_mask);
 	int r = t_vmm_call(v, type, &msg_setup_table, &s, list, n, 10000);
 	vm_fds_close(fds);

@@ -17,6 +17,9 @@ struct t_vmm {
 	struct msg_reply reply; // of the last call
 	struct msg_reply late;  // the last answer that nobody waited for, and its id
 	uint64_t late_id;
+	// MSG_LAZY came: the callee owns uffd. NULL: it is an error.
+	void (*on_lazy)(struct t_vmm *v, const struct msg_lazy *lazy, int uffd);
+	bool lazy; // t_vmm_setup() asks for lazily loaded memory
 	uint8_t buf[MSG_MAX_BYTES];
 };
 

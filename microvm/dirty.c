@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "microvm/dirty.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "microvm/base/util.h"
+#include "microvm/kvm.h"
+#include "snapshot/pages.h"
+
+#define WORD_BYTES (64ull * GMEM_PAGE_BYTES) // of memory, that a word of a set stands for
+
+int dirty_init(struct dirty *d, struct gmem *m, bool track, bool from_file, struct mv_err *err)
+{
+	*d = (struct dirty){ .from_file = from_file, .has_parent = from_file };
+	m->written = NULL; // a forked process has its parent's
+	if (!track)
+		return 0;
+	d->n_words = (m->total_bytes + WORD_BYTES - 1) / WORD_BYTES;
+	for (unsigned i = 0; i < m->n_regions; i++) // KVM's words must be ours
+		if (m->region[i].file_offset % WORD_BYTES)
+			return mv_fail(err, EINVAL, "track_dirty: memory of odd size");
+	m->written = calloc(d->n_words, sizeof *d->set);
+	d->set = calloc(d->n_words, sizeof *d->set);
+	d->log = malloc(d->n_words * sizeof *d->set);
+	return m->written && d->set && d->log ? 0 : mv_fail(err, ENOMEM, "out of memory");
+}
+
+void dirty_fini(struct dirty *d, struct gmem *m)
+{
+	free(m->written);
+	free(d->set);
+	free(d->log);
+	m->written = d->set = d->log = NULL;
+}
+
+int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *err)
+{
+	if (how->confirmed && d->taken && !d->lost)
+		d->has_parent = true;
+	if (!how->incremental)
+		return 0;
+	if (!how->lz4)
+		return mv_fail(err, EINVAL, "an incremental snapshot has to be of format lz4");
+	if (!d->set && !d->from_file)
+		return mv_fail(err, EINVAL,
+			       "not made from a snapshot, and without track_dirty, so nobody knows what "
+			       "changed: make a full snapshot");
+	if (!d->has_parent)
+		return mv_fail(err, EINVAL,
+			       "no snapshot of this VM was made yet: the first one must be full");
+	return 0;
+}
+
+int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struct mv_err *err)
+{
+	if (!d->set)
+		return 0;
+	for (unsigned i = 0; i < m->n_regions; i++) {
+		const struct gmem_region *r = &m->region[i];
+		uint64_t n = (r->size_bytes + WORD_BYTES - 1) / WORD_BYTES;
+		int e = kvm_get_dirty_log(vm_fd, i, d->log, err);
+		if (e < 0)
+			return e;
+		for (uint64_t k = 0; k < n; k++)
+			m->written[r->file_offset / WORD_BYTES + k] |= d->log[k];
+	}
+	bool keep = !confirmed || d->lost;
+	for (uint64_t k = 0; k < d->n_words; k++)
+		d->set[k] = m->written[k] | (keep ? d->set[k] : 0);
+	memset(m->written, 0, d->n_words * sizeof *m->written);
+	d->taken = true;
+	d->lost = false;
+	return 0;
+}
+
+void dirty_failed(struct dirty *d) { d->lost = d->taken; }
+
+static int note(void *arg, const struct gmem_region *r, const uint8_t *from, const uint8_t *to)
+{
+	uint64_t *private = arg;
+	for (; from < to; from += GMEM_PAGE_BYTES) {
+		uint64_t page = (r->file_offset + (uint64_t)(from - r->hva)) / GMEM_PAGE_BYTES;
+		private[page / 64] |= 1ULL << page % 64;
+	}
+	return 0;
+}
+
+int dirty_keep_private(uint64_t *set, const struct gmem *m, struct mv_err *err)
+{
+	uint64_t n = (m->total_bytes + WORD_BYTES - 1) / WORD_BYTES;
+	MV_FREE uint64_t *private = calloc(n, sizeof *private);
+	int r = private ? snap_private_walk(SNAP_MEMORY_AUTO, m, note, private) : -ENOMEM;
+	for (uint64_t k = 0; !r && k < n; k++)
+		set[k] &= private[k];
+	return r ? mv_fail(err, -r, "cannot tell which pages are there: %s", strerror(-r)) : 0;
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which pages of guest memory changed between two snapshots: what the guest wrote (KVM's dirty
+// log, which has KVM's own writes for the guest too) and what this process wrote (gmem_wrote()).
+//
+//       writes of the guest            -> KVM's log ---.
+//                                                      +-- dirty_take() --> set --> snapshot
+//       writes of devices and the VMM  -> mem.written -'
+//
+// Whether a snapshot becomes one is known only after the VM has done its part: until the next
+// one says that it was published (`confirmed`), its set is kept and is part of the next set. So
+// a set covers everything since the last confirmed snapshot, or, in a clone without one, since
+// the snapshot it was made from. Full snapshots count like incremental ones.
+//
+// Without `track_dirty` nothing is noted; a clone then has its mapping's private pages.
+// Loop lock held for all calls.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "microvm/base/gmem.h"
+#include "microvm/base/msg.h"
+
+struct dirty {
+	// The pages that the latest snapshot had to have, a bit each by their place in the memory
+	// file; NULL: not tracked.
+	uint64_t *set;
+	uint64_t *log;    // scratch for KVM's log of one slot
+	uint64_t n_words; // of set
+	bool has_parent;  // made from a snapshot, or one of its own was confirmed
+	bool taken, lost; // a snapshot was begun; and it is known to have failed
+	bool from_file;   // restored: private pages are those that changed since
+};
+
+// Memory mapped, nothing written yet; from_file: MAP_PRIVATE of a snapshot's memory. -ENOMEM.
+int dirty_init(struct dirty *d, struct gmem *m, bool track, bool from_file, struct mv_err *err);
+void dirty_fini(struct dirty *d, struct gmem *m); // idempotent
+
+// First for every snapshot: takes note of `confirmed`; -EINVAL: it can't be incremental.
+int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *err);
+
+// In the pause, when nothing writes guest memory until it is frozen: makes d->set. What KVM's log
+// gave before an error is kept for the next time. Not tracked: nothing.
+int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struct mv_err *err);
+
+// The snapshot that dirty_take() was called for will not come; whatever is said later.
+void dirty_failed(struct dirty *d);
+
+// Keeps of a set what is private to this process's mapping. -ENOTSUP: can't be told.
+int dirty_keep_private(uint64_t *set, const struct gmem *m, struct mv_err *err);
