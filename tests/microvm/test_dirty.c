@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 
 #include "microvm/dirty.h"
@@ -427,6 +428,62 @@ static void of_clones(void **state)
 	close_both(fds);
 }
 
+// A clone of the running VM, by MSG_FORK.
+static void fork_off(struct t_vmm *parent, struct t_vmm *clone, const struct vmcfg *c)
+{
+	static uint8_t buf[MSG_MAX_BYTES];
+	int zygote[2], control[2];
+	struct vm_fds f;
+	struct msg m;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, zygote), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control), 0);
+	assert_int_equal(t_vmm_call(parent, MSG_FORK, NULL, NULL, &zygote[1], 1, 10000), 0);
+	close(zygote[1]);
+	assert_int_equal(msg_send(zygote[0], ZYGOTE_FORK, 1, NULL, NULL, &control[1], 1), 0);
+	close(control[1]);
+	assert_int_equal(msg_recv(zygote[0], buf, &m), 0);
+	assert_int_equal(m.type, ZYGOTE_FORKED);
+	close(zygote[0]);
+	memset(clone, 0, sizeof *clone);
+	clone->fd = control[0]; // it ends with this; it is not our child
+	machine_fds(&f);
+	assert_int_equal(t_vmm_setup(clone, MSG_RESTORE, c, &f, true), 0);
+	assert_int_equal(t_vmm_expect(clone, "RESTORED\n", 10000), 0);
+}
+
+// A fork is no snapshot: the VM's set goes on, and the clone has none to begin with.
+static void of_forks(void **state)
+{
+	struct vmcfg c;
+	int fds[2], none[2];
+	(void)state;
+	need_kvm();
+	config(&c, true);
+	boot(&a, &c);
+	full(&a, FULL, fds);
+	load_base(fds);
+	work(&a, 1);
+	fork_off(&a, &b, &c);
+	work(&a, 2);
+	order(&a, MSG_PAUSE);
+	assert_in_range(increment(&a, CONFIRMED), 90, 90 + FEW);
+	assert_true(same_as_now(&a));
+
+	none[0] = none[1] = t_file();
+	assert_int_equal(snapshot(&b, INCREMENTAL | CONFIRMED, none[0], none[1]), EINVAL);
+	close(none[0]);
+	close_both(fds);
+	full(&b, FULL, fds);
+	load_base(fds);
+	work(&b, 3);
+	order(&b, MSG_PAUSE);
+	assert_in_range(increment(&b, CONFIRMED), 70, 70 + FEW);
+	assert_true(same_as_now(&b));
+	assert_int_equal(t_vmm_end(&b), 0);
+	assert_int_equal(t_vmm_end(&a), 0);
+	close_both(fds);
+}
+
 // --- a clone whose memory is loaded on demand ---
 
 static struct {
@@ -549,6 +606,7 @@ int main(void)
 		cmocka_unit_test(tracked_while_running),
 		cmocka_unit_test(what_failed_comes_again),
 		cmocka_unit_test(of_clones),
+		cmocka_unit_test(of_forks),
 		cmocka_unit_test(of_lazy_clones_without_loading_all),
 	};
 	vmm = getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm";
