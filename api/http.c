@@ -34,8 +34,8 @@ struct stream {
 	LIST_ENTRY(stream) link;
 	struct http *h;
 	struct MHD_Connection *con;
-	int fd; // -1: cut off
-	struct mv_watch watch;
+	int fd;                      // -1: cut off
+	struct mv_watch watch, gone; // the pipe; the connection, while suspended
 	bool suspended;
 	http_stream_fn *fn;
 	void *arg;
@@ -72,6 +72,7 @@ struct http {
 	void *arg;
 	int listen_fd;
 	http_is_upload_fn *is_upload;
+	http_answered_fn *answered;
 	LIST_HEAD(, request) uploads; // with a body_fd
 	LIST_HEAD(, stream) streams;  // with an fd
 	unsigned pending;
@@ -169,11 +170,39 @@ static enum MHD_Result body_data(struct request *r, const char *data, size_t *da
 	return MHD_YES;
 }
 
+static void stream_resume(struct stream *t)
+{
+	mv_watch_del(&t->gone);
+	resume(t->h, t->con, &t->watch, &t->suspended);
+}
+
 static void stream_ready(void *arg, uint32_t events)
 {
-	struct stream *t = arg;
 	(void)events;
-	resume(t->h, t->con, &t->watch, &t->suspended);
+	stream_resume(arg);
+}
+
+static void stream_cut(struct stream *t);
+
+static void stream_gone(void *arg, uint32_t events)
+{
+	(void)events;
+	stream_cut(arg);
+}
+
+// Until there is something in the pipe. libmicrohttpd does not look at a suspended connection,
+// so a hang-up is noticed by a watch of ours; without one, at the next byte.
+static bool stream_wait(struct stream *t)
+{
+	const union MHD_ConnectionInfo *i =
+		MHD_get_connection_info(t->con, MHD_CONNECTION_INFO_CONNECTION_FD);
+	if (mv_watch_add(t->h->loop, &t->watch, t->fd, EPOLLIN, stream_ready, t))
+		return false;
+	if (i)
+		mv_watch_add(t->h->loop, &t->gone, i->connect_fd, 0, stream_gone, t);
+	t->suspended = true;
+	MHD_suspend_connection(t->con);
+	return true;
 }
 
 static ssize_t stream_read(void *arg, uint64_t pos, char *buf, size_t max)
@@ -188,18 +217,14 @@ static ssize_t stream_read(void *arg, uint64_t pos, char *buf, size_t max)
 	if (n == 0)
 		return t->fn(t->arg, true) ? MHD_CONTENT_READER_END_OF_STREAM
 					   : MHD_CONTENT_READER_END_WITH_ERROR;
-	if (errno != EAGAIN || mv_watch_add(t->h->loop, &t->watch, t->fd, EPOLLIN, stream_ready, t))
-		return MHD_CONTENT_READER_END_WITH_ERROR;
-	t->suspended = true;
-	MHD_suspend_connection(t->con);
-	return 0;
+	return errno == EAGAIN && stream_wait(t) ? 0 : MHD_CONTENT_READER_END_WITH_ERROR;
 }
 
-static void stream_close(struct stream *t)
+static void stream_cut(struct stream *t)
 {
 	if (t->fd < 0)
 		return;
-	resume(t->h, t->con, &t->watch, &t->suspended);
+	stream_resume(t);
 	mv_close(&t->fd);
 	LIST_REMOVE(t, link);
 	t->fn(t->arg, false);
@@ -208,9 +233,11 @@ static void stream_close(struct stream *t)
 static void stream_end(void *arg)
 {
 	struct stream *t = arg;
-	stream_close(t);
+	stream_cut(t);
 	free(t);
 }
+
+void http_set_answered(struct http *h, http_answered_fn *fn) { h->answered = fn; }
 
 void http_set_uploads(struct http *h, http_is_upload_fn *fn) { h->is_upload = fn; }
 
@@ -225,8 +252,13 @@ void http_abort_bodies(struct http *h)
 {
 	while (!LIST_EMPTY(&h->uploads))
 		body_end(LIST_FIRST(&h->uploads));
+	struct stream *t;
+	LIST_FOREACH (t, &h->streams, link)
+		stream_resume(t);
+	for (int i = 0; i < PUMP_ROUNDS && !LIST_EMPTY(&h->streams); i++)
+		MHD_run(h->mhd);
 	while (!LIST_EMPTY(&h->streams))
-		stream_close(LIST_FIRST(&h->streams));
+		stream_cut(LIST_FIRST(&h->streams));
 }
 
 // --- requests ---
@@ -473,6 +505,8 @@ static void answered(struct request *r)
 {
 	r->answered = true;
 	r->h->pending--;
+	if (r->h->answered)
+		r->h->answered(r->h->arg, &r->pub, r->status);
 	mv_buf_fini(&r->body);
 	if (r->suspended) {
 		r->suspended = false;

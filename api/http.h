@@ -34,6 +34,7 @@ struct http_req {                  // valid until http_reply()
 	bool body_too_large;  // the body was thrown away
 	bool upload;          // of an upload route: the body is still to come
 	uint64_t received_ns; // CLOCK_MONOTONIC when its first line was there
+	unsigned tag;         // the handler's own, for http_set_answered()
 };
 
 typedef void http_handler(void *arg, struct http_req *r);
@@ -46,13 +47,18 @@ int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, stru
 typedef bool http_is_upload_fn(const char *method, const char *path);
 void http_set_uploads(struct http *h, http_is_upload_fn *fn);
 
+// Called with the status of every answer, just before it is sent.
+typedef void http_answered_fn(void *arg, const struct http_req *r, unsigned status);
+void http_set_answered(struct http *h, http_answered_fn *fn);
+
 // The body is written into fd, a non-blocking pipe that is taken over and closed when the body
 // has ended, also by a broken connection: what is written must tell by itself whether all of
 // it is there. When the reader closes its side the rest is thrown away. The answer is sent
 // when the body has ended.
 void http_take_body(struct http_req *r, int fd);
 
-// Cuts all bodies off, both ways: the other ends of their pipes see the end.
+// Cuts all bodies off, both ways: the other ends of their pipes see the end. An answer whose
+// pipe has ended already is sent as a whole if its client takes it now.
 void http_abort_bodies(struct http *h);
 
 // Every request must have been answered. Closes listen_fd. NULL allowed.
@@ -74,7 +80,8 @@ bool http_client_gone(struct http_req *r);
 void http_reply(struct http_req *r, unsigned status, const char *content_type, void *body, size_t body_len,
 		const struct http_header *headers, unsigned n_headers);
 
-// Answers with what comes out of a non-blocking pipe until its end. Ends the request. Later
+// Answers with what comes out of a non-blocking pipe until its end, or until the client closes
+// its connection. Ends the request. Later
 // fn(arg, true) is called at the pipe's end: false makes the client see a broken answer. And
 // once fn(arg, false): the pipe was closed, nothing is called any more.
 typedef bool http_stream_fn(void *arg, bool at_end);
