@@ -146,6 +146,7 @@ void vq_push(struct vq *q, uint16_t head, uint32_t written)
 	*e = (struct vq_used_elem){ .id = le32_make(head), .len = le32_make(written) };
 	gmem_wrote(q->mem, e, sizeof *e);
 	q->next_used++;
+	q->n_pushed++;
 	store16(q, &q->used->idx, q->next_used, __ATOMIC_RELEASE); // after the entry and the data
 }
 

@@ -65,6 +65,7 @@ struct vq {
 	const struct vq_avail *avail;
 	struct vq_used *used;
 	bool indirect, event_idx;
+	uint64_t n_pushed; // requests returned; since when does not matter
 };
 
 extern const struct mv_table vq_table;

@@ -287,6 +287,10 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
 	case MSG_STOP: r = do_stop(c, m, &err); break;
 	case MSG_CONSOLE_WRITE: r = do_console_write(c, m, &err); break;
+	case MSG_ACTIVITY:
+		rep->activity = vm_activity(c->vm);
+		r = 0;
+		break;
 	case MSG_CONSOLE_READ:
 		r = do_console_read(c, m, &err);
 		if (!r)

@@ -307,6 +307,18 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 	return 0;
 }
 
+uint64_t vm_activity(const struct vm *vm)
+{
+	enum { NET = 1, VSOCK = 19, RX_AND_TX = 2 }; // virtio 1.2 sections 5.1, 5.10
+	uint64_t n = vm->serial.out_total;
+	for (unsigned i = 0; i < vm->n_devs; i++) {
+		uint32_t id = vm->dev[i]->ops->device_id;
+		for (unsigned q = 0; q < RX_AND_TX && (id == NET || id == VSOCK); q++)
+			n += vm->dev[i]->s.queue[q].n_pushed;
+	}
+	return n;
+}
+
 void vm_freeze_end(struct vm *vm, bool commit)
 {
 	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)

@@ -101,6 +101,10 @@ int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs an
 int vm_freeze(struct vm *vm, int *fds, unsigned n_fds, struct mv_err *err);
 void vm_freeze_end(struct vm *vm, bool commit);
 
+// A number that differs from an earlier one when there was something on the console, the net or
+// the vsock devices since (MSG_ACTIVITY).
+uint64_t vm_activity(const struct vm *vm);
+
 // From a vCPU thread or the loop, lock held: the VM is to end for this reason (the first counts).
 void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail);
 

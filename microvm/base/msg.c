@@ -83,6 +83,7 @@ static const struct mv_field reply_fields[] = {
 	MV_VAR(struct msg_reply, data, n_data, 11),
 	MV_FLAG(struct msg_reply, layers_frozen, 12),
 	MV_INT(struct msg_reply, pid, 13, MV_U32, 0, INT32_MAX),
+	MV_INT(struct msg_reply, activity, 14, MV_U64, 0, UINT64_MAX),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 
@@ -110,8 +111,10 @@ const char *vm_state_name(unsigned state)
 
 const char *vm_exit_name(unsigned exit)
 {
-	static const char *const names[] = { "none",      "shutdown", "reset",   "triple-fault",
-					     "kvm-error", "killed",   "crashed", "snapshot-corrupt" };
+	static const char *const names[] = { "none",      "shutdown", "reset",        "triple-fault",
+					     "kvm-error", "killed",   "crashed",      "snapshot-corrupt",
+					     "ttl",       "idle",     "out-of-memory" };
+	_Static_assert(MV_ARRAY_LEN(names) == VM_N_EXITS, "a word for each");
 	return names[exit < MV_ARRAY_LEN(names) ? exit : 0];
 }
 

@@ -30,6 +30,7 @@ enum msg_type {
 	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
 	MSG_CONSOLE_WRITE, // struct msg_bytes
 	MSG_CLAIM,         // struct msg_claim; fds vsock: a shell becomes a clone
+	MSG_ACTIVITY,      // empty
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -52,13 +53,17 @@ enum vm_exit { // why a VM ended
 	VM_EXIT_KILLED,           // ended by the API
 	VM_EXIT_CRASHED,          // the VM process died by itself (only the daemon says this)
 	VM_EXIT_SNAPSHOT_CORRUPT, // needs a damaged chunk of its snapshot (likewise)
+	VM_EXIT_TTL,              // lived as long as it was to live (likewise)
+	VM_EXIT_IDLE,             // had nothing to do (likewise)
+	VM_EXIT_OUT_OF_MEMORY,    // went over its memory limit (likewise)
+	VM_N_EXITS,
 };
 
 enum vm_stop { VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL };
 
 const char *vm_state_name(unsigned state); // "created", "running", "paused", "exited"
 // "shutdown", "reset", "triple-fault", "kvm-error", "killed", "crashed",
-// "snapshot-corrupt"
+// "snapshot-corrupt", "ttl", "idle", "out-of-memory"
 const char *vm_exit_name(unsigned exit);
 
 struct msg_setup {
@@ -134,6 +139,9 @@ struct msg_reply {
 	uint64_t console_end;    // total bytes the guest ever wrote
 	uint32_t n_data;
 	uint8_t data[MSG_CONSOLE_BYTES];
+	// MSG_ACTIVITY: a number that changes when the guest said something on its console, or
+	// something went over its net or vsock devices, either way
+	uint64_t activity;
 };
 
 // On a zygote's socket (microvm/zygote.h).
