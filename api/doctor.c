@@ -13,6 +13,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "api/cgroup.h"
 #include "api/cli.h"
 #include "microvm/base/util.h"
 #include "microvm/kvm_probe.h"
@@ -201,6 +202,22 @@ static void check_huge_pages(struct doctor *d)
 	say(d, OK, "hugepages", "%lu reserved (none are needed)", total);
 }
 
+// The daemon's cgroup may be another one: this is what it would find if it were started from here.
+static void check_cgroup(struct doctor *d)
+{
+	static struct cgroup_base b;
+	struct mv_err err;
+	cgroup_base_open(&b, NULL, false, &err);
+	if (b.fd >= 0 && b.controllers)
+		say(d, OK, "cgroup", "%.200s is delegated; VMs can have limits", b.path);
+	else
+		say(d, WARN, "cgroup",
+		    "%.200s%s%s; for VMs with limits start thawd with --cgroup or by systemd with "
+		    "Delegate=yes",
+		    b.path, b.path[0] ? ": " : "", b.why);
+	cgroup_base_close(&b);
+}
+
 int cli_doctor(struct cli *c)
 {
 	struct doctor d = { .json = c->json, .checks = js_list() };
@@ -213,6 +230,7 @@ int cli_doctor(struct cli *c)
 	check_memfd(&d);
 	check_tun(&d);
 	check_huge_pages(&d);
+	check_cgroup(&d);
 	if (c->json) {
 		js *o = js_object();
 		js_put_bool(o, "ok", !d.failed);

@@ -88,7 +88,7 @@ static int start(struct server *s, struct mv_err *err)
 	int r = spawn_socket(&p->socket, &theirs, err);
 	if (r)
 		return r;
-	r = spawn_vmm(s->pager_path, theirs, &p->pidfd, &p->pid, err);
+	r = spawn_vmm(s->pager_path, theirs, -1, &p->pidfd, &p->pid, err);
 	if (r) {
 		p->pid = 0;
 		mv_close(&p->socket);

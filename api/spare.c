@@ -22,7 +22,7 @@ static bool make(struct server *s, struct vm_process *ret_p)
 	if (kvm < 0 || spawn_socket(&p.socket, &theirs, &err))
 		return false;
 	if (msg_send(p.socket, MSG_WARM, 0, NULL, NULL, &kvm, 1) ||
-	    spawn_vmm(s->vmm_path, theirs, &p.pidfd, &p.pid, &err)) {
+	    spawn_vmm(s->vmm_path, theirs, -1, &p.pidfd, &p.pid, &err)) {
 		mv_close(&p.socket);
 		return false;
 	}

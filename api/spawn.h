@@ -11,6 +11,7 @@ int spawn_socket(int *ret_ours, int *ret_theirs, struct mv_err *err);
 
 // Runs the program at `path` with `theirs` as VMM_CONTROL_FD, its standard error shared with
 // ours, standard input and output /dev/null, and nothing else open. It is in a process group
-// of its own, so a Ctrl-C meant for the daemon does not reach it. The caller owns the pidfd,
-// closes theirs, and reaps.
-int spawn_vmm(const char *path, int theirs, int *ret_pidfd, pid_t *ret_pid, struct mv_err *err);
+// of its own, so a Ctrl-C meant for the daemon does not reach it. cgroup_fd: the folder of the
+// cgroup v2 it begins in; -1: ours. The caller owns the pidfd, closes theirs, and reaps.
+int spawn_vmm(const char *path, int theirs, int cgroup_fd, int *ret_pidfd, pid_t *ret_pid,
+	      struct mv_err *err);

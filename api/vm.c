@@ -492,7 +492,7 @@ static int watch(struct vm *vm, struct api_err *err)
 static int spawn(struct vm *vm, int theirs, struct api_err *err)
 {
 	struct mv_err e = { 0 };
-	if (!spawn_vmm(vm->srv->vmm_path, theirs, &vm->pidfd, &vm->pid, &e))
+	if (!spawn_vmm(vm->srv->vmm_path, theirs, -1, &vm->pidfd, &vm->pid, &e))
 		return 0;
 	vm->pid = 0;
 	return api_from(err, &e, API_INTERNAL);
