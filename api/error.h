@@ -53,6 +53,9 @@
 	X(TAP_INVALID, 422, "tap_invalid", "the interface is not a tap, or has other flags",       \
 	  "create it with: ip tuntap add NAME mode tap vnet_hdr")                                  \
 	X(HOST_TOO_SMALL, 422, "host_too_small", "more memory than the host has", "ask for less")  \
+	X(LIMITS_UNAVAILABLE, 422, "limits_unavailable",                                           \
+	  "limits were asked for, and the daemon can't set them",                                  \
+	  "give it a cgroup v2 of its own (--cgroup, or Delegate=yes in systemd); run: thaw doctor") \
 	X(SNAPSHOT_CORRUPT, 422, "snapshot_corrupt",                                               \
 	  "a file of the snapshot is damaged, truncated or foreign",                               \
 	  "delete the snapshot and take it again")                                                 \

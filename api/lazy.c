@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "api/events.h"
+#include "api/metrics.h"
 #include "api/pager.h"
 #include "api/vm.h"
 #include "microvm/base/util.h"
@@ -79,12 +81,22 @@ static void unserve(struct lazy *t)
 	mv_close(&t->file_fd);
 }
 
+static void count_status(const struct lazy *t, struct lazy_counts *c)
+{
+	c->faults += t->status->faults;
+	c->zero_faults += t->status->zero_faults;
+	c->fills += t->status->fills;
+	c->background_fills += t->status->background_fills;
+}
+
 void lazy_unref(struct lazy *t)
 {
 	if (!t || --t->refs)
 		return;
 	unserve(t);
 	LIST_REMOVE(t, link);
+	if (t->status)
+		count_status(t, &t->s->lazy_gone);
 	if (t->status)
 		munmap((void *)(uintptr_t)t->status, sizeof *t->status);
 	mv_close(&t->file_fd);
@@ -103,6 +115,8 @@ bool lazy_drop(struct server *s, const char *name)
 	if (!t)
 		return false;
 	t->dropped = true;
+	event_emit(s, EVENT_TEMPLATE_DROPPED,
+		   &(struct event_info){ .snapshot = t->name, .snapshot_id = t->snapshot_id });
 	lazy_unref(t);
 	return true;
 }
@@ -222,6 +236,8 @@ void lazy_complete(struct server *s, uint64_t template_id)
 		mv_log(MV_WARN, "template of %s: can't seal it: %s", t->name, strerror(errno));
 	mv_log(MV_INFO, "template of %s: complete, %llu chunks", t->name,
 	       (unsigned long long)t->status->stored);
+	event_emit(s, EVENT_TEMPLATE_COMPLETE,
+		   &(struct event_info){ .snapshot = t->name, .snapshot_id = t->snapshot_id });
 	if (!t->n_clones)
 		unserve(t);
 	end_waiters(t, true);
@@ -243,6 +259,30 @@ js *lazy_json(const struct lazy *t)
 	js_put_uint(o, "background_fills", p->background_fills);
 	js_put_uint(o, "damaged", p->bad);
 	return o;
+}
+
+js *lazy_clone_json(const struct vm *vm) { return vm->lazy ? lazy_json(vm->lazy->template) : NULL; }
+
+// The counters of templates that are gone are kept, so that the sums never go back.
+void lazy_metrics(struct server *s)
+{
+	struct lazy_counts c = s->lazy_gone;
+	const struct lazy *t;
+	for (unsigned i = 0; i < N_TEMPLATE_STATES; i++)
+		metrics_set(M_TEMPLATES, i, 0);
+	LIST_FOREACH (t, &s->lazy_templates, link) {
+		count_status(t, &c);
+		metrics_add(M_TEMPLATES,
+			    t->dropped    ? TEMPLATE_DROPPED
+			    : t->complete ? TEMPLATE_COMPLETE
+					  : TEMPLATE_FILLING,
+			    1);
+	}
+	metrics_set(M_PAGER_FAULTS, 0, c.faults);
+	metrics_set(M_PAGER_ZERO_FAULTS, 0, c.zero_faults);
+	metrics_set(M_PAGER_FILLS, 0, c.fills);
+	metrics_set(M_PAGER_BACKGROUND, 0, c.background_fills);
+	metrics_set(M_PAGER_BYTES, 0, c.fills * CHUNK_BYTES);
 }
 
 // --- clones ---
@@ -337,8 +377,11 @@ void lazy_damaged(struct server *s, uint64_t template_id)
 	LIST_FOREACH (t, &s->lazy_templates, link)
 		if (t->id == template_id)
 			break;
-	if (t)
-		end_waiters(t, false);
+	if (!t)
+		return;
+	event_emit(s, EVENT_TEMPLATE_DAMAGED,
+		   &(struct event_info){ .snapshot = t->name, .snapshot_id = t->snapshot_id });
+	end_waiters(t, false);
 }
 
 void lazy_corrupt(struct server *s, uint64_t clone_id, uint64_t chunk)

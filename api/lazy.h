@@ -57,6 +57,8 @@ void lazy_clone_end(struct vm *vm);         // idempotent
 bool lazy_clone_waits(const struct vm *vm); // restores with a userfaultfd
 
 js *lazy_json(const struct lazy *t);
+js *lazy_clone_json(const struct vm *vm); // of the template that a clone uses; NULL: none
+void lazy_metrics(struct server *s);      // sets the metrics of templates and the pager
 
 // For pager.c.
 bool lazy_needs_pager(const struct server *s);

@@ -15,6 +15,8 @@
 #include <string.h>
 
 #include "api/fork.h"
+#include "api/lifetime.h"
+#include "api/metrics.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
@@ -134,6 +136,7 @@ static void item_failed(struct clone_item *it, const struct api_err *err)
 		*copy = *err;
 	it->err = copy ? copy : &no_memory;
 	it->job->n_failed++;
+	metrics_add(M_CLONE_FAILURES, err->code, 1);
 }
 
 static void on_undone(void *arg, struct vm *vm)
@@ -163,7 +166,8 @@ static void on_restored(void *arg, struct vm *vm, const struct api_err *err, con
 	(void)reply;
 	vm->op = NULL;
 	if (!err) {
-		vm->shown = true;
+		metrics_clone(&vm->times, vm->requested_ns, it->claimed);
+		vm_show(vm);
 		on_undone(it, vm);
 		return;
 	}
@@ -258,6 +262,7 @@ static int make_vm(struct clone_item *it, const struct vmcfg *base, struct api_e
 	it->vm = vm_new(j->s, &cfg);
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
+	it->vm->policy = clone_policy(&j->body, it->spec);
 	return name_it(it, it->vm, it->spec->name, err);
 }
 
@@ -322,6 +327,9 @@ static int claim(struct clone_item *it, struct api_err *err)
 	r = r ? r : name_it(it, vm, it->spec->name, err);
 	if (r)
 		return r;
+	vm->policy = clone_policy(&it->job->body, it->spec);
+	if (lifetime_reserve(it->job->s, vm))
+		return api_fail(err, API_OUT_OF_MEMORY, "no memory for the clone");
 	vm->shell = false;
 	body = (struct msg_claim){ .vsock = vm->cfg.vsock, .run = it->job->body.run };
 	memcpy(body.name, vm->cfg.name, sizeof body.name);
@@ -332,10 +340,11 @@ static int claim(struct clone_item *it, struct api_err *err)
 	return r;
 }
 
-// What a shell has already can't be changed.
+// What a shell has already can't be changed, nor the cgroup that it runs in.
 static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 {
 	return !spec->n_drives && !spec->n_nets && !handler_of(&j->body, spec)[0] &&
+	       !j->body.policy.has_limits && !spec->policy.has_limits &&
 	       (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
@@ -360,6 +369,11 @@ static int start_fork(struct clone_item *it, struct api_err *err)
 	if (r)
 		return r;
 	struct vm *vm = it->vm;
+	if (vm->policy.has_limits) { // it runs in the cgroup of the process that it is forked from
+		vms_remove(vm);
+		return api_fail(err, API_LIMITS_UNAVAILABLE,
+				"limits: a fork of a running VM can't have any; clone a snapshot of it");
+	}
 	memcpy(vm->forked_from, j->parent_cfg.name, sizeof vm->forked_from);
 	memcpy(vm->forked_from_id, j->parent_cfg.id, sizeof vm->forked_from_id);
 	memcpy(vm->from_snapshot, j->parent->from_snapshot, sizeof vm->from_snapshot);
@@ -439,6 +453,8 @@ static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *er
 static void on_prepared(struct prepare *p, const struct api_err *err)
 {
 	struct clone_job *j = MV_CONTAINER(p, struct clone_job, own);
+	if (err)
+		metrics_add(M_CLONE_FAILURES, err->code, j->body.count);
 	if (!err) {
 		advance(j);
 	} else if (p->cpu.n_missing) {
@@ -494,6 +510,7 @@ static void on_frozen(void *arg, struct vm *vm, const struct api_err *err, const
 	vm->op = NULL;
 	if (err ||
 	    fork_source_init(&j->fork, j->s, MV_TAKE_FD(j->fork.socket), vm->pid, (pid_t)reply->pid, &e)) {
+		metrics_add(M_CLONE_FAILURES, (err ? err : &e)->code, j->body.count);
 		fail_job(j, err ? err : &e);
 		return;
 	}
@@ -541,6 +558,10 @@ void op_vm_clone(struct server *s, struct http_req *r, const char *name)
 		result = api_fail(&err, API_WRONG_STATE,
 				  "VM %s is %s; a fork needs one that is running or paused", vm->cfg.name,
 				  vm_state_name(vm->state));
+	if (!result && vm->cgroup.fd >= 0)
+		result = api_fail(&err, API_LIMITS_UNAVAILABLE,
+				  "VM %s has limits, which its forks would share; clone a snapshot of it",
+				  vm->cfg.name);
 	if (!result)
 		result = ops_begin(vm, "clone", &err);
 	if (!result) {
@@ -552,6 +573,7 @@ void op_vm_clone(struct server *s, struct http_req *r, const char *name)
 	}
 	if (result) {
 		mv_close(&j->fork.socket);
+		metrics_add(M_CLONE_FAILURES, err.code, j->body.count);
 		fail_job(j, &err);
 	}
 }

@@ -8,7 +8,9 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include "api/events.h"
 #include "api/layers.h"
+#include "api/metrics.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
@@ -135,11 +137,26 @@ static struct snap_op *snap_op_new(struct server *s, struct http_req *r, struct 
 	return o;
 }
 
+static void count_created(const struct snap_op *o)
+{
+	uint64_t bytes = 0;
+	for (uint32_t i = 0; i < 2; i++) // state and memory; layers are linked
+		bytes += o->m.file[i].data_bytes;
+	metrics_add(M_SNAPSHOTS_WRITTEN, 0, 1);
+	metrics_add(M_SNAPSHOT_BYTES, 0, bytes);
+	metrics_observe(M_SNAPSHOT_SECONDS, mv_now_ns() - o->req->received_ns);
+	metrics_observe(M_PAUSE_SECONDS, o->pause_ns);
+	event_emit(o->s, EVENT_SNAPSHOT_CREATED,
+		   &(struct event_info){ .vm = o->vm, .snapshot = o->m.name, .snapshot_id = o->m.id });
+}
+
 static void create_end(struct snap_op *o, const struct api_err *err)
 {
 	if (err) {
+		metrics_add(M_SNAPSHOT_FAILURES, err->code, 1);
 		reply_err(o->req, err);
 	} else {
+		count_created(o);
 		js *v = manifest_json(o->s, &o->m);
 		js_put_uint(v, "pause_us", o->pause_ns / 1000);
 		reply_json(o->req, 201, v);
@@ -256,8 +273,8 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 	struct api_err err;
 	(void)name;
 	int result = js_decode(&snapshot_table, r->body, r->body_len, &b, &err);
-	if (!result)
-		result = snapshot_vm(s, r, &b, &err);
+	if (!result && (result = snapshot_vm(s, r, &b, &err)))
+		metrics_add(M_SNAPSHOT_FAILURES, err.code, 1);
 	if (result)
 		reply_err(r, &err);
 }
@@ -372,6 +389,8 @@ static void delete_done(struct worker_job *j)
 		reply_empty(o->req);
 	}
 	for (size_t at = 0; at < o->deleted.len; at += strlen((char *)o->deleted.p + at) + 1) {
+		event_emit(o->s, EVENT_SNAPSHOT_DELETED,
+			   &(struct event_info){ .snapshot = (char *)o->deleted.p + at });
 		template_drop(o->s, (char *)o->deleted.p + at);
 		lazy_drop(o->s, (char *)o->deleted.p + at);
 		pool_drop(o->s, (char *)o->deleted.p + at);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "api/events.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/vmjson.h"
@@ -168,6 +169,8 @@ static void import_end(struct transfer *t)
 			api_from(&err, &t->err, code);
 		reply_err(t->req, &err);
 	} else {
+		event_emit(t->s, EVENT_SNAPSHOT_CREATED,
+			   &(struct event_info){ .snapshot = t->m.name, .snapshot_id = t->m.id });
 		reply_json(t->req, 201, manifest_json(t->s, &t->m));
 	}
 	transfer_unref(t);

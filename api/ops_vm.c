@@ -8,6 +8,7 @@
 #include <sys/sysinfo.h>
 
 #include "api/layers.h"
+#include "api/metrics.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
@@ -111,6 +112,7 @@ static void create_undone(void *arg, struct vm *vm)
 static void create_failed(struct op *o, const struct api_err *err)
 {
 	o->err = *err;
+	metrics_add(M_BOOT_FAILURES, err->code, 1);
 	vms_remove(o->vm);
 	if (!vm_has_process(o->vm)) {
 		create_undone(o, o->vm);
@@ -132,7 +134,8 @@ static void on_create_done(void *arg, struct vm *vm, const struct api_err *err, 
 		if (vm_call(vm, MSG_RUN, NULL, NULL, NULL, 0, RUN_TIMEOUT_MS, "start", on_create_done, o, &e))
 			create_failed(o, &e);
 	} else {
-		vm->shown = true;
+		metrics_add(M_BOOTS, 0, 1);
+		vm_show(vm);
 		vm->op = NULL;
 		op_reply_vm(o, 201);
 	}
@@ -187,13 +190,16 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for another VM");
 	else {
 		vm->requested_ns = r->received_ns;
+		vm->policy = b.policy;
 		result = vms_add(s, vm, &err);
 		if (!result && (result = create_begin(s, r, vm, b.start, &err)))
 			vms_remove(vm);
 		vm_unref(vm);
 	}
-	if (result)
+	if (result) {
+		metrics_add(M_BOOT_FAILURES, err.code, 1);
 		reply_err(r, &err);
+	}
 }
 
 // --- read -------------------------------------------------------------------------------

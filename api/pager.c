@@ -4,11 +4,14 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "api/events.h"
 #include "api/lazy.h"
+#include "api/metrics.h"
 #include "api/spawn.h"
 #include "microvm/base/util.h"
 #include "snapshot/pager.h"
@@ -47,8 +50,14 @@ static void on_end(void *arg, uint32_t events)
 		return;
 	mv_log(MV_WARN, "the pager ended (%s %d); another one goes on",
 	       si.si_code == CLD_EXITED ? "status" : "signal", si.si_status);
-	if (mv_ratelimit_ok(&p->starts, MAX_STARTS) && !start(s, &err))
+	if (mv_ratelimit_ok(&p->starts, MAX_STARTS) && !start(s, &err)) {
+		char why[32];
+		snprintf(why, sizeof why, "%s %d", si.si_code == CLD_EXITED ? "status" : "signal",
+			 si.si_status);
+		event_emit(s, EVENT_PAGER_RESTARTED, &(struct event_info){ .reason = why });
+		metrics_add(M_PAGER_RESTARTS, 0, 1);
 		return;
+	}
 	mv_log(MV_ERROR, "no pager: %s", err.msg[0] ? err.msg : "it keeps ending");
 	lazy_no_pager(s);
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/metrics.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
@@ -34,6 +35,9 @@ const struct route api_routes[] = {
 	{ "DELETE", "/v1/snapshots/{name}/prepare", op_snap_unprepare, { 0 }, "free its template" },
 	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },
 	{ "POST", "/v1/gc", op_gc, { 0 }, "remove leftovers of crashes" },
+	{ "GET", "/v1/events", op_events, { "since", "types", "follow" }, "what happened and happens" },
+	{ "GET", "/v1/metrics", op_metrics, { "per_vm" }, "counters, for Prometheus" },
+	{ "GET", "/v1/vms/{name}/metrics", op_vm_metrics, { "format" }, "what a VM uses of the host" },
 };
 const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);
 
@@ -151,12 +155,14 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 void api_dispatch(void *arg, struct http_req *r)
 {
 	char name[ROUTE_NAME_LEN] = "", allow[64] = "";
+	r->tag = api_n_routes; // of none
 	for (unsigned i = 0; i < api_n_routes; i++) {
 		const struct route *t = &api_routes[i];
 		if (!route_match(t->pattern, r->path, name))
 			continue;
 		if (!strcmp(t->method, r->method)) {
 			mv_log(MV_DEBUG, "%s %s", r->method, r->path);
+			r->tag = i;
 			run_route(arg, t, r, name);
 			return;
 		}
@@ -164,6 +170,12 @@ void api_dispatch(void *arg, struct http_req *r)
 		snprintf(allow + used, sizeof allow - used, "%s%s", used ? ", " : "", t->method);
 	}
 	no_route(r, allow);
+}
+
+void api_answered(void *arg, const struct http_req *r, unsigned status)
+{
+	(void)arg;
+	metrics_http(r->tag, status, mv_now_ns() - r->received_ns);
 }
 
 bool api_is_upload(const char *method, const char *path)

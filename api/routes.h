@@ -21,6 +21,9 @@ extern const unsigned api_n_routes;
 // The http_handler; arg is the struct server.
 void api_dispatch(void *arg, struct http_req *r);
 
+// The http_answered_fn: counts answers.
+void api_answered(void *arg, const struct http_req *r, unsigned status);
+
 // The http_is_upload_fn.
 bool api_is_upload(const char *method, const char *path);
 
@@ -49,3 +52,5 @@ route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_del
 	op_snap_unprepare;                      // ops_snapshot.c
 route_fn op_gc, op_snap_export, op_snap_import; // ops_store.c
 route_fn op_clone, op_vm_clone;                 // ops_clone.c
+route_fn op_events;                             // events.c
+route_fn op_metrics, op_vm_metrics;             // ops_metrics.c

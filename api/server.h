@@ -3,6 +3,7 @@
 #pragma once
 #include <sys/queue.h>
 
+#include "api/cgroup.h"
 #include "api/http.h"
 #include "api/worker.h"
 #include "microvm/base/log.h"
@@ -16,10 +17,23 @@
 struct vm_call;
 LIST_HEAD(vm_calls, vm_call);
 
+struct events;
+
 struct lazy;
 LIST_HEAD(lazy_list, lazy);
 struct lazy_clone;
 LIST_HEAD(lazy_clone_list, lazy_clone);
+struct lazy_counts {
+	uint64_t faults, zero_faults, fills, background_fills;
+};
+
+struct vm;
+struct lifetimes {      // lifetime.c
+	struct vm **at; // a heap, from 1
+	uint32_t n, room;
+	struct mv_timer timer;
+	uint64_t armed_ns; // 0: not
+};
 
 struct vm_process {
 	int socket, pidfd; // our end; close-on-exec
@@ -54,6 +68,10 @@ struct server {
 	void *by_pid;           // of those with a process
 	unsigned n_vms, n_live; // listed; with a process
 	bool stopping;          // no new work; the loop ends with the last VM
+	struct events *events;  // events.c
+	struct lifetimes lifetimes;
+	struct cgroup_base cgroup;  // where VMs with limits are (cgroup.h)
+	struct worker usage_worker; // reads what VMs use (ops_metrics.c); made when first needed
 	// messages that wait for an answer (vm.c)
 	struct vm_calls calls;
 	struct mv_timer call_timer;
@@ -72,6 +90,7 @@ struct server {
 	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
 	struct lazy_list lazy_templates;
 	struct lazy_clone_list lazy_clones;
+	struct lazy_counts lazy_gone; // of templates that are gone
 	uint64_t lazy_last_id;
 	struct pager_process pager;
 	int uffd_device_fd; // /dev/userfaultfd; -1: by system call

@@ -14,8 +14,10 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
+#include "api/events.h"
 #include "api/layers.h"
 #include "api/lazy.h"
+#include "api/lifetime.h"
 #include "api/listen.h"
 #include "api/paths.h"
 #include "api/pool.h"
@@ -30,7 +32,7 @@
 
 struct options {
 	char socket[PATH_MAX], state_dir[PATH_MAX], vmm[PATH_MAX], pager[PATH_MAX];
-	const char *kvm;
+	const char *kvm, *cgroup;
 	bool no_userfaultfd;
 	uint64_t pool_max_bytes; // 0: the default
 	unsigned spares;
@@ -49,6 +51,8 @@ static const char help[] =
 	"  --pool-memory MIB  most that clones prepared in advance may take (default: a quarter of\n"
 	"                    the host's memory)\n"
 	"  --spares N        VM processes kept ready for whoever starts a VM, 0 to 64 (default 2)\n"
+	"  --cgroup PATH     a cgroup v2 without processes of its own, for VMs with limits (default: the\n"
+	"                    daemon's own where systemd has delegated it)\n"
 	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --version, --help\n\n"
@@ -62,6 +66,7 @@ enum {
 	OPT_KVM,
 	OPT_POOL_MEMORY,
 	OPT_SPARES,
+	OPT_CGROUP,
 	OPT_NO_UFFD,
 	OPT_LEVEL,
 	OPT_VERSION,
@@ -75,6 +80,7 @@ static const struct option long_options[] = {
 	{ "kvm", required_argument, NULL, OPT_KVM },
 	{ "pool-memory", required_argument, NULL, OPT_POOL_MEMORY },
 	{ "spares", required_argument, NULL, OPT_SPARES },
+	{ "cgroup", required_argument, NULL, OPT_CGROUP },
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -135,6 +141,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_KVM: o->kvm = optarg; break;
 		case OPT_SPARES: ok = parse_spares(optarg, &o->spares); break;
 		case OPT_POOL_MEMORY: ok = parse_mib(optarg, &o->pool_max_bytes); break;
+		case OPT_CGROUP: o->cgroup = optarg; break;
 		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
@@ -196,20 +203,27 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		r = open_vsock_dir(s, o->state_dir, err);
 	if (!r)
 		r = layers_init(s, o->state_dir, err);
-	if (!r && ((r = vm_calls_init(s)) || (r = pools_init(s)) || (r = spares_init(s, o->spares))))
+	if (!r)
+		r = cgroup_base_open(&s->cgroup, o->cgroup, true, err);
+	if (!r && ((r = vm_calls_init(s)) || (r = lifetime_init(s)) || (r = pools_init(s)) ||
+		   (r = spares_init(s, o->spares))))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
+	if (!r)
+		r = events_new(s, err);
 	if (!r)
 		r = listen_unix(o->socket, ret_listen_fd, err);
 	if (r)
 		return r;
 	r = http_new(&s->loop, *ret_listen_fd, api_dispatch, s, &s->http, err);
-	if (r)
+	if (r) {
 		unlink(o->socket);
-	else
-		http_set_uploads(s->http, api_is_upload);
-	return r;
+		return r;
+	}
+	http_set_uploads(s->http, api_is_upload);
+	http_set_answered(s->http, api_answered);
+	return 0;
 }
 
 // --- end ----------------------------------------------------------------------------------
@@ -282,15 +296,18 @@ static void first_vm(void *arg, struct vm *vm)
 
 static void stop(struct server *s, const struct options *o, struct signals *g, bool listening)
 {
+	events_end(s); // before the streams are cut off
 	if (listening)
 		http_abort_bodies(s->http); // so that exports and imports end
 	for (unsigned i = 0; i < MAX_TRANSFERS; i++)
 		worker_fini(&s->transfers[i]);
+	worker_fini(&s->usage_worker);
 	worker_fini(&s->worker); // jobs in progress end and answer
 	if (listening) {
 		http_free(s->http);
 		unlink(o->socket);
 	}
+	events_free(s);
 	for (struct vm *vm = NULL;; vm = NULL) {
 		vms_each(s, first_vm, &vm);
 		if (!vm)
@@ -299,6 +316,8 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	}
 	pools_stop(s);
 	spares_stop(s);
+	lifetime_free(s);
+	cgroup_base_close(&s->cgroup);
 	lazy_fini(s);
 	templates_free(s);
 	store_index_free(&s->index);
@@ -338,7 +357,7 @@ int main(int argc, char **argv)
 	s.kvm_path = o.kvm;
 	s.pool_max_bytes = o.pool_max_bytes;
 	s.store = (struct store)STORE_CLOSED;
-	s.layers_fd = -1;
+	s.layers_fd = s.cgroup.fd = -1;
 	r = mv_loop_init(&s.loop);
 	if (!r)
 		r = take_signals(&s, &g); // before any thread: all inherit the mask

@@ -11,10 +11,14 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "api/events.h"
 #include "api/layers.h"
 #include "api/lazy.h"
+#include "api/lifetime.h"
+#include "api/metrics.h"
 #include "api/spare.h"
 #include "api/spawn.h"
+#include "api/vms.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
@@ -57,7 +61,7 @@ struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
 	vm->refs = 1;
 	vm->cfg = *cfg;
 	vm->created_unix_ns = unix_ns();
-	vm->pidfd = vm->socket = -1;
+	vm->pidfd = vm->socket = vm->cgroup.fd = -1;
 	LIST_INIT(&vm->calls);
 	LIST_INIT(&vm->waiters);
 	return vm;
@@ -195,6 +199,7 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 		return api_fail(err, API_VM_FAILED, "VM %s takes no message (%s)", vm->cfg.name,
 				strerror(-r));
 	}
+	lifetime_touch(vm);
 	LIST_INSERT_HEAD(&vm->calls, c, of_vm);
 	LIST_INSERT_HEAD(&vm->srv->calls, c, of_server);
 	vm->n_calls++;
@@ -212,18 +217,53 @@ static void merge_times(struct msg_times *to, const struct msg_times *from)
 			d[i] = s[i];
 }
 
+static void tell_state(const struct vm *vm)
+{
+	struct event_info info = { .vm = vm };
+	if (vm->state == VM_RUNNING)
+		event_emit(vm->srv, EVENT_VM_RUNNING, &info);
+	else if (vm->state == VM_PAUSED)
+		event_emit(vm->srv, EVENT_VM_PAUSED, &info);
+	if (vm->state != VM_EXITED)
+		return;
+	info.reason = vm_exit_name(vm->exit_reason);
+	info.detail = vm->exit_detail;
+	event_emit(vm->srv, EVENT_VM_EXITED, &info);
+	metrics_add(M_VM_EXITS, vm->exit_reason, 1);
+}
+
+// The one place where a VM's state changes.
+static void set_state(struct vm *vm, unsigned state)
+{
+	if (vm->state == state)
+		return;
+	vm->state = state;
+	lifetime_state(vm);
+	if (vm->shown)
+		tell_state(vm);
+}
+
+void vm_show(struct vm *vm)
+{
+	vm->shown = true;
+	event_emit(vm->srv, EVENT_VM_CREATED,
+		   &(struct event_info){
+			   .vm = vm, .snapshot = vm->from_snapshot, .snapshot_id = vm->from_snapshot_id });
+	tell_state(vm);
+}
+
 static void state_after(struct vm *vm, enum msg_type type)
 {
 	if (vm->exit_told)
 		return;
 	if (type == MSG_BOOT)
-		vm->state = VM_CREATED;
+		set_state(vm, VM_CREATED);
 	else if (type == MSG_RUN)
-		vm->state = VM_RUNNING;
+		set_state(vm, VM_RUNNING);
 	else if (type == MSG_PAUSE)
-		vm->state = VM_PAUSED;
+		set_state(vm, VM_PAUSED);
 	else if (type == MSG_RESTORE || type == MSG_CLAIM)
-		vm->state = reply.state == VM_RUNNING ? VM_RUNNING : VM_PAUSED;
+		set_state(vm, reply.state == VM_RUNNING ? VM_RUNNING : VM_PAUSED);
 }
 
 static int on_reply(struct vm *vm, const struct msg *m)
@@ -257,12 +297,15 @@ static int on_event(struct vm *vm, const struct msg *m)
 		return -EPROTO;
 	if (mv_state_load(&msg_event_table, m->body, m->body_len, &event, &e))
 		return -EPROTO;
+	if ((vm->from_snapshot[0] || vm->forked_from[0]) && !vm->times.first_io &&
+	    event.times.first_io > vm->requested_ns)
+		metrics_observe(M_CLONE_FIRST_IO, event.times.first_io - vm->requested_ns);
 	merge_times(&vm->times, &event.times);
 	if (vm->exit_told)
 		return 0;
 	if (event.state != VM_EXITED) {
 		if (vm->state) // not while loading
-			vm->state = event.state;
+			set_state(vm, event.state);
 		return 0;
 	}
 	vm->exit_told = true;
@@ -326,8 +369,14 @@ static void note_reason(struct vm *vm, const siginfo_t *si)
 		vm->exit_reason = VM_EXIT_SNAPSHOT_CORRUPT;
 		return;
 	}
+	if (vm->cgroup.out_of_memory) {
+		vm->exit_reason = VM_EXIT_OUT_OF_MEMORY;
+		snprintf(vm->exit_detail, sizeof vm->exit_detail, "needed more than its limit of %u MiB",
+			 vm->policy.limits.memory_mib);
+		return;
+	}
 	if (vm->kill_sent) {
-		vm->exit_reason = VM_EXIT_KILLED;
+		vm->exit_reason = vm->end_reason ? vm->end_reason : VM_EXIT_KILLED;
 		if (vm->timed_out)
 			snprintf(vm->exit_detail, sizeof vm->exit_detail, "the VM process did not answer");
 		return;
@@ -406,8 +455,9 @@ static void finish(struct vm *vm, const siginfo_t *si)
 		unlink(vm->cfg.vsock.path);
 	vm->owns_vsock = false;
 	layers_remove(vm);
+	cgroup_leave(&vm->cgroup, &vm->srv->loop);
 	note_reason(vm, si);
-	vm->state = VM_EXITED;
+	set_state(vm, VM_EXITED);
 	if (vm->shown)
 		mv_log(vm->exit_reason == VM_EXIT_CRASHED ? MV_WARN : MV_INFO, "vm %s: exited, %s%s%s",
 		       vm->cfg.name, vm_exit_name(vm->exit_reason), vm->exit_detail[0] ? ": " : "",
@@ -417,6 +467,8 @@ static void finish(struct vm *vm, const siginfo_t *si)
 		vm_wait_cancel(w);
 		w->fn(w->arg, vm);
 	}
+	if (vm->policy.auto_delete && vm->shown)
+		vms_remove(vm);
 	if (vm->srv->stopping && !vm->srv->n_live)
 		mv_loop_stop(&vm->srv->loop);
 	vm_unref(vm); // the process's
@@ -475,6 +527,7 @@ static void abandon_process(struct vm *vm)
 	mv_close(&vm->socket);
 	mv_close(&vm->pidfd);
 	vm->pid = 0;
+	cgroup_leave(&vm->cgroup, &vm->srv->loop);
 	if (!c)
 		return;
 	LIST_REMOVE(c, of_vm);
@@ -492,7 +545,10 @@ static int watch(struct vm *vm, struct api_err *err)
 static int spawn(struct vm *vm, int theirs, struct api_err *err)
 {
 	struct mv_err e = { 0 };
-	if (!spawn_vmm(vm->srv->vmm_path, theirs, -1, &vm->pidfd, &vm->pid, &e))
+	const struct vm_limits *limits = vm->policy.has_limits ? &vm->policy.limits : NULL;
+	if (limits && cgroup_make(&vm->srv->cgroup, vm->cfg.id, limits, &vm->cgroup, &e))
+		return api_from(err, &e, API_LIMITS_UNAVAILABLE);
+	if (!spawn_vmm(vm->srv->vmm_path, theirs, vm->cgroup.fd, &vm->pidfd, &vm->pid, &e))
 		return 0;
 	vm->pid = 0;
 	return api_from(err, &e, API_INTERNAL);
@@ -529,7 +585,7 @@ static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_
 	struct mv_err e = { 0 };
 	struct vm_process spare;
 	MV_FD theirs = -1;
-	if (spare_take(vm->srv, &spare))
+	if (!vm->policy.has_limits && spare_take(vm->srv, &spare)) // else: it would be in our cgroup
 		return adopt_process(vm, &spare, type, run, fds, done, arg, err);
 	if (spawn_socket(&vm->socket, &theirs, &e))
 		return api_from(err, &e, API_INTERNAL);
@@ -542,7 +598,7 @@ static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_
 static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err)
 {
 	vm_fds_close(fds);
-	if (!r && !tsearch(vm, &vm->srv->by_pid, by_pid))
+	if (!r && (lifetime_reserve(vm->srv, vm) || !tsearch(vm, &vm->srv->by_pid, by_pid)))
 		r = api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
 	if (!r) {
 		vm->srv->n_live++;

@@ -14,6 +14,7 @@
 #include <sys/types.h>
 
 #include "api/error.h"
+#include "api/policy.h"
 #include "api/server.h"
 #include "microvm/base/log.h"
 #include "microvm/base/msg.h"
@@ -60,6 +61,15 @@ struct vm {
 	int pidfd, socket;
 	struct mv_watch pid_watch, socket_watch;
 	bool kill_sent, timed_out, exit_told, owns_vsock;
+	// how long, and how much (lifetime.c, cgroup.c)
+	struct vm_policy policy;
+	unsigned end_reason; // enum vm_exit: why the daemon ended it; 0: it was asked to
+	struct {
+		uint64_t first_ran_ns, active_ns, due_ns, activity;
+		uint32_t at; // place in the heap; 0: not in it
+		bool asking;
+	} life;
+	struct cgroup cgroup;
 	// layers of drives (layers.c)
 	bool owns_layers, freezing;
 	uint32_t n_layers[VMCFG_MAX_DRIVES];
@@ -89,6 +99,9 @@ int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, v
 // state and memory. Takes all of p, also on failure.
 int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
 	     struct api_err *err);
+
+// It is loaded: from here on the API shows it, and its events are told.
+void vm_show(struct vm *vm);
 
 // Sends one message; 0: `done` will be called once, always later, never from in here.
 // `what` (static) names the operation in errors.

@@ -95,12 +95,42 @@ static DEFINE_JS(cpu_table, cpu_fields);
 	       "note what the guest writes, for incremental snapshots; default false"),            \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
 
+// --- a VM's life and limits -------------------------------------------------------------
+static const struct js_field limits_fields[] = {
+	F_UINT(struct vm_limits, memory_mib, "memory_mib", JS_OMIT_EMPTY, 1, VMCFG_MAX_MEM_MIB,
+	       "MiB of host memory for all of the VM process; default: none"),
+	F_UINT(struct vm_limits, cpu_percent, "cpu_percent", JS_OMIT_EMPTY, 1, 100 * VMCFG_MAX_VCPUS,
+	       "100 is one CPU; default: none"),
+	F_UINT(struct vm_limits, pids, "pids", JS_OMIT_EMPTY, 1, 1000000,
+	       "threads and processes; default: none"),
+};
+DEFINE_JS(limits_table, limits_fields);
+
+#define LIFETIME_FIELDS(s, p)                                                                      \
+	{ .name = "ttl_ms", .type = JS_UINT, .offset = MV_OFF(s, p ttl_ms), .size = 8, .min = 1,     \
+	  .max = POLICY_MAX_MS, PRESENT(s, p has_ttl),                                               \
+	  .doc = "ms from its first run to its end; default: none" },                                \
+	{ .name = "idle_timeout_ms", .type = JS_UINT, .offset = MV_OFF(s, p idle_timeout_ms), .size = 8, \
+	  .min = POLICY_MIN_IDLE_MS, .max = POLICY_MAX_MS, PRESENT(s, p has_idle_timeout),           \
+	  .doc = "ms without anything to do; default: none" },                                       \
+	{ .name = "auto_delete", .type = JS_BOOL, .offset = MV_OFF(s, p auto_delete), .size = 1,      \
+	  PRESENT(s, p has_auto_delete), .doc = "not listed any more when it has ended; default false" }
+
+#define POLICY_FIELDS(s, p)                                                                        \
+	LIFETIME_FIELDS(s, p),                                                                     \
+	{ .name = "limits", .type = JS_OBJ, .offset = MV_OFF(s, p limits), .sub = &limits_table,      \
+	  .size = sizeof(struct vm_limits), PRESENT(s, p has_limits), .doc = "default: none" }
+
 #define NOTHING
+static const struct js_field lifetime_fields[] = { LIFETIME_FIELDS(struct vm_policy, NOTHING) };
+DEFINE_JS(lifetime_table, lifetime_fields);
+
 static const struct js_field config_fields[] = { CONFIG_FIELDS(struct vmcfg, NOTHING) };
 DEFINE_JS(config_table, config_fields);
 
 static const struct js_field create_fields[] = {
 	CONFIG_FIELDS(struct create_body, cfg.),
+	POLICY_FIELDS(struct create_body, policy.),
 	F_BOOL(struct create_body, start, "start", "default false"),
 };
 DEFINE_JS(create_table, create_fields);
@@ -148,6 +178,7 @@ static const struct js_field clone_spec_fields[] = {
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, vsock),
 	  .size = sizeof(struct clone_vsock), .sub = &clone_vsock_table,
 	  PRESENT(struct clone_spec, has_vsock), .doc = "default: none" },
+	POLICY_FIELDS(struct clone_spec, policy.),
 };
 static DEFINE_JS(clone_spec_table, clone_spec_fields);
 
@@ -160,6 +191,7 @@ static const struct js_field clone_fields[] = {
 	  PRESENT(struct clone_body, has_clones), .doc = "instead of count: one object per clone" },
 	F_TEXT(struct clone_body, name_prefix, "name_prefix", JS_NAME, 0,
 	       "default: the snapshot's name"),
+	POLICY_FIELDS(struct clone_body, policy.),
 	F_BOOL(struct clone_body, run, "run", "default true"),
 	F_TEXT(struct clone_body, page_handler, "page_handler", JS_PATH, 0,
 	       "Unix socket of a page handler that has the memory; default: none"),
@@ -267,6 +299,25 @@ int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, str
 	if (p->has_max && !p->has_idle)
 		p->idle_s = API_POOL_IDLE_S;
 	return 0;
+}
+
+struct vm_policy clone_policy(const struct clone_body *b, const struct clone_spec *spec)
+{
+	struct vm_policy p = b->policy;
+	const struct vm_policy *o = spec ? &spec->policy : &p;
+	if (o->has_ttl)
+		p.ttl_ms = o->ttl_ms;
+	if (o->has_idle_timeout)
+		p.idle_timeout_ms = o->idle_timeout_ms;
+	if (o->has_auto_delete)
+		p.auto_delete = o->auto_delete;
+	if (o->has_limits)
+		p.limits = o->limits;
+	p.has_ttl |= o->has_ttl;
+	p.has_idle_timeout |= o->has_idle_timeout;
+	p.has_auto_delete |= o->has_auto_delete;
+	p.has_limits |= o->has_limits;
+	return p;
 }
 
 static int override_net(struct vmcfg *c, const struct clone_net *o, struct api_err *err)

@@ -5,6 +5,7 @@
 #pragma once
 #include "api/error.h"
 #include "api/json.h"
+#include "api/policy.h"
 #include "microvm/base/vmcfg.h"
 
 #define API_MAX_CLONES 4096
@@ -15,6 +16,7 @@
 
 struct create_body {
 	struct vmcfg cfg;
+	struct vm_policy policy;
 	bool start;
 };
 
@@ -41,6 +43,7 @@ struct clone_spec {                        // all zero: a plain clone
 	struct clone_vsock vsock;
 	uint32_t n_nets, n_drives;
 	bool has_vsock;
+	struct vm_policy policy; // what it has goes before the body's
 };
 struct clone_body {
 	uint32_t count;            // at least 1
@@ -49,6 +52,7 @@ struct clone_body {
 	char name_prefix[VMCFG_NAME_LEN];
 	char page_handler[VMCFG_PATH_LEN]; // empty: none
 	bool run, has_count, has_clones;
+	struct vm_policy policy; // of all
 };
 
 struct stop_body {
@@ -76,14 +80,17 @@ struct prepare_body {
 };
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
-	empty_table,
-	config_table; // the last: struct vmcfg as shown
+	empty_table, lifetime_table, limits_table, // of struct vm_policy, struct vm_limits
+	config_table;                              // struct vmcfg as shown
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
 int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err);
 
 // Fills in defaults.
 int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, struct api_err *err);
+
+// The policy of a clone; spec NULL: a plain one.
+struct vm_policy clone_policy(const struct clone_body *b, const struct clone_spec *spec);
 
 // Free ret_b->clones in every case.
 int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct api_err *err);

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "api/events.h"
+#include "api/lifetime.h"
 #include "api/vmjson.h"
 
 static int by_name(const void *a, const void *b)
@@ -59,6 +61,9 @@ void vms_remove(struct vm *vm)
 		return;
 	vm->listed = false;
 	vm->srv->n_vms--;
+	if (vm->shown)
+		event_emit(vm->srv, EVENT_VM_DELETED,
+			   &(struct event_info){ .vm = vm, .reason = vm_exit_name(vm->exit_reason) });
 	tdelete(vm, &vm->srv->by_name, by_name);
 	tdelete(vm, &vm->srv->by_id, by_id);
 	vm_unref(vm);
@@ -111,6 +116,15 @@ void put_time(js *o, const char *key, uint64_t unix_ns)
 	js_put_str(o, key, text);
 }
 
+static js *lifetime_json(const struct vm *vm)
+{
+	js *o = js_encode(&lifetime_table, &vm->policy);
+	uint64_t left_ns = lifetime_left_ns(vm);
+	if (left_ns != UINT64_MAX && vm->state != VM_EXITED)
+		js_put_uint(o, "ttl_left_ms", left_ns / 1000000);
+	return o;
+}
+
 js *vm_json(const struct vm *vm)
 {
 	js *o = js_object(), *t = js_object();
@@ -145,6 +159,9 @@ js *vm_json(const struct vm *vm)
 	js_put(o, "timing_us", t);
 	// Where timing_us counts from, for clients that compare it with a clock of their own.
 	js_put_uint(o, "timing_zero_ns", vm->requested_ns);
+	js_put(o, "lifetime", lifetime_json(vm));
+	if (vm->policy.has_limits)
+		js_put(o, "limits", js_encode(&limits_table, &vm->policy.limits));
 	js_put(o, "config", js_encode(&config_table, &vm->cfg));
 	return o;
 }

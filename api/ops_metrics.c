@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+// GET /v1/metrics and GET /v1/vms/{name}/metrics.
+//
+// What a VM process uses of the host is read from /proc by a thread of its own: the kernel walks
+// all page tables of the process for smaps_rollup, which takes milliseconds per GiB. A reading
+// counts only if the VM still has that process afterwards: the daemon alone reaps it, so until
+// then nobody else has its pid.
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "api/events.h"
+#include "api/lazy.h"
+#include "api/metrics.h"
+#include "api/ops.h"
+#include "api/routes.h"
+#include "api/vms.h"
+
+#define TEXT_TYPE "text/plain; version=0.0.4"
+
+// Of one VM's process.
+struct usage {
+	uint64_t rss, pss, private, cpu_ns, minor_faults, major_faults, threads;
+	bool there;
+};
+
+static const struct usage_field {
+	size_t offset;
+	enum metric_type type;
+	enum metric_unit unit;
+	const char *key, *name, *help; // key: in JSON, where CPU time is in us
+} fields[] = {
+#define F(member, type, unit, key, name, help)                                                               \
+	{                                                                                                    \
+		offsetof(struct usage, member), METRIC_##type, METRIC_##unit, key, "thaw_vm_" name, help     \
+	}
+	F(rss, GAUGE, BYTES, "resident_bytes", "resident_bytes",
+	  "memory of the VM process, shared pages in full"),
+	F(pss, GAUGE, BYTES, "proportional_bytes", "proportional_bytes",
+	  "the same, shared pages divided among their users"),
+	F(private, GAUGE, BYTES, "private_bytes", "private_bytes",
+	  "pages that it alone has: what its end would free"),
+	F(cpu_ns, COUNTER, NS, "cpu_us", "cpu_seconds_total", "CPU time, guest and monitor"),
+	F(minor_faults, COUNTER, ONE, "minor_faults", "minor_faults_total",
+	  "page faults without disk access"),
+	F(major_faults, COUNTER, ONE, "major_faults", "major_faults_total", "page faults with disk access"),
+	F(threads, GAUGE, ONE, "threads", "threads", "threads of the process"),
+#undef F
+};
+
+static uint64_t field(const struct usage *u, const struct usage_field *f)
+{
+	return *(const uint64_t *)(const void *)((const char *)u + f->offset);
+}
+
+struct usage_item {
+	struct vm *vm;
+	pid_t pid;
+	struct usage u;
+};
+
+struct usage_op {
+	struct worker_job job;
+	struct server *s;
+	struct http_req *req;
+	struct usage_item *items;
+	unsigned n;
+	bool one, json; // of one VM
+};
+
+// --- /proc: the worker's thread ---------------------------------------------------------------
+static bool read_proc(pid_t pid, const char *name, char *text, size_t size)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+	FILE *f = fopen(path, "re");
+	size_t n = f ? fread(text, 1, size - 1, f) : 0;
+	text[n] = 0;
+	if (f)
+		fclose(f);
+	return n > 0;
+}
+
+static uint64_t kib_of(const char *text, const char *key)
+{
+	const char *p = strstr(text, key);
+	return p ? strtoull(p + strlen(key), NULL, 10) * 1024 : 0;
+}
+
+static bool read_usage(pid_t pid, struct usage *u)
+{
+	char text[4096];
+	unsigned long long minor, major, user, system;
+	long long threads;
+	if (!read_proc(pid, "smaps_rollup", text, sizeof text))
+		return false;
+	u->rss = kib_of(text, "\nRss:");
+	u->pss = kib_of(text, "\nPss:");
+	u->private = kib_of(text, "\nPrivate_Clean:") + kib_of(text, "\nPrivate_Dirty:");
+	if (!read_proc(pid, "stat", text, sizeof text))
+		return false;
+	const char *p = strrchr(text, ')'); // the name may hold anything
+	// proc(5): fields 10 minflt, 12 majflt, 14 utime, 15 stime, 20 num_threads
+	if (!p ||
+	    sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %llu %*u %llu %*u %llu %llu %*d %*d %*d %*d %lld",
+		   &minor, &major, &user, &system, &threads) != 5)
+		return false;
+	u->minor_faults = minor;
+	u->major_faults = major;
+	u->cpu_ns = (user + system) * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+	u->threads = (uint64_t)threads;
+	return true;
+}
+
+static void usage_run(struct worker_job *j)
+{
+	struct usage_op *o = (struct usage_op *)j;
+	for (unsigned i = 0; i < o->n; i++)
+		o->items[i].u.there = o->items[i].pid && read_usage(o->items[i].pid, &o->items[i].u);
+}
+
+// --- the daemon's own ---------------------------------------------------------------------------
+static unsigned count_fds(void)
+{
+	unsigned n = 0;
+	DIR *d = opendir("/proc/self/fd");
+	for (struct dirent *e; d && (e = readdir(d));)
+		n += e->d_name[0] != '.';
+	if (d)
+		closedir(d);
+	return n ? n - 1 : 0; // the one that reads them
+}
+
+static void set_process(void)
+{
+	char text[200];
+	unsigned long long size = 0, resident = 0;
+	struct rusage r = { 0 };
+	if (read_proc(getpid(), "statm", text, sizeof text) &&
+	    sscanf(text, "%llu %llu", &size, &resident) == 2)
+		metrics_set(M_RSS, 0, resident * (uint64_t)sysconf(_SC_PAGESIZE));
+	getrusage(RUSAGE_SELF, &r);
+	metrics_set(M_CPU, 0,
+		    (uint64_t)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1000000000u +
+			    (uint64_t)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) * 1000u);
+	metrics_set(M_OPEN_FDS, 0, count_fds());
+}
+
+static void count_vm(void *arg, struct vm *vm)
+{
+	(void)arg;
+	if (vm->shown)
+		metrics_add(M_VMS, vm->state, 1);
+}
+
+static void set_gauges(struct server *s)
+{
+	for (unsigned i = 0; i <= VM_EXITED; i++)
+		metrics_set(M_VMS, i, 0);
+	vms_each(s, count_vm, NULL);
+	lazy_metrics(s);
+	store_index_refresh(&s->index, &s->store); // failed: the last numbers
+	metrics_set(M_VM_PROCESSES, 0, s->n_live);
+	metrics_set(M_SNAPSHOTS, 0, s->index.n);
+	metrics_set(M_SNAPSHOT_DISK, 0, s->index.total.disk_bytes);
+	metrics_set(M_HTTP_PENDING, 0, http_pending(s->http));
+	metrics_set(M_HTTP_CONNECTIONS, 0, http_connections(s->http));
+	metrics_set(M_EVENT_STREAMS, 0, events_streams(s));
+	metrics_set(M_WORKER_QUEUE, 0, s->worker.n_jobs);
+	set_process();
+}
+
+// --- answers ----------------------------------------------------------------------------------
+static void reply_text(struct http_req *r, struct mv_buf *b)
+{
+	struct api_err err;
+	if (b->failed) {
+		mv_buf_fini(b);
+		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the answer");
+		reply_err(r, &err);
+		return;
+	}
+	http_reply(r, 200, TEXT_TYPE, b->p, b->len, NULL, 0);
+}
+
+static bool is_current(const struct usage_item *it) { return it->u.there && it->vm->pid == it->pid; }
+
+static void put_usage_text(struct mv_buf *out, const struct usage_op *o)
+{
+	char labels[160];
+	for (const struct usage_field *f = fields; f < fields + MV_ARRAY_LEN(fields); f++) {
+		metrics_head(out, f->name, f->type, f->help);
+		for (unsigned i = 0; i < o->n; i++) {
+			const struct usage_item *it = &o->items[i];
+			if (!is_current(it))
+				continue;
+			snprintf(labels, sizeof labels, "vm=\"%s\",id=\"%s\"", it->vm->cfg.name,
+				 it->vm->cfg.id);
+			metrics_sample(out, f->name, "", labels, field(&it->u, f), f->unit);
+		}
+	}
+}
+
+static js *usage_json(const struct usage_item *it)
+{
+	js *o = js_object();
+	const struct vm *vm = it->vm;
+	js_put_str(o, "name", vm->cfg.name);
+	js_put_str(o, "id", vm->cfg.id);
+	js_put_str(o, "state", vm_state_name(vm->state));
+	js_put_bool(o, "measured", is_current(it));
+	for (const struct usage_field *f = fields; is_current(it) && f < fields + MV_ARRAY_LEN(fields); f++)
+		js_put_uint(o, f->key, field(&it->u, f) / (f->unit == METRIC_NS ? 1000 : 1));
+	js *t = lazy_clone_json(vm);
+	if (t)
+		js_put(o, "template", t);
+	return o;
+}
+
+static void op_free(struct usage_op *o)
+{
+	for (unsigned i = 0; i < o->n; i++)
+		vm_unref(o->items[i].vm);
+	free(o->items);
+	free(o);
+}
+
+static void usage_done(struct worker_job *j)
+{
+	struct usage_op *o = (struct usage_op *)j;
+	struct mv_buf b = { 0 };
+	if (o->json) {
+		reply_json(o->req, 200, usage_json(&o->items[0]));
+	} else {
+		if (!o->one) {
+			set_gauges(o->s);
+			metrics_text(&b);
+		}
+		put_usage_text(&b, o);
+		reply_text(o->req, &b);
+	}
+	op_free(o);
+}
+
+static void take_vm(void *arg, struct vm *vm)
+{
+	struct usage_op *o = arg;
+	if (vm->shown && vm_has_process(vm))
+		o->items[o->n++] = (struct usage_item){ .vm = vm_ref(vm), .pid = vm->pid };
+}
+
+static struct usage_op *usage_new(struct server *s, struct http_req *r, unsigned room, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	struct usage_op *o = calloc(1, sizeof *o);
+	if (o)
+		o->items = calloc(room + 1, sizeof *o->items);
+	if (!o || !o->items) {
+		free(o);
+		api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+		return NULL;
+	}
+	if (!s->usage_worker.started && worker_init(&s->usage_worker, &s->loop, &e)) {
+		op_free(o);
+		api_from(err, &e, API_INTERNAL);
+		return NULL;
+	}
+	o->s = s;
+	o->req = r;
+	o->job.run = usage_run;
+	o->job.done = usage_done;
+	return o;
+}
+
+void op_metrics(struct server *s, struct http_req *r, const char *name)
+{
+	struct mv_buf b = { 0 };
+	struct api_err err;
+	bool per_vm;
+	(void)name;
+	struct usage_op *o = NULL;
+	int result = query_bool(r, "per_vm", &per_vm, &err);
+	if (!result && per_vm && !(o = usage_new(s, r, s->n_vms, &err)))
+		result = -ENOMEM;
+	if (result) {
+		reply_err(r, &err);
+	} else if (o) {
+		vms_each(s, take_vm, o);
+		worker_add(&s->usage_worker, &o->job);
+	} else {
+		set_gauges(s);
+		metrics_text(&b);
+		reply_text(r, &b);
+	}
+}
+
+void op_vm_metrics(struct server *s, struct http_req *r, const char *name)
+{
+	const char *format = http_query(r, "format");
+	struct api_err err;
+	struct vm *vm;
+	struct usage_op *o = NULL;
+	int result = vms_find(s, name, &vm, &err);
+	if (!result && format && strcmp(format, "json") && strcmp(format, "prometheus"))
+		result = api_fail(&err, API_INVALID_VALUE, "format: \"%.32s\" is neither json nor prometheus",
+				  format);
+	if (!result && !(o = usage_new(s, r, 1, &err)))
+		result = -ENOMEM;
+	if (result) {
+		reply_err(r, &err);
+		return;
+	}
+	o->one = true;
+	o->json = !format || !strcmp(format, "json");
+	o->items[o->n++] = (struct usage_item){ .vm = vm_ref(vm), .pid = vm->pid };
+	worker_add(&s->usage_worker, &o->job);
+}
