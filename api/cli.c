@@ -43,6 +43,38 @@ int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, i
 	return cli_check(c, ret_r);
 }
 
+int cli_follow(struct cli *c, const char *path, client_data_fn *fn, void *arg, struct client_reply *ret_r)
+{
+	struct mv_err err;
+	int stop, status = open_client(c);
+	if (status)
+		return status;
+	int r = client_follow(c->client, path, fn, arg, &stop, ret_r, &err);
+	if (stop)
+		return stop;
+	if (r)
+		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);
+	return cli_check(c, ret_r);
+}
+
+int cli_put_policy(struct cli *c, js *o)
+{
+	if (c->has_ttl)
+		js_put_uint(o, "ttl_ms", c->ttl_s * 1000ull);
+	if (c->has_idle)
+		js_put_uint(o, "idle_timeout_ms", c->idle_s * 1000ull);
+	if (c->auto_delete)
+		js_put_bool(o, "auto_delete", true);
+	if (!c->limit)
+		return EXIT_OK;
+	js *v = cli_parse_pairs("limit", c->limit, "memory_mib cpu_percent pids",
+				"memory_mib cpu_percent pids", 0);
+	if (!v)
+		return EXIT_USAGE;
+	js_put(o, "limits", v);
+	return EXIT_OK;
+}
+
 int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
 	    struct client_reply *ret_r)
 {

@@ -25,13 +25,13 @@ struct cli {
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
-		*state, *name, *format, *page_handler;
+		*state, *name, *format, *page_handler, *since, *types, *limit;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
-	unsigned long vcpus, memory, count, timeout_s, wait_s;
 	const char *pool;
-	bool has_vcpus, has_memory, has_count, has_timeout, has_wait;
-	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait;
+	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s;
+	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle;
+	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
 };
 
 typedef int cli_fn(struct cli *c);
@@ -41,6 +41,7 @@ cli_fn cli_console; // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
 	cli_snapshot_delete, cli_clone, cli_fork;        // cli_snapshot.c
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc; // cli_store.c
+cli_fn cli_events;                                       // cli_events.c
 cli_fn cli_doctor;                                       // doctor.c
 
 // Prints "thaw: ..." on standard error and returns status.
@@ -55,6 +56,8 @@ int cli_raw(struct cli *c, const char *method, const char *path, const void *bod
 // A body from in_fd or an answer to out_fd; -1: none. Otherwise the error has been printed.
 int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, int out_fd,
 	       struct client_reply *ret_r);
+// A GET whose answer goes to fn as it comes; an exit status of fn ends it and is returned.
+int cli_follow(struct cli *c, const char *path, client_data_fn *fn, void *arg, struct client_reply *ret_r);
 // EXIT_OK for 2xx; otherwise prints the daemon's error.
 int cli_check(struct cli *c, const struct client_reply *r);
 
@@ -63,6 +66,9 @@ void cli_print_tree(js *list); // of snapshots
 // Prints v as JSON and frees it.
 int cli_print_json(js *v);
 bool cli_name_ok(const char *name); // complains itself
+
+// --ttl, --idle-timeout, --auto-delete, --limit into a request's object.
+int cli_put_policy(struct cli *c, js *o);
 
 // --drive, --net, --vsock: "key=value,flag,..." into a JSON object. Keys of `numbers` become
 // integers, "ro" becomes read_only, a path is made absolute, {n} becomes n (when n > 0).

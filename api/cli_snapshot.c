@@ -300,7 +300,8 @@ static int clone_of(struct cli *c, const char *kind)
 	}
 	if (c->page_handler)
 		js_put_str(o, "page_handler", path);
-	if (named || c->n_drives || c->n_nets || c->vsock) {
+	status = cli_put_policy(c, o);
+	if (!status && (named || c->n_drives || c->n_nets || c->vsock)) {
 		js *list = js_list();
 		js_put(o, "clones", list);
 		for (unsigned i = 1; !status && i <= n; i++)

@@ -52,6 +52,15 @@ static void print_vm(js *v)
 			printf("%s%s", i ? ", " : " without ", js_str(js_at(list, i), "", "?"));
 		putchar('\n');
 	}
+	if (js_get(v, "lifetime.ttl_ms"))
+		printf("ttl:       %" PRId64 " ms, %" PRId64 " ms left\n", js_int(v, "lifetime.ttl_ms", 0),
+		       js_int(v, "lifetime.ttl_left_ms", js_int(v, "lifetime.ttl_ms", 0)));
+	if (js_get(v, "lifetime.idle_timeout_ms"))
+		printf("idle:      ends after %" PRId64 " ms\n", js_int(v, "lifetime.idle_timeout_ms", 0));
+	if (js_get(v, "limits"))
+		printf("limits:    memory %" PRId64 " MiB, cpu %" PRId64 " %%, pids %" PRId64 " (0: none)\n",
+		       js_int(v, "limits.memory_mib", 0), js_int(v, "limits.cpu_percent", 0),
+		       js_int(v, "limits.pids", 0));
 	for (int i = 0; times[i]; i++) {
 		int64_t us = js_int(js_get(v, "timing_us"), times[i], -1);
 		if (us >= 0)
@@ -161,6 +170,8 @@ int cli_create(struct cli *c)
 	js_put_bool(o, "start", c->start);
 	if (!status)
 		status = put_devices(c, o);
+	if (!status)
+		status = cli_put_policy(c, o);
 	if (status) {
 		js_free(o);
 		return status;

@@ -23,7 +23,10 @@ struct client {
 
 struct incoming {
 	CURL *curl;
-	int out_fd, error; // out_fd: -1: into body
+	int out_fd, error;  // out_fd: -1: into body
+	client_data_fn *fn; // instead of out_fd
+	void *arg;
+	int stop;
 	struct mv_buf body;
 	struct client_reply *r;
 };
@@ -33,8 +36,10 @@ static size_t on_body(char *data, size_t one, size_t n, void *arg)
 	struct incoming *in = arg;
 	long status = 0;
 	(void)one;
-	if (in->out_fd >= 0)
+	if (in->out_fd >= 0 || in->fn)
 		curl_easy_getinfo(in->curl, CURLINFO_RESPONSE_CODE, &status);
+	if (status / 100 == 2 && in->fn)
+		return (in->stop = in->fn(in->arg, data, n)) ? 0 : n;
 	if (status / 100 == 2) {
 		in->error = -mv_write_full(in->out_fd, data, n);
 		return in->error ? 0 : n;
@@ -112,15 +117,17 @@ static size_t read_body(char *buf, size_t one, size_t n, void *arg)
 	return got < 0 ? CURL_READFUNC_ABORT : (size_t)got;
 }
 
-// As the two functions of the header, which say what is not there.
+// As the functions of the header, which say what is not there.
 static int call(struct client *c, const char *method, const char *path, const void *body, size_t len,
-		int in_fd, int out_fd, struct client_reply *ret_r, struct mv_err *err)
+		int in_fd, struct incoming *to, struct client_reply *ret_r, struct mv_err *err)
 {
 	char url[512];
 	struct client_reply r = { 0 };
-	struct incoming in = { .curl = c->curl, .out_fd = out_fd, .r = &r };
+	struct incoming in = *to;
 	long status = 0;
 
+	in.curl = c->curl;
+	in.r = &r;
 	if (snprintf(url, sizeof url, "http://thaw%s", path) >= (int)sizeof url)
 		return mv_fail(err, ENAMETOOLONG, "path too long");
 	curl_easy_reset(c->curl);
@@ -146,6 +153,7 @@ static int call(struct client *c, const char *method, const char *path, const vo
 		curl_easy_setopt(c->curl, CURLOPT_CUSTOMREQUEST, method);
 	}
 	CURLcode code = curl_easy_perform(c->curl);
+	to->stop = in.stop;
 	if (code != CURLE_OK) {
 		mv_buf_fini(&in.body);
 		if (in.error)
@@ -168,13 +176,22 @@ static int call(struct client *c, const char *method, const char *path, const vo
 int client_call(struct client *c, const char *method, const char *path, const void *body, size_t len,
 		struct client_reply *ret_r, struct mv_err *err)
 {
-	return call(c, method, path, body, len, -1, -1, ret_r, err);
+	return call(c, method, path, body, len, -1, &(struct incoming){ .out_fd = -1 }, ret_r, err);
 }
 
 int client_stream(struct client *c, const char *method, const char *path, int in_fd, int out_fd,
 		  struct client_reply *ret_r, struct mv_err *err)
 {
-	return call(c, method, path, NULL, 0, in_fd, out_fd, ret_r, err);
+	return call(c, method, path, NULL, 0, in_fd, &(struct incoming){ .out_fd = out_fd }, ret_r, err);
+}
+
+int client_follow(struct client *c, const char *path, client_data_fn *fn, void *arg, int *ret_stop,
+		  struct client_reply *ret_r, struct mv_err *err)
+{
+	struct incoming in = { .out_fd = -1, .fn = fn, .arg = arg };
+	int r = call(c, "GET", path, NULL, 0, -1, &in, ret_r, err);
+	*ret_stop = in.stop;
+	return r;
 }
 
 void client_reply_fini(struct client_reply *r)

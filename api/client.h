@@ -28,4 +28,9 @@ int client_call(struct client *c, const char *method, const char *path, const vo
 // (-1: into the reply) when its status is 2xx.
 int client_stream(struct client *c, const char *method, const char *path, int in_fd, int out_fd,
 		  struct client_reply *ret_r, struct mv_err *err);
+
+// A GET whose answer is given to fn as it comes; nonzero ends it early, and is in *ret_stop.
+typedef int client_data_fn(void *arg, const char *data, size_t n);
+int client_follow(struct client *c, const char *path, client_data_fn *fn, void *arg, int *ret_stop,
+		  struct client_reply *ret_r, struct mv_err *err);
 void client_reply_fini(struct client_reply *r); // idempotent

@@ -17,10 +17,12 @@ enum opt {
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL,
 	O_PAGE_HANDLER,
 	O_TRACK_DIRTY,
+	O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE, O_LIMIT,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
 #define FOR_ALL (BIT(O_JSON) | BIT(O_SOCKET) | BIT(O_HELP) | BIT(O_VERSION))
+#define POLICY (BIT(O_TTL) | BIT(O_IDLE) | BIT(O_AUTO_DELETE) | BIT(O_LIMIT))
 #define DEVICES (BIT(O_DRIVE) | BIT(O_NET) | BIT(O_VSOCK))
 
 #define WITH(name_, opt_) { name_, required_argument, NULL, 256 + (opt_) }
@@ -36,11 +38,17 @@ static const struct option long_options[] = {
 	WITH("console", O_CONSOLE), WITH("state", O_STATE), WITH("timeout", O_TIMEOUT),
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
 	BARE("force", O_FORCE), BARE("tree", O_TREE), WITH("format", O_FORMAT),
-	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), WITH("pool", O_POOL), 
-	WITH("page-handler", O_PAGE_HANDLER), { 0 },
+	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), WITH("pool", O_POOL),
+	WITH("page-handler", O_PAGE_HANDLER), WITH("since", O_SINCE),
+	WITH("types", O_TYPES), WITH("ttl", O_TTL), WITH("idle-timeout", O_IDLE),
+	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), { 0 },
 };
 
 // clang-format on
+
+#define POLICY_USAGE                                                                                         \
+	"         [--ttl SEC] [--idle-timeout SEC] [--auto-delete]\n"                                        \
+	"         [--limit memory_mib=N[,cpu_percent=N][,pids=N]]"
 
 static const struct command {
 	const char *name;
@@ -51,14 +59,15 @@ static const struct command {
 } commands[] = {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
-		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU),
+		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU) |
+		  POLICY,
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
 	  "         [--track-dirty]\n"
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID,tap=TAP[,mac=MAC]]... [--vsock cid=N[,path=SOCKET]]\n"
-	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]",
+	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -88,17 +97,22 @@ static const struct command {
 	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT) | BIT(O_POOL), cli_snapshot_prepare,
 	  "NAME [--no-fill] [--wait] [--pool size=N[,idle_s=S] | --pool max=N[,min=N][,idle_s=S]]",
 	  "make its template, and a pool of clones to claim; --wait until all is there" },
-	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_PAGE_HANDLER), cli_clone,
+	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_PAGE_HANDLER) | POLICY,
+	  cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
-	  "         [--page-handler SOCKET]\n"
+	  "         [--page-handler SOCKET]\n" POLICY_USAGE "\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
-	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED), cli_fork,
+	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | POLICY, cli_fork,
 	  "VM [--count N] [--name NAME] [--paused] [--drive ...]... [--net ...]... [--vsock ...]\n"
 	  "         options as of clone",
 	  "start VMs from one that runs, as it is now" },
+	{ "events", 0, BIT(O_FOLLOW) | BIT(O_SINCE) | BIT(O_TYPES), cli_events,
+	  "[--follow] [--since N] [--types vm,snapshot.created,...]\n"
+	  "         without --follow: those that are kept, from event N on",
+	  "what happened to VMs and snapshots" },
 	{ "gc", 0, 0, cli_gc, "", "remove leftovers of crashes" },
 	{ "info", 0, 0, cli_info, "", "the daemon's version and counts" },
 	{ "doctor", 0, 0, cli_doctor, "", "can this host run VMs? Needs no daemon" },
@@ -167,6 +181,12 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_PAGE_HANDLER: c->page_handler = arg; return true;
 	case O_WAIT: return c->wait = true;
 	case O_POOL: c->pool = arg; return true;
+	case O_SINCE: c->since = arg; return true;
+	case O_TYPES: c->types = arg; return true;
+	case O_TTL: return number(arg, &c->ttl_s, &c->has_ttl);
+	case O_IDLE: return number(arg, &c->idle_s, &c->has_idle);
+	case O_AUTO_DELETE: return c->auto_delete = true;
+	case O_LIMIT: c->limit = arg; return true;
 	default: return false;
 	}
 }
