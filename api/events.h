@@ -22,7 +22,8 @@
 #define EVENT_TYPES(X)                                                                                       \
 	X(DAEMON_STARTED, "daemon.started", "the first event of each run of the daemon")                     \
 	X(DAEMON_STOPPING, "daemon.stopping", "the last one")                                                \
-	X(VM_CREATED, "vm.created", "a VM is there; `snapshot`: it is a clone of that one")                  \
+	X(VM_CREATED, "vm.created",                                                                          \
+	  "a VM is there; `snapshot`: a clone of that one; `detail`: a fork of which")                       \
 	X(VM_RUNNING, "vm.running", "it was started or resumed")                                             \
 	X(VM_PAUSED, "vm.paused", "its vCPUs stand still")                                                   \
 	X(VM_EXITED, "vm.exited", "its process is gone; `reason`, `detail`")                                 \
@@ -34,7 +35,7 @@
 	X(TEMPLATE_DAMAGED, "template.damaged", "a chunk of it can't be read")                               \
 	X(TEMPLATE_DROPPED, "template.dropped", "no new clones use it")                                      \
 	X(PAGER_RESTARTED, "pager.restarted", "thaw-pager ended and another one goes on; `reason`")          \
-	X(POOL_CHANGED, "pool.changed", "a pool was made, resized or removed; `count`: its size")
+	X(POOL_CHANGED, "pool.changed", "it was made, resized or dropped (`reason`); `count`: its size")
 
 enum event_type {
 #define X(sym, name, doc) EVENT_##sym,

@@ -17,6 +17,7 @@
 #include "api/lazy.h"
 #include "api/metrics.h"
 #include "api/ops.h"
+#include "api/pool.h"
 #include "api/routes.h"
 #include "api/vms.h"
 
@@ -167,6 +168,7 @@ static void set_gauges(struct server *s)
 	metrics_set(M_VM_PROCESSES, 0, s->n_live);
 	metrics_set(M_SNAPSHOTS, 0, s->index.n);
 	metrics_set(M_SNAPSHOT_DISK, 0, s->index.total.disk_bytes);
+	metrics_set(M_POOL_SIZE, 0, pools_ready(s));
 	metrics_set(M_HTTP_PENDING, 0, http_pending(s->http));
 	metrics_set(M_HTTP_CONNECTIONS, 0, http_connections(s->http));
 	metrics_set(M_EVENT_STREAMS, 0, events_streams(s));

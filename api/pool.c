@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/events.h"
+#include "api/metrics.h"
 #include "api/ops.h"
 #include "api/vm.h"
 #include "api/vmjson.h"
@@ -278,18 +280,43 @@ struct vm *pool_claim(struct pool *p)
 		mv_timer_arm(&p->s->pool_refill, REFILL_NS);
 	}
 	if (!h) {
-		p->misses++;
+		pool_miss(p);
 		return NULL;
 	}
 	struct vm *vm = vm_ref(h->vm);
 	p->hits++;
+	metrics_add(M_POOL_HITS, 0, 1);
 	TAILQ_REMOVE(&p->ready, h, link);
 	p->n_ready--;
 	free_shell(h);
 	return vm;
 }
 
-void pool_miss(struct pool *p) { p->misses++; }
+void pool_miss(struct pool *p)
+{
+	p->misses++;
+	metrics_add(M_POOL_MISSES, 0, 1);
+}
+
+unsigned pools_ready(const struct server *s)
+{
+	const struct pool *p;
+	unsigned n = 0;
+	LIST_FOREACH (p, &s->pools, link)
+		n += p->n_ready;
+	return n;
+}
+
+// count: how many it is to have at most; none: dropped.
+static void tell_change(const struct pool *p)
+{
+	uint32_t most = p->set.size ? p->set.size : p->set.max;
+	event_emit(p->s, EVENT_POOL_CHANGED,
+		   &(struct event_info){ .snapshot = p->src.m.name,
+					 .snapshot_id = p->src.m.id,
+					 .reason = p->dropped ? "dropped" : "set",
+					 .count = p->dropped ? 0 : most });
+}
 
 // --- pools ---
 
@@ -307,6 +334,7 @@ static void drop(struct pool *p)
 	if (p->dropped)
 		return;
 	p->dropped = true;
+	tell_change(p);
 	LIST_REMOVE(p, link);
 	end_shells(p, 0);
 	snprintf(p->error, sizeof p->error, "dropped");
@@ -423,6 +451,7 @@ int pool_set(struct prepare *from, const struct pool_settings *set, struct api_e
 	end_shells(p, p->target);
 	refill(p);
 	mv_timer_arm(&p->s->pool_tick, TICK_NS);
+	tell_change(p);
 	return 0;
 }
 

@@ -47,4 +47,5 @@ struct pool_waiter {
 };
 void pool_wait(struct pool *p, struct pool_waiter *w, void (*fn)(void *arg), void *arg);
 
+unsigned pools_ready(const struct server *s); // shells that wait, of all pools
 js *pool_json(const struct pool *p);

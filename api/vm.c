@@ -245,10 +245,15 @@ static void set_state(struct vm *vm, unsigned state)
 
 void vm_show(struct vm *vm)
 {
+	char fork[16 + VMCFG_NAME_LEN] = "";
+	if (vm->forked_from[0])
+		snprintf(fork, sizeof fork, "forked from %s", vm->forked_from);
 	vm->shown = true;
 	event_emit(vm->srv, EVENT_VM_CREATED,
-		   &(struct event_info){
-			   .vm = vm, .snapshot = vm->from_snapshot, .snapshot_id = vm->from_snapshot_id });
+		   &(struct event_info){ .vm = vm,
+					 .snapshot = vm->from_snapshot,
+					 .snapshot_id = vm->from_snapshot_id,
+					 .detail = fork });
 	tell_state(vm);
 }
 

@@ -201,6 +201,38 @@ def test_auto_delete_while_a_snapshot_is_taken():
         assert d.get("/v1/info").status == 200
 
 
+def test_clones_of_a_pool_and_forks():
+    need_kvm()
+    with Daemon() as d:
+        snapshot(d)
+        r = d.post("/v1/snapshots/s/prepare", {"pool": {"size": 2}, "wait": True})
+        assert r.status == 200, r
+        time.sleep(0.7)  # a shell's waiting is not part of its life
+        (c,) = clone(d, clones=[{"name": "claimed", "ttl_ms": 700, "idle_timeout_ms": 60000, "auto_delete": True}])
+        start = time.monotonic()
+        assert c["prepared"] and d.vm("claimed")["lifetime"]["ttl_left_ms"] > 300, c
+        wait_until("it is gone", lambda: d.get("/v1/vms/claimed").status == 404)
+        assert 0.5 < time.monotonic() - start < 3
+        (c,) = clone(d, clones=[{"name": "idle", "idle_timeout_ms": 400}])
+        assert c["prepared"], c
+        ended(d, "idle", "idle", 4)
+        r = d.post("/v1/vms/src/clone", {"clones": [{"name": "fork", "ttl_ms": 300}, {"name": "kept"}]})
+        assert r.status == 201, r
+        ended(d, "fork", "ttl")
+        assert d.vm("kept")["lifetime"] == {}
+        told = [e for e in events(d, "&types=vm.created") if e["vm"] == "fork"]
+        assert told[0]["detail"] == "forked from src", told
+        # Neither a shell nor a fork can have limits: it has started long ago.
+        r = d.post("/v1/vms/src/clone", {"limits": {"pids": 20}})
+        assert (r.status, r.code) == (422, "limits_unavailable") and "fork" in r.message, r
+        r = d.post("/v1/snapshots/s/clone", {"clones": [{"name": "limited", "limits": {"pids": 20}}]})
+        if r.status == 201:
+            assert not r.json["clones"][0]["prepared"], r
+        else:
+            assert r.code == "limits_unavailable", r
+        assert d.state("src") == "running"
+
+
 def test_bad_values():
     with Daemon() as d:
         for more, code, text in (

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """GET /v1/metrics: the format, strictly, and that the numbers are those of the work done."""
+import json
 import os
 import re
 import signal
@@ -149,6 +150,32 @@ def test_counters_are_the_work_done():
         assert m("thaw_vms", state="exited") == 2 and m("thaw_vms", state="running") == 16
         assert m("thaw_vm_processes") == 19 and m("thaw_snapshots") == 1
         assert m("thaw_vm_exits_total", reason="killed") == 1 == m("thaw_vm_exits_total", reason="shutdown")
+
+
+def test_pools_are_counted():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src")
+        d.expect("src", "READY\n")
+        d.post("/v1/snapshots", {"name": "s", "vm": "src"})
+        r = d.post("/v1/snapshots/s/prepare", {"pool": {"size": 3}, "wait": True})
+        assert r.status == 200, r
+        m = Metrics(d)
+        assert m("thaw_pool_size") == 3 and m("thaw_vm_processes") == 4 and m("thaw_vms", state="running") == 1
+        assert m("thaw_pool_hits_total") == m("thaw_pool_misses_total") == m("thaw_clones_total") == 0
+        r = d.post("/v1/snapshots/s/clone", {"count": 12})
+        assert r.status == 201, r
+        hits = sum(c["prepared"] for c in r.json["clones"])
+        m = Metrics(d)
+        assert hits >= 3 and m("thaw_pool_hits_total") == hits and m("thaw_pool_misses_total") == 12 - hits
+        assert m("thaw_clone_claim_seconds_count") == hits and m("thaw_clone_cold_seconds_count") == 12 - hits
+        assert m("thaw_clones_total") == 12
+        d.post("/v1/vms/src/clone", {"count": 2})
+        assert Metrics(d)("thaw_clones_total") == 14
+        d.delete("/v1/snapshots/s/prepare")
+        wait_until("its shells are gone", lambda: Metrics(d)("thaw_pool_size") == 0)
+        told = [json.loads(x) for x in d.get("/v1/events?follow=false&since=0&types=pool").body.splitlines()]
+        assert [(e["reason"], e.get("count")) for e in told] == [("set", 3), ("dropped", None)], told
 
 
 def test_http_is_counted():
