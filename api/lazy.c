@@ -26,7 +26,8 @@ struct lazy {
 	unsigned refs; // jobs, clones, and one until it is dropped
 	uint64_t id, memory_bytes;
 	char name[VMCFG_NAME_LEN], snapshot_id[MV_UUID_LEN];
-	int file_fd, memfd, clones_fd, status_fd; // clones_fd: the memfd, read-only
+	struct store_chain files;
+	int memfd, clones_fd, status_fd; // clones_fd: the memfd, read-only
 	const struct pager_status *status;
 	bool fill, complete, dropped;
 	bool served; // the pager has it or is to have it
@@ -78,7 +79,7 @@ static void unserve(struct lazy *t)
 		return;
 	t->served = false;
 	pager_tell(t->s, PAGER_END_TEMPLATE, t->id, NULL, NULL, NULL, 0);
-	mv_close(&t->file_fd);
+	store_chain_close(&t->files);
 }
 
 static void count_status(const struct lazy *t, struct lazy_counts *c)
@@ -99,7 +100,7 @@ void lazy_unref(struct lazy *t)
 		count_status(t, &t->s->lazy_gone);
 	if (t->status)
 		munmap((void *)(uintptr_t)t->status, sizeof *t->status);
-	mv_close(&t->file_fd);
+	store_chain_close(&t->files);
 	mv_close(&t->memfd);
 	mv_close(&t->clones_fd);
 	mv_close(&t->status_fd);
@@ -149,13 +150,17 @@ static int make_status(struct lazy *t)
 
 static void give_template(struct lazy *t)
 {
-	struct pager_template body = { t->memory_bytes, t->fill };
-	int fds[3] = { t->file_fd, t->memfd, t->status_fd };
-	pager_tell(t->s, PAGER_TEMPLATE, t->id, &pager_template_table, &body, fds, 3);
+	struct pager_template body = { t->memory_bytes, t->fill, t->files.raw_base };
+	int fds[2] = { t->memfd, t->status_fd };
+	for (unsigned at = 0, n; at < t->files.n; at += n) {
+		n = t->files.n - at < PAGER_FILES_MAX ? t->files.n - at : PAGER_FILES_MAX;
+		pager_tell(t->s, PAGER_FILES, t->id, NULL, NULL, t->files.fd + at, n);
+	}
+	pager_tell(t->s, PAGER_TEMPLATE, t->id, &pager_template_table, &body, fds, 2);
 }
 
-int lazy_new(struct server *s, const struct manifest *m, int memory_fd, bool fill, struct lazy **ret_lazy,
-	     struct mv_err *err)
+int lazy_new(struct server *s, const struct manifest *m, struct store_chain *files, bool fill,
+	     struct lazy **ret_lazy, struct mv_err *err)
 {
 	int r = pager_need(s, err);
 	if (r)
@@ -176,13 +181,13 @@ int lazy_new(struct server *s, const struct manifest *m, int memory_fd, bool fil
 	memcpy(t->snapshot_id, m->id, sizeof t->snapshot_id);
 	LIST_INIT(&t->waiters);
 	LIST_INSERT_HEAD(&s->lazy_templates, t, link);
-	t->file_fd = fcntl(memory_fd, F_DUPFD_CLOEXEC, 3);
-	r = t->file_fd < 0 ? -errno : make_memory(t);
+	r = make_memory(t);
 	r = r ? r : make_status(t);
 	if (r) {
 		lazy_unref(t);
 		return mv_fail(err, -r, "template of %s: %s", m->name, strerror(-r));
 	}
+	t->files = MV_TAKE_AS(*files, (struct store_chain){ 0 });
 	t->served = true;
 	give_template(t);
 	*ret_lazy = lazy_ref(t);

@@ -14,6 +14,7 @@
 #include "api/server.h"
 #include "microvm/base/msg.h"
 #include "snapshot/manifest.h"
+#include "snapshot/store_chain.h"
 
 struct lazy;
 struct vm;
@@ -25,10 +26,10 @@ void lazy_fini(struct server *s);
 // The template of exactly this snapshot, or NULL. Borrowed.
 struct lazy *lazy_find(struct server *s, const struct manifest *m);
 
-// Makes it; the memory file was checked. fill: in the background, too. A reference for the
-// caller is in *ret_lazy.
-int lazy_new(struct server *s, const struct manifest *m, int memory_fd, bool fill, struct lazy **ret_lazy,
-	     struct mv_err *err);
+// Makes it; the memory files were checked, and are taken over when it succeeds. fill: in the
+// background, too. A reference for the caller is in *ret_lazy.
+int lazy_new(struct server *s, const struct manifest *m, struct store_chain *files, bool fill,
+	     struct lazy **ret_lazy, struct mv_err *err);
 struct lazy *lazy_ref(struct lazy *t);
 void lazy_unref(struct lazy *t); // NULL is fine
 void lazy_fill(struct lazy *t);  // in the background from now on

@@ -67,15 +67,24 @@ static int open_files(struct prepare *p, bool verify_memory)
 	return store_files(&p->s->store, &p->m, verify_memory, &p->state_fd, &p->memory_fd, &p->err);
 }
 
+static int open_chain(struct prepare *p)
+{
+	int r = store_chain_open(&p->s->store, p->m.name, p->m.id, false, &p->files, &p->err);
+	if (!r && (r = store_chain_check(&p->files, &p->err)))
+		mv_wrap(&p->err, "snapshot %s", p->m.name);
+	return r;
+}
+
 static void check_run(struct worker_job *w)
 {
 	struct prepare *p = (struct prepare *)w;
 	mv_close(&p->state_fd);
 	mv_close(&p->memory_fd);
-	p->result = open_files(p, !is_lz4(p));
+	p->result = store_show(&p->s->store, p->m.name, &p->m, &p->err); // may be flattened by now
+	p->result = p->result ? p->result : open_files(p, !is_lz4(p));
 	if (!p->result && (p->no_memory || is_lz4(p))) {
 		if (!p->no_memory)
-			p->result = store_check_index(&p->m, p->memory_fd, &p->err);
+			p->result = open_chain(p);
 		for (uint32_t i = 0; !p->result && i < p->m.n_files; i++)
 			p->result = check_layer(p, p->m.file[i].name);
 	}
@@ -110,7 +119,7 @@ static void check_done(struct worker_job *w)
 	struct lazy *t = lazy_find(p->s, &p->m); // somebody else's meanwhile?
 	if (t)
 		p->lazy = lazy_ref(t);
-	else if (lazy_new(p->s, &p->m, p->memory_fd, p->fill, &p->lazy, &p->err)) {
+	else if (lazy_new(p->s, &p->m, &p->files, p->fill, &p->lazy, &p->err)) {
 		fail(p, &p->err, API_INTERNAL);
 		return;
 	}
@@ -127,7 +136,8 @@ void prepare_begin(struct prepare *p, struct server *s, const char *name, prepar
 		done(p, &err);
 		return;
 	}
-	if (store_show(&s->store, name, &p->m, &p->err) || open_files(p, false)) {
+	if (p->no_memory ? store_show(&s->store, name, &p->m, &p->err) || open_files(p, false)
+			 : store_show_files(&s->store, name, &p->m, &p->state_fd, &p->memory_fd, &p->err)) {
 		fail(p, &p->err, API_SNAPSHOT_CORRUPT);
 		return;
 	}
@@ -160,6 +170,7 @@ void prepare_fini(struct prepare *p)
 {
 	mv_close(&p->state_fd);
 	mv_close(&p->memory_fd);
+	store_chain_close(&p->files);
 	cpu_report_fini(&p->cpu);
 	lazy_unref(p->lazy);
 	p->lazy = NULL;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What comes before clones: the snapshot is read by name and checked. A raw memory file is
-// hashed once per run of the daemon (templates.h). Of a compressed one the index is checked
-// and its template is made (lazy.h); its chunks are checked when they are first used. The
-// host's CPU is compared with the guest's, and the layers of drives are hashed, for both, and
-// also when the memory file is not wanted at all.
+// hashed once per run of the daemon (templates.h). Of a compressed one, and of those of the
+// parents that it needs, the index is checked and a template is made (lazy.h); chunks are checked
+// when they are first used. The host's CPU is compared with the guest's, and the layers of drives are
+// hashed, for both, and also when the memory file is not wanted at all.
 // Loop's thread only; the checking is done by the worker.
 #pragma once
 #include "api/error.h"
@@ -19,11 +19,12 @@ struct prepare { // embedded in its owner
 	struct server *s;
 	struct manifest m;
 	int state_fd, memory_fd;
-	struct lazy *lazy; // a reference; NULL: a raw memory file
-	bool no_memory;    // a page handler has it: the memory file is not looked at, it may be gone
-	bool fill;         // a new template also fills in the background
-	bool start_fill;   // so does one that is there already
-	bool wait;         // until it is complete, where it is needed or asked for
+	struct store_chain files; // of a template that is to be made
+	struct lazy *lazy;        // a reference; NULL: a raw memory file
+	bool no_memory;           // a page handler has it: the memory file is not looked at, it may be gone
+	bool fill;                // a new template also fills in the background
+	bool start_fill;          // so does one that is there already
+	bool wait;                // until it is complete, where it is needed or asked for
 	struct lazy_waiter waiter;
 	struct cpu_report cpu; // n_missing: why done was called with API_CPU_INCOMPATIBLE
 	int result;

@@ -153,14 +153,14 @@ static int fill_once(const struct bench_env *env, int file, uint64_t bytes, doub
 		     double *ret_second)
 {
 	struct pager p = { .socket = -1 };
-	struct pager_template t = { bytes, false };
+	struct pager_template t = { bytes, false, false };
 	struct pager_clone c = { .template_id = 1 };
 	struct mv_err err;
 	struct gmem first = { 0 }, second = { 0 };
 	MV_FD memfd = memfd_create("memory", MFD_CLOEXEC);
 	MV_FD status = memfd_create("status", MFD_CLOEXEC);
 	MV_FD uffd = -1;
-	int fds[3] = { file, memfd, status };
+	int fds[2] = { memfd, status };
 	int r = ftruncate(memfd, (off_t)bytes) ||
 		ftruncate(status, (off_t)pager_status_bytes(bytes / CHUNK_BYTES));
 	r = r ? -errno : start_pager(env, &p);
@@ -168,7 +168,8 @@ static int fill_once(const struct bench_env *env, int file, uint64_t bytes, doub
 		return r;
 	r = map_clone(bytes, memfd, &first);
 	r = r ? r : lazy_register(&first, -1, 0, &uffd, &c.lazy, &err);
-	r = r ? r : msg_send(p.socket, PAGER_TEMPLATE, 1, &pager_template_table, &t, fds, 3);
+	r = r ? r : msg_send(p.socket, PAGER_FILES, 1, NULL, NULL, &file, 1);
+	r = r ? r : msg_send(p.socket, PAGER_TEMPLATE, 1, &pager_template_table, &t, fds, 2);
 	r = r ? r : msg_send(p.socket, PAGER_CLONE, 2, &pager_clone_table, &c, &uffd, 1);
 	if (!r) {
 		usleep(20000); // the pager has started

@@ -43,35 +43,44 @@ static int check_head(const struct chunk_head *h, uint64_t file_bytes, uint64_t 
 	return file_bytes - at == index_bytes ? 0 : damaged(err, "bytes behind its end");
 }
 
+// What a PATCH may take: a mask and all pages but one.
+static uint32_t patch_max(uint32_t len) { return 2 + len - len % CHUNK_PAGE_BYTES - CHUNK_PAGE_BYTES; }
+
 static bool entry_ok(const struct chunk_index *x, uint64_t i, uint64_t data_end)
 {
 	const struct chunk_entry *e = &x->entry[i];
-	uint64_t at = le64_get(e->offset), n = le32_get(e->stored_bytes);
+	uint64_t at = le64_get(e->offset), n = le32_get(e->stored_bytes), max = CHUNK_BYTES;
+	uint32_t len = chunk_len(x, i);
 	switch (le32_get(e->kind)) {
-	case CHUNK_ZERO: return !at && !n && !le64_get(e->xxh3);
-	case CHUNK_RAW: break;
+	case CHUNK_ZERO:
+	case CHUNK_PARENT: return !at && !n && !le64_get(e->xxh3);
+	case CHUNK_RAW: max = n == len ? n : 0; break;
 	case CHUNK_LZ4: break;
+	case CHUNK_PATCH: max = len > CHUNK_PAGE_BYTES && n > 2 ? patch_max(len) : 0; break;
 	default: return false;
 	}
-	if (n == 0 || n > CHUNK_BYTES || (le32_get(e->kind) == CHUNK_RAW && n != chunk_len(x, i)))
-		return false;
-	return at >= CHUNK_HEAD_BYTES && at <= data_end && n <= data_end - at;
+	return n > 0 && n <= max && at >= CHUNK_HEAD_BYTES && at <= data_end && n <= data_end - at;
 }
 
-static int check_entries(struct chunk_index *x, uint64_t data_end, struct mv_err *err)
+static bool needs_parent(uint32_t kind) { return kind == CHUNK_PARENT || kind == CHUNK_PATCH; }
+
+static int check_entries(struct chunk_index *x, bool incremental, uint64_t data_end, struct mv_err *err)
 {
 	for (uint64_t i = 0; i < x->n_chunks; i++) {
-		if (chunk_kind(x, i) == CHUNK_PARENT)
-			return mv_fail(err, EINVAL, "memory: incremental, which this version can't read");
+		uint32_t kind = chunk_kind(x, i);
 		if (!entry_ok(x, i, data_end))
 			return mv_fail(err, EINVAL, "memory: chunk %llu has a malformed entry in the index",
 				       (unsigned long long)i);
-		x->n_stored += chunk_kind(x, i) != CHUNK_ZERO;
+		if (!incremental && needs_parent(kind))
+			return mv_fail(err, EINVAL,
+				       "memory: the file is incremental, but here must be a complete one");
+		x->n_stored += kind != CHUNK_ZERO && kind != CHUNK_PARENT;
 	}
 	return 0;
 }
 
-int chunk_index_read(int fd, uint64_t memory_bytes, struct chunk_index *ret_index, struct mv_err *err)
+static int index_read(int fd, uint64_t memory_bytes, bool incremental, struct chunk_index *ret_index,
+		      struct mv_err *err)
 {
 	struct chunk_head h;
 	struct stat st;
@@ -98,12 +107,23 @@ int chunk_index_read(int fd, uint64_t memory_bytes, struct chunk_index *ret_inde
 			       r == -ENODATA ? "truncated" : strerror(-r));
 	if (snap_xxh3(entry, index_bytes) != le64_get(h.index_xxh3))
 		return damaged(err, "checksum of the index wrong");
-	r = check_entries(&x, le64_get(h.index_offset), err);
+	r = check_entries(&x, incremental, le64_get(h.index_offset), err);
 	if (r)
 		return r;
 	x.entry = MV_TAKE(entry);
 	*ret_index = x;
 	return 0;
+}
+
+int chunk_index_read(int fd, uint64_t memory_bytes, struct chunk_index *ret_index, struct mv_err *err)
+{
+	return index_read(fd, memory_bytes, false, ret_index, err);
+}
+
+int chunk_index_read_incremental(int fd, uint64_t memory_bytes, struct chunk_index *ret_index,
+				 struct mv_err *err)
+{
+	return index_read(fd, memory_bytes, true, ret_index, err);
 }
 
 void chunk_index_fini(struct chunk_index *x)
@@ -112,35 +132,83 @@ void chunk_index_fini(struct chunk_index *x)
 	*x = (struct chunk_index){ 0 };
 }
 
+static int read_stored(const struct chunk_entry *e, int fd, uint8_t *to)
+{
+	uint32_t n = le32_get(e->stored_bytes);
+	int r = mv_pread_full(fd, to, n, le64_get(e->offset));
+	if (r)
+		return r;
+	return snap_xxh3(to, n) == le64_get(e->xxh3) ? 0 : -EBADMSG;
+}
+
+int chunk_entry_read(const struct chunk_entry *e, uint32_t len, int fd, uint8_t *scratch, uint8_t *to)
+{
+	bool raw = le32_get(e->kind) == CHUNK_RAW;
+	int r = read_stored(e, fd, raw ? to : scratch);
+	return r || raw ? r : codec_decompress(scratch, le32_get(e->stored_bytes), to, len);
+}
+
+int chunk_patch_read(const struct chunk_entry *e, uint32_t len, int fd, unsigned wanted, uint8_t *scratch,
+		     uint8_t *to, unsigned *ret_has)
+{
+	uint32_t n = le32_get(e->stored_bytes), all = (1u << len / CHUNK_PAGE_BYTES) - 1;
+	const uint8_t *page = scratch + 2;
+	int r = read_stored(e, fd, scratch);
+	if (r)
+		return r;
+	unsigned has = scratch[0] | (unsigned)scratch[1] << 8;
+	if (!has || has >= all) // none, all, or some outside
+		return -EBADMSG;
+	uint32_t bytes = (uint32_t)__builtin_popcount(has) * CHUNK_PAGE_BYTES;
+	if (n - 2 != bytes) {
+		r = codec_decompress(page, n - 2, scratch + CHUNK_BYTES, bytes);
+		page = scratch + CHUNK_BYTES;
+	}
+	if (r)
+		return r;
+	for (unsigned k = 0; k < len / CHUNK_PAGE_BYTES; k++) {
+		if (!(has & 1u << k))
+			continue;
+		if (wanted & 1u << k)
+			memcpy(to + k * CHUNK_PAGE_BYTES, page, CHUNK_PAGE_BYTES);
+		page += CHUNK_PAGE_BYTES;
+	}
+	*ret_has = has;
+	return 0;
+}
+
 int chunk_read(const struct chunk_index *x, int fd, uint64_t i, uint8_t *scratch, uint8_t *to)
 {
-	const struct chunk_entry *e = &x->entry[i];
-	uint32_t len = chunk_len(x, i), n = le32_get(e->stored_bytes), kind = le32_get(e->kind);
-
-	if (kind == CHUNK_ZERO) {
+	uint32_t len = chunk_len(x, i);
+	if (chunk_kind(x, i) == CHUNK_ZERO) {
 		memset(to, 0, len);
 		return 0;
 	}
-	uint8_t *stored = kind == CHUNK_RAW ? to : scratch;
-	int r = mv_pread_full(fd, stored, n, le64_get(e->offset));
-	if (r)
-		return r;
-	if (snap_xxh3(stored, n) != le64_get(e->xxh3))
-		return -EBADMSG;
-	return kind == CHUNK_RAW ? 0 : codec_decompress(stored, n, to, len);
+	return chunk_entry_read(&x->entry[i], len, fd, scratch, to);
 }
 
-int chunk_verify(int fd, uint64_t memory_bytes, struct mv_err *err)
+// Of a chunk that needs the parent: what is stored here.
+static int check_chunk(const struct chunk_index *x, int fd, uint64_t i, uint8_t *scratch, uint8_t *to)
+{
+	unsigned has;
+	switch (chunk_kind(x, i)) {
+	case CHUNK_PARENT: return 0;
+	case CHUNK_PATCH: return chunk_patch_read(&x->entry[i], chunk_len(x, i), fd, 0, scratch, to, &has);
+	default: return chunk_read(x, fd, i, scratch, to);
+	}
+}
+
+int chunk_verify(int fd, uint64_t memory_bytes, bool incremental, struct mv_err *err)
 {
 	struct chunk_index x;
-	MV_FREE uint8_t *buf = malloc(2 * CHUNK_BYTES);
+	MV_FREE uint8_t *buf = malloc(3 * CHUNK_BYTES);
 	if (!buf)
 		return mv_fail(err, ENOMEM, "out of memory");
-	int r = chunk_index_read(fd, memory_bytes, &x, err);
+	int r = index_read(fd, memory_bytes, incremental, &x, err);
 	if (r)
 		return r;
 	for (uint64_t i = 0; !r && i < x.n_chunks; i++) {
-		r = chunk_read(&x, fd, i, buf, buf + CHUNK_BYTES);
+		r = check_chunk(&x, fd, i, buf, buf + (size_t)2 * CHUNK_BYTES);
 		if (r == -EBADMSG || r == -ENODATA)
 			r = mv_fail(err, EINVAL,
 				    "memory: chunk %llu (from byte %llu of the memory) is damaged",
@@ -150,4 +218,21 @@ int chunk_verify(int fd, uint64_t memory_bytes, struct mv_err *err)
 	}
 	chunk_index_fini(&x);
 	return r;
+}
+
+int chunk_finish(int fd, uint64_t memory_bytes, bool incremental, const struct chunk_entry *entry,
+		 uint64_t index_offset)
+{
+	uint64_t n = (memory_bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
+	struct chunk_head h = { .major = le16_make(CHUNK_MAJOR),
+				.minor = le16_make(incremental ? CHUNK_MINOR : 0),
+				.chunk_bytes = le32_make(CHUNK_BYTES),
+				.memory_bytes = le64_make(memory_bytes),
+				.n_chunks = le64_make(n),
+				.index_offset = le64_make(index_offset),
+				.index_xxh3 = le64_make(snap_xxh3(entry, n * sizeof *entry)) };
+	memcpy(h.magic, CHUNK_MAGIC, sizeof h.magic);
+	h.head_xxh3 = le64_make(snap_xxh3(&h, offsetof(struct chunk_head, head_xxh3)));
+	int r = mv_pwrite_full(fd, entry, n * sizeof *entry, index_offset);
+	return r ? r : mv_pwrite_full(fd, &h, sizeof h, 0);
 }

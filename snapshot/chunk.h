@@ -20,6 +20,7 @@
 // to has exactly the size it must have. A struct chunk_index is only read after it was
 // made: any thread.
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "microvm/base/bytes.h"
@@ -31,6 +32,7 @@
 #define CHUNK_MINOR 1 // written only when there are kinds from PARENT on
 #define CHUNK_BYTES 65536u
 #define CHUNK_HEAD_BYTES 64u
+#define CHUNK_PAGE_BYTES 4096u // of a PATCH
 
 enum chunk_kind {
 	CHUNK_ZERO,   // nothing stored; the other fields are zero
@@ -47,7 +49,7 @@ struct chunk_entry { // as it is in the file, checked
 };
 
 struct chunk_index {
-	uint64_t memory_bytes, n_chunks, n_stored; // stored: not ZERO
+	uint64_t memory_bytes, n_chunks, n_stored; // stored: neither ZERO nor PARENT
 	struct chunk_entry *entry;
 };
 
@@ -64,8 +66,11 @@ int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_
 int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, unsigned n_threads,
 			uint64_t *ret_file_bytes, struct mv_err *err);
 
-// Reads and checks header and index. -EINVAL: damaged, or not of memory_bytes; -ENOMEM.
+// Reads and checks header and index. -EINVAL: damaged, not of memory_bytes, or it needs a
+// parent; -ENOMEM. The second one takes files that need a parent, too.
 int chunk_index_read(int fd, uint64_t memory_bytes, struct chunk_index *ret_index, struct mv_err *err);
+int chunk_index_read_incremental(int fd, uint64_t memory_bytes, struct chunk_index *ret_index,
+				 struct mv_err *err);
 void chunk_index_fini(struct chunk_index *x); // idempotent
 
 static inline uint32_t chunk_kind(const struct chunk_index *x, uint64_t i)
@@ -80,9 +85,19 @@ static inline uint32_t chunk_len(const struct chunk_index *x, uint64_t i)
 	return left < CHUNK_BYTES ? (uint32_t)left : CHUNK_BYTES;
 }
 
-// Decodes chunk i < n_chunks into to[CHUNK_BYTES], checksum first; scratch[CHUNK_BYTES] is
-// the caller's. Allocates nothing. 0; -EBADMSG: damaged; -ENODATA and other read errors.
+// Decodes chunk i < n_chunks of a complete file into to[CHUNK_BYTES], checksum first;
+// scratch[CHUNK_BYTES] is the caller's. Allocates nothing. 0; -EBADMSG: damaged; -ENODATA and
+// other read errors.
 int chunk_read(const struct chunk_index *x, int fd, uint64_t i, uint8_t *scratch, uint8_t *to);
 
-// Everything: header, index, and every chunk decoded. -EINVAL names the first bad chunk.
-int chunk_verify(int fd, uint64_t memory_bytes, struct mv_err *err);
+// The same for the entry of a RAW or LZ4 chunk of len bytes.
+int chunk_entry_read(const struct chunk_entry *e, uint32_t len, int fd, uint8_t *scratch, uint8_t *to);
+
+// And of a PATCH: writes those pages of `wanted` (a mask) that it has into their places in `to`;
+// ret_has: the mask of all that it has. scratch is 2 * CHUNK_BYTES.
+int chunk_patch_read(const struct chunk_entry *e, uint32_t len, int fd, unsigned wanted, uint8_t *scratch,
+		     uint8_t *to, unsigned *ret_has);
+
+// Everything: header, index, and every chunk that is stored decoded. -EINVAL names the first
+// bad chunk. incremental: the file may need a parent.
+int chunk_verify(int fd, uint64_t memory_bytes, bool incremental, struct mv_err *err);

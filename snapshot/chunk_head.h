@@ -13,3 +13,8 @@ struct chunk_head {
 };
 _Static_assert(sizeof(struct chunk_head) == CHUNK_HEAD_BYTES, "the header is 64 bytes in the file");
 _Static_assert(sizeof(struct chunk_entry) == 24, "an index entry is 24 bytes in the file");
+
+// Writes an index at its place, and then the header: so a file whose writer died is not taken for a
+// good one. incremental: there are kinds from PARENT on. -errno.
+int chunk_finish(int fd, uint64_t memory_bytes, bool incremental, const struct chunk_entry *entry,
+		 uint64_t index_offset);

@@ -210,17 +210,7 @@ static int finish(struct writer *w, uint64_t *ret_file_bytes)
 {
 	size_t index_bytes = w->n_chunks * sizeof *w->entry;
 	uint64_t at = atomic_load(&w->end);
-	struct chunk_head h = { .major = le16_make(CHUNK_MAJOR),
-				.minor = le16_make(needs_parent(w) ? CHUNK_MINOR : 0),
-				.chunk_bytes = le32_make(CHUNK_BYTES),
-				.memory_bytes = le64_make(w->mem->total_bytes),
-				.n_chunks = le64_make(w->n_chunks),
-				.index_offset = le64_make(at),
-				.index_xxh3 = le64_make(snap_xxh3(w->entry, index_bytes)) };
-	memcpy(h.magic, CHUNK_MAGIC, sizeof h.magic);
-	h.head_xxh3 = le64_make(snap_xxh3(&h, offsetof(struct chunk_head, head_xxh3)));
-	int r = mv_pwrite_full(w->fd, w->entry, index_bytes, at);
-	r = r ? r : mv_pwrite_full(w->fd, &h, sizeof h, 0);
+	int r = chunk_finish(w->fd, w->mem->total_bytes, needs_parent(w), w->entry, at);
 	*ret_file_bytes = at + index_bytes;
 	return r;
 }

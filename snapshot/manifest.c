@@ -56,6 +56,8 @@ static int check_parent(const struct manifest *m, struct mv_err *err)
 	if (named && (!vmcfg_name_ok(m->parent_snapshot) || strlen(m->parent_snapshot_id) != MV_UUID_LEN - 1))
 		return mv_fail(err, EINVAL, "manifest: \"%s\" with id \"%s\" is no parent snapshot",
 			       m->parent_snapshot, m->parent_snapshot_id);
+	if (named && m->needs_parent && !strcmp(m->parent_snapshot_id, m->id))
+		return mv_fail(err, EINVAL, "manifest: the snapshot is its own parent");
 	if (!named && (m->parent_snapshot_id[0] || m->needs_parent))
 		return mv_fail(err, EINVAL, "manifest: a parent snapshot without a name");
 	return 0;
@@ -110,6 +112,8 @@ int manifest_check(const struct manifest *m, struct mv_err *err)
 		return mv_fail(err, EINVAL, "manifest: it must list one state and one memory file");
 	if (state->format != MANIFEST_RAW)
 		return mv_fail(err, EINVAL, "manifest: a compressed state file");
+	if (memory->format == MANIFEST_RAW && m->needs_parent)
+		return mv_fail(err, EINVAL, "manifest: a raw memory file that needs a parent");
 	if (memory->format == MANIFEST_RAW && memory->size_bytes != (uint64_t)m->cfg.mem_mib << 20)
 		return mv_fail(err, EINVAL, "manifest: a memory file of %llu bytes for a VM of %u MiB",
 			       (unsigned long long)memory->size_bytes, m->cfg.mem_mib);

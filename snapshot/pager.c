@@ -21,7 +21,7 @@
 
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
-#include "snapshot/chunk.h"
+#include "snapshot/chain.h"
 #include "snapshot/uffd.h"
 
 enum {
@@ -37,8 +37,9 @@ struct template
 {
 	LIST_ENTRY(template) link;
 	uint64_t id;
-	struct chunk_index index; // n_chunks 0: unusable, every fault finds it corrupt
-	int file_fd, memfd;
+	struct chain chain; // n_chunks 0: unusable, every fault finds it corrupt
+	int *file_fd, memfd;
+	unsigned n_files;
 	struct pager_status *status;
 	size_t status_bytes;
 	uint8_t *filled, *bad; // bit maps; filled is in the status memfd
@@ -60,7 +61,10 @@ static struct pager {
 	LIST_HEAD(, template) templates;
 	LIST_HEAD(, clone) clones;
 	uint64_t last_fault_ns;
-	uint8_t scratch[CHUNK_BYTES], chunk[CHUNK_BYTES], message[MSG_MAX_BYTES];
+	uint64_t files_id; // of the template whose files these are
+	int *file_fd;
+	unsigned n_files;
+	uint8_t scratch[CHAIN_SCRATCH_BYTES], chunk[CHUNK_BYTES], message[MSG_MAX_BYTES];
 } p;
 
 static bool bit(const uint8_t *map, uint64_t i) { return map[i / 8] & 1u << i % 8; }
@@ -77,7 +81,7 @@ static void tell(uint16_t type, uint64_t id, const struct mv_table *table, const
 
 static void check_complete(struct template *t)
 {
-	if (t->told || !t->index.n_chunks || t->status->filled < t->index.n_stored)
+	if (t->told || !t->chain.n_chunks || t->status->filled < t->chain.n_stored)
 		return;
 	t->told = true;
 	tell(PAGER_COMPLETE, t->id, NULL, NULL);
@@ -89,7 +93,7 @@ static int fill(struct template *t, uint64_t i, bool background)
 {
 	if (bit(t->filled, i))
 		return 0;
-	int r = bit(t->bad, i) ? -EBADMSG : chunk_read(&t->index, t->file_fd, i, p.scratch, p.chunk);
+	int r = bit(t->bad, i) ? -EBADMSG : chain_read(&t->chain, i, p.scratch, p.chunk);
 	if (r) {
 		if (!bit(t->bad, i)) {
 			set_bit(t->bad, i);
@@ -100,7 +104,7 @@ static int fill(struct template *t, uint64_t i, bool background)
 		}
 		return -EBADMSG;
 	}
-	r = mv_pwrite_full(t->memfd, p.chunk, chunk_len(&t->index, i), i * CHUNK_BYTES);
+	r = mv_pwrite_full(t->memfd, p.chunk, chain_len(&t->chain, i), i * CHUNK_BYTES);
 	if (r) {
 		mv_log_limited(MV_ERROR, "can't fill memory: %s", strerror(-r));
 		return -EAGAIN;
@@ -151,8 +155,8 @@ static void on_fault(struct clone *c, uint64_t address)
 	from = r->hva + (from > r->file_offset ? from - r->file_offset : 0);
 	to = r->hva + (to < region_end ? to : region_end) - r->file_offset;
 
-	int result = i < t->index.n_chunks ? 0 : -EBADMSG;
-	if (!result && chunk_kind(&t->index, i) == CHUNK_ZERO) {
+	int result = i < t->chain.n_chunks ? 0 : -EBADMSG;
+	if (!result && chain_is_zero(&t->chain, i)) {
 		t->status->zero_faults++;
 		map_zeros(c->uffd, from, to);
 	} else if (!result) {
@@ -169,8 +173,8 @@ static void on_fault(struct clone *c, uint64_t address)
 	// While the thread goes on: what it will want next if it goes in sequence.
 	bool sequence = i > t->last && i - t->last <= AHEAD + 1;
 	t->last = i;
-	for (uint64_t k = i + 1; sequence && k <= i + AHEAD && k < t->index.n_chunks; k++)
-		if (chunk_kind(&t->index, k) == CHUNK_ZERO || fill(t, k, true))
+	for (uint64_t k = i + 1; sequence && k <= i + AHEAD && k < t->chain.n_chunks; k++)
+		if (chain_is_zero(&t->chain, k) || fill(t, k, true))
 			break;
 	check_complete(t);
 }
@@ -199,13 +203,38 @@ static struct template *template_find(uint64_t id)
 	return NULL;
 }
 
+static void close_files(int **fd, unsigned *n)
+{
+	while (*n)
+		mv_close(&(*fd)[--*n]);
+	free(*fd);
+	*fd = NULL;
+}
+
+// They come before the template, in as many messages as it takes.
+static int on_files(struct msg *m, struct mv_err *err)
+{
+	if (p.files_id != m->id)
+		close_files(&p.file_fd, &p.n_files);
+	p.files_id = m->id;
+	int *fd = p.n_files + m->n_fds > CHAIN_MAX
+			  ? NULL
+			  : realloc(p.file_fd, (p.n_files + m->n_fds + 1) * sizeof *fd);
+	if (!fd)
+		return mv_fail(err, ENOMEM, "no room for the template's files");
+	p.file_fd = fd;
+	for (unsigned i = 0; i < m->n_fds; i++)
+		fd[p.n_files++] = MV_TAKE_FD(m->fds[i]);
+	return 0;
+}
+
 static void template_free(struct template *t)
 {
 	if (t->status)
 		munmap(t->status, t->status_bytes);
-	mv_close(&t->file_fd);
+	chain_fini(&t->chain);
+	close_files(&t->file_fd, &t->n_files);
 	mv_close(&t->memfd);
-	chunk_index_fini(&t->index);
 	free(t->bad);
 	free(t);
 }
@@ -213,15 +242,16 @@ static void template_free(struct template *t)
 static void recount(struct template *t)
 {
 	uint64_t filled = 0, i;
-	for (i = 0; i < t->index.n_chunks; i++)
-		filled += chunk_kind(&t->index, i) != CHUNK_ZERO && bit(t->filled, i);
+	for (i = 0; i < t->chain.n_chunks; i++)
+		filled += !chain_is_zero(&t->chain, i) && bit(t->filled, i);
 	t->status->filled = filled;
-	t->status->stored = t->index.n_stored;
+	t->status->stored = t->chain.n_stored;
 }
 
-static int template_load(struct template *t, uint64_t memory_bytes, int status_fd, struct mv_err *err)
+static int template_load(struct template *t, const struct pager_template *body, int status_fd,
+			 struct mv_err *err)
 {
-	uint64_t n = (memory_bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
+	uint64_t n = (body->memory_bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
 	struct stat st;
 	t->status_bytes = pager_status_bytes(n);
 	if (fstat(status_fd, &st) || (uint64_t)st.st_size != t->status_bytes)
@@ -234,7 +264,7 @@ static int template_load(struct template *t, uint64_t memory_bytes, int status_f
 	t->bad = calloc(1, (n + 7) / 8);
 	if (!t->bad)
 		return mv_fail(err, ENOMEM, "out of memory");
-	int r = chunk_index_read(t->file_fd, memory_bytes, &t->index, err);
+	int r = chain_open(t->file_fd, t->n_files, body->raw_base, body->memory_bytes, &t->chain, err);
 	if (r == -EINVAL) {
 		mv_log(MV_ERROR, "template %llu: %s", (unsigned long long)t->id, err->msg);
 		return 0;
@@ -248,16 +278,17 @@ static int on_template(struct msg *m, struct mv_err *err)
 {
 	struct pager_template body;
 	int r = mv_state_load(&pager_template_table, m->body, m->body_len, &body, err);
-	if (r || m->n_fds != 3)
+	if (r || m->n_fds != 2 || p.files_id != m->id)
 		return mv_fail(err, EPROTO, "malformed template");
 	struct template *t = calloc(1, sizeof *t);
 	if (!t)
 		return mv_fail(err, ENOMEM, "out of memory");
 	t->id = m->id;
 	t->fill = body.fill;
-	t->file_fd = MV_TAKE_FD(m->fds[0]);
-	t->memfd = MV_TAKE_FD(m->fds[1]);
-	r = template_load(t, body.memory_bytes, m->fds[2], err);
+	t->file_fd = MV_TAKE(p.file_fd);
+	t->n_files = MV_TAKE_AS(p.n_files, 0);
+	t->memfd = MV_TAKE_FD(m->fds[0]);
+	r = template_load(t, &body, m->fds[1], err);
 	if (r) {
 		template_free(t);
 		return r;
@@ -336,6 +367,7 @@ static int on_message(void)
 	case PAGER_END_CLONE: end_clone(m.id); break;
 	case PAGER_END_TEMPLATE: end_template(m.id); break;
 	case PAGER_FILL: start_fill(m.id); break;
+	case PAGER_FILES: r = on_files(&m, &err); break;
 	default: r = mv_fail(&err, EPROTO, "unknown message %u", m.type);
 	}
 	msg_close_fds(&m);
@@ -351,8 +383,8 @@ static bool next_chunk(struct template **ret_template, uint64_t *ret_chunk)
 {
 	struct template *t;
 	LIST_FOREACH (t, &p.templates, link)
-		for (; t->fill && t->sweep < t->index.n_chunks; t->sweep++)
-			if (chunk_kind(&t->index, t->sweep) != CHUNK_ZERO && !bit(t->filled, t->sweep) &&
+		for (; t->fill && t->sweep < t->chain.n_chunks; t->sweep++)
+			if (!chain_is_zero(&t->chain, t->sweep) && !bit(t->filled, t->sweep) &&
 			    !bit(t->bad, t->sweep)) {
 				*ret_template = t;
 				*ret_chunk = t->sweep;

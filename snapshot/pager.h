@@ -21,11 +21,12 @@
 
 enum pager_msg {
 	// daemon -> pager
-	PAGER_TEMPLATE = 1, // id: its number; struct pager_template; fds: memory file, memfd, status
+	PAGER_TEMPLATE = 1, // id: its number; struct pager_template; fds: memfd, status
 	PAGER_CLONE,        // id: its number; struct pager_clone; fd: userfaultfd
 	PAGER_END_CLONE,    // id: the clone's
 	PAGER_END_TEMPLATE, // id: the template's, which has no clones any more
 	PAGER_FILL,         // id: the template's: fill in the background from now on
+	PAGER_FILES,        // id: of the template that comes next; fds: memory files, newest first
 	// pager -> daemon
 	PAGER_COMPLETE = 100, // id: the template's: every chunk is there; may come twice
 	PAGER_DAMAGED,        // id: the template's: a chunk was found that can't be read
@@ -34,8 +35,11 @@ enum pager_msg {
 
 struct pager_template {
 	uint64_t memory_bytes;
-	bool fill; // in the background, when there are no faults
+	bool fill;     // in the background, when there are no faults
+	bool raw_base; // the last of the files is raw
 };
+
+#define PAGER_FILES_MAX 100u // in one message; as many messages as it takes
 
 struct pager_clone {
 	uint64_t template_id;

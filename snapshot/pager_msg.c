@@ -5,6 +5,7 @@
 static const struct mv_field template_fields[] = {
 	MV_INT(struct pager_template, memory_bytes, 1, MV_U64, 1, (uint64_t)VMCFG_MAX_MEM_MIB << 20),
 	MV_FLAG(struct pager_template, fill, 2),
+	MV_FLAG(struct pager_template, raw_base, 3),
 };
 MV_DEFINE_TABLE(pager_template_table, struct pager_template, template_fields);
 

@@ -7,6 +7,10 @@
 //                  renameat2(NOREPLACE) -> snapshots/<name>/   published
 //                  both parents synced                         published
 //   store_begin_import, store_draft_file, store_commit_import: the same
+//   store_begin_copy, store_link, store_commit_copy: the same, or in the place of another:
+//                  renameat2(EXCHANGE) with snapshots/<name>/  published, the old one in incoming/
+//                  both parents synced                         published, the old one removed
+//                  files of the old one unlinked               removed
 //   store_delete   renameat2 -> incoming/gone-<uuid>/          removed
 //                  files unlinked, folder removed              removed
 //
@@ -26,6 +30,8 @@
 #include "microvm/base/util.h"
 #include "snapshot/chunk.h"
 #include "snapshot/format.h"
+#include "snapshot/store_chain.h"
+#include "snapshot/store_dir.h"
 
 enum {
 	MAX_DIR_ENTRIES = 2 * MANIFEST_MAX_FILES, // a folder with more is none of ours
@@ -158,7 +164,7 @@ static int check_name(const char *name, struct mv_err *err)
 		       name);
 }
 
-static int open_snapshot(struct store *s, const char *name, int *ret_dir_fd, struct mv_err *err)
+int store_dir_open(struct store *s, const char *name, int *ret_dir_fd, struct mv_err *err)
 {
 	int r = check_name(name, err);
 	if (r)
@@ -200,12 +206,13 @@ static int file_size(int fd, const char *name, uint64_t *ret_bytes, struct mv_er
 }
 
 // What a memory file must be, before its bytes are hashed.
-static int check_memory(int fd, uint64_t size_bytes, uint32_t format, uint64_t memory_bytes,
+static int check_memory(int fd, uint64_t size_bytes, uint32_t format, bool incremental, uint64_t memory_bytes,
 			struct mv_err *err)
 {
 	struct chunk_index x;
 	if (format == MANIFEST_LZ4) {
-		int r = chunk_index_read(fd, memory_bytes, &x, err);
+		int r = incremental ? chunk_index_read_incremental(fd, memory_bytes, &x, err)
+				    : chunk_index_read(fd, memory_bytes, &x, err);
 		if (!r)
 			chunk_index_fini(&x);
 		return r;
@@ -253,7 +260,8 @@ static int make_folder(struct store *s, struct store_draft *d, struct mv_err *er
 	return r;
 }
 
-int store_begin_import(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
+int store_begin_copy(struct store *s, const char *name, bool replace, struct store_draft *ret_draft,
+		     struct mv_err *err)
 {
 	struct store_draft d = { .dir_fd = -1, .state_fd = -1, .memory_fd = -1 };
 	struct stat st;
@@ -262,7 +270,7 @@ int store_begin_import(struct store *s, const char *name, struct store_draft *re
 	int r = check_name(name, err);
 	if (r)
 		return r;
-	if (!fstatat(s->snapshots_fd, name, &st, AT_SYMLINK_NOFOLLOW))
+	if (!replace && !fstatat(s->snapshots_fd, name, &st, AT_SYMLINK_NOFOLLOW))
 		return mv_fail(err, EEXIST,
 			       "snapshot %s: there is one of that name already; delete it or "
 			       "choose another name",
@@ -278,6 +286,11 @@ int store_begin_import(struct store *s, const char *name, struct store_draft *re
 	}
 	*ret_draft = d;
 	return 0;
+}
+
+int store_begin_import(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
+{
+	return store_begin_copy(s, name, false, ret_draft, err);
 }
 
 int store_begin(struct store *s, const char *name, struct store_draft *ret_draft, struct mv_err *err)
@@ -365,9 +378,9 @@ static int finish_file(int fd, const char *name, struct mv_err *err)
 }
 
 // Everything of one written file: wait, check, hash, sync. memory_bytes 0: the state file,
-// ANY_SIZE: a layer.
+// ANY_SIZE: a layer. incremental: the memory file may need the parent's.
 static int take_file(struct store_draft *d, const char *name, uint64_t memory_bytes, uint32_t format,
-		     struct manifest_file *ret_file, struct mv_err *err)
+		     bool incremental, struct manifest_file *ret_file, struct mv_err *err)
 {
 	MV_FD fd = -1;
 	uint64_t size_bytes = 0;
@@ -381,7 +394,7 @@ static int take_file(struct store_draft *d, const char *name, uint64_t memory_by
 	if (!memory_bytes)
 		r = check_state(fd, err);
 	else if (memory_bytes != ANY_SIZE)
-		r = check_memory(fd, size_bytes, format, memory_bytes, err);
+		r = check_memory(fd, size_bytes, format, incremental, memory_bytes, err);
 	r = r ? r : hash_file(fd, name, size_bytes, ret_file, err);
 	if (r)
 		return r;
@@ -407,7 +420,7 @@ static int take_layers(struct store_draft *d, struct manifest *m, struct mv_err 
 			manifest_layer_name(name, i, n);
 			if (faccessat(d->dir_fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
 				break;
-			r = take_file(d, name, ANY_SIZE, MANIFEST_RAW, &m->file[m->n_files++], err);
+			r = take_file(d, name, ANY_SIZE, MANIFEST_RAW, false, &m->file[m->n_files++], err);
 		}
 	return r;
 }
@@ -421,33 +434,10 @@ static int write_manifest(struct store_draft *d, struct manifest *m, struct mv_e
 	return r ? r : finish_file(fd, "manifest", err);
 }
 
-// What a manifest says of other snapshots of this store. One thread publishes and deletes.
-struct relatives {
-	const struct manifest *m;
-	bool has_parent, same_id;
-};
-
-static int find_relatives(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
-{
-	struct relatives *v = arg;
-	(void)name, (void)err;
-	v->has_parent |= m && !strcmp(m->id, v->m->parent_snapshot_id);
-	v->same_id |= m && !strcmp(m->id, v->m->id);
-	return 0;
-}
-
 static int check_has_parent(struct store *s, const struct manifest *m, struct mv_err *err)
 {
-	struct relatives v = { .m = m };
-	if (!m->needs_parent)
-		return 0;
-	int r = store_list(s, find_relatives, &v);
-	if (r)
-		return mv_fail(err, -r, "cannot list the store: %s", strerror(-r));
-	if (!v.has_parent)
-		return mv_fail(err, ENOENT, "it needs its parent snapshot %s (id %s), which is not here",
-			       m->parent_snapshot, m->parent_snapshot_id);
-	return 0;
+	unsigned n;
+	return m->needs_parent ? store_chain_length(s, m, &n, err) : 0;
 }
 
 static int publish(struct store *s, struct store_draft *d, struct mv_err *err)
@@ -477,9 +467,10 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 	memcpy(m->name, d->name, sizeof m->name);
 	m->n_files = 2;
 	uint32_t format = m->file[1].format;
-	int r = take_file(d, "state", 0, MANIFEST_RAW, &m->file[0], err);
+	int r = take_file(d, "state", 0, MANIFEST_RAW, false, &m->file[0], err);
 	if (!r)
-		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, format, &m->file[1], err);
+		r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, format, m->needs_parent,
+			      &m->file[1], err);
 	if (!r)
 		r = take_layers(d, m, err);
 	if (!r)
@@ -498,7 +489,8 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 }
 
 // A file that was imported must be what the manifest says.
-static int take_imported(struct store_draft *d, uint32_t mem_mib, struct manifest_file *f, struct mv_err *err)
+static int take_imported(struct store_draft *d, const struct manifest *m, struct manifest_file *f,
+			 struct mv_err *err)
 {
 	struct manifest_file is;
 	MV_FD fd = -1;
@@ -512,7 +504,8 @@ static int take_imported(struct store_draft *d, uint32_t mem_mib, struct manifes
 	if (!r && !strcmp(f->name, "state"))
 		r = check_state(fd, err);
 	if (!r && !strcmp(f->name, "memory"))
-		r = check_memory(fd, size_bytes, f->format, (uint64_t)mem_mib << 20, err);
+		r = check_memory(fd, size_bytes, f->format, m->needs_parent, (uint64_t)m->cfg.mem_mib << 20,
+				 err);
 	if (!r)
 		r = hash_file(fd, f->name, size_bytes, &is, err);
 	if (!r && is.xxh3 != f->xxh3)
@@ -524,19 +517,26 @@ static int take_imported(struct store_draft *d, uint32_t mem_mib, struct manifes
 	return finish_file(fd, f->name, err);
 }
 
+// Its own, if no snapshot here has it.
+static int choose_id(struct store *s, struct manifest *m, struct mv_err *err)
+{
+	char name[VMCFG_NAME_LEN];
+	int r = store_find_id(s, m->id, name);
+	if (!r)
+		mv_uuid(m->id);
+	return r && r != -ENOENT ? mv_fail(err, -r, "cannot list the store: %s", strerror(-r)) : 0;
+}
+
 int store_commit_import(struct store *s, struct store_draft *d, struct manifest *m, struct mv_err *err)
 {
-	struct relatives v = { .m = m };
 	int r = 0;
 	memcpy(m->name, d->name, sizeof m->name);
 	for (uint32_t i = 0; !r && i < m->n_files; i++)
-		r = take_imported(d, m->cfg.mem_mib, &m->file[i], err);
+		r = take_imported(d, m, &m->file[i], err);
 	if (!r)
 		r = check_has_parent(s, m, err);
-	if (!r && (r = store_list(s, find_relatives, &v)))
-		mv_fail(err, -r, "cannot list the store: %s", strerror(-r));
-	if (v.same_id)
-		mv_uuid(m->id);
+	if (!r)
+		r = choose_id(s, m, err);
 	if (!r)
 		r = write_manifest(d, m, err);
 	if (!r)
@@ -552,7 +552,7 @@ int store_commit_import(struct store *s, struct store_draft *d, struct manifest 
 
 // --- reading ---
 
-static int load_manifest(int dir_fd, const char *name, struct manifest *ret_m, struct mv_err *err)
+int store_dir_manifest(int dir_fd, const char *name, struct manifest *ret_m, struct mv_err *err)
 {
 	MV_FD fd = -1;
 	int r = open_file(dir_fd, "manifest", &fd, err);
@@ -563,22 +563,32 @@ static int load_manifest(int dir_fd, const char *name, struct manifest *ret_m, s
 	return r;
 }
 
+static int show(struct store *s, const char *name, struct manifest *ret_m, int *ret_dir_fd,
+		struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	int r = store_dir_open(s, name, &dir_fd, err);
+	if (r)
+		return r;
+	r = store_dir_manifest(dir_fd, name, ret_m, err);
+	if (r) {
+		mv_wrap(err, "snapshot %s", name);
+		return r;
+	}
+	*ret_dir_fd = MV_TAKE_FD(dir_fd);
+	return 0;
+}
+
 int store_show(struct store *s, const char *name, struct manifest *ret_m, struct mv_err *err)
 {
 	MV_FD dir_fd = -1;
 	MV_FREE struct manifest *m = malloc(sizeof *m);
 	if (!m)
 		return mv_fail(err, ENOMEM, "out of memory");
-	int r = open_snapshot(s, name, &dir_fd, err);
-	if (r)
-		return r;
-	r = load_manifest(dir_fd, name, m, err);
-	if (r) {
-		mv_wrap(err, "snapshot %s", name);
-		return r;
-	}
-	*ret_m = *m;
-	return 0;
+	int r = show(s, name, m, &dir_fd, err);
+	if (!r)
+		*ret_m = *m;
+	return r;
 }
 
 int store_stamp(struct store *s, const char *name, struct store_stamp *ret_stamp)
@@ -601,14 +611,16 @@ bool store_stamp_same(const struct store_stamp *a, const struct store_stamp *b)
 	return a->device == b->device && a->inode == b->inode && a->changed_ns == b->changed_ns;
 }
 
-static int open_checked(int dir_fd, const struct manifest *m, const char *name, bool hash, int *ret_fd,
-			struct mv_err *err)
+int store_dir_file(int dir_fd, const struct manifest *m, const char *name, bool hash, int *ret_fd,
+		   struct mv_err *err)
 {
 	const struct manifest_file *want = manifest_file_find(m, name);
 	struct manifest_file is;
 	uint64_t size_bytes = 0;
 	MV_FD fd = -1;
 
+	if (!strcmp(name, "manifest"))
+		return open_file(dir_fd, name, ret_fd, err);
 	if (!want)
 		return mv_fail(err, EINVAL, "manifest: no file %s in it", name);
 	int r = open_file(dir_fd, name, &fd, err);
@@ -625,7 +637,9 @@ static int open_checked(int dir_fd, const struct manifest *m, const char *name, 
 			return r;
 		if (is.xxh3 != want->xxh3)
 			return mv_fail(err, EINVAL, "%s: checksum wrong: the file is damaged", name);
-		r = want->format == MANIFEST_LZ4 ? chunk_verify(fd, (uint64_t)m->cfg.mem_mib << 20, err) : 0;
+		r = want->format == MANIFEST_LZ4
+			    ? chunk_verify(fd, (uint64_t)m->cfg.mem_mib << 20, m->needs_parent, err)
+			    : 0;
 		if (r)
 			return r;
 	}
@@ -633,22 +647,27 @@ static int open_checked(int dir_fd, const struct manifest *m, const char *name, 
 	return 0;
 }
 
-int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
-		int *ret_memory_fd, struct mv_err *err)
+static int verify_chain(struct store *s, const struct manifest *m, struct mv_err *err)
 {
-	MV_FD dir_fd = -1;
+	struct store_chain c;
+	int r = store_chain_open(s, m->name, m->id, true, &c, err);
+	if (!r)
+		store_chain_close(&c);
+	return r;
+}
+
+static int open_files(int dir_fd, const struct manifest *m, bool verify_memory, int *ret_state_fd,
+		      int *ret_memory_fd, struct mv_err *err)
+{
 	MV_FD state_fd = -1;
 	MV_FD memory_fd = -1;
-	int r = open_snapshot(s, m->name, &dir_fd, err);
-	if (r)
-		return r;
-	r = open_checked(dir_fd, m, "state", true, &state_fd, err);
+	int r = store_dir_file(dir_fd, m, "state", true, &state_fd, err);
 	if (!r)
-		r = open_checked(dir_fd, m, "memory", verify_memory, &memory_fd, err);
+		r = store_dir_file(dir_fd, m, "memory", verify_memory && !m->needs_parent, &memory_fd, err);
 	for (uint32_t i = 0; !r && i < m->n_files; i++) {
 		MV_FD fd = -1;
 		if (!strncmp(m->file[i].name, LAYER_PREFIX, strlen(LAYER_PREFIX)))
-			r = open_checked(dir_fd, m, m->file[i].name, verify_memory, &fd, err);
+			r = store_dir_file(dir_fd, m, m->file[i].name, verify_memory, &fd, err);
 	}
 	if (r) {
 		mv_wrap(err, "snapshot %s", m->name);
@@ -659,15 +678,38 @@ int store_files(struct store *s, const struct manifest *m, bool verify_memory, i
 	return 0;
 }
 
+int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
+		int *ret_memory_fd, struct mv_err *err)
+{
+	MV_FD dir_fd = -1;
+	int r = store_dir_open(s, m->name, &dir_fd, err);
+	if (!r && verify_memory && m->needs_parent)
+		r = verify_chain(s, m, err);
+	return r ? r : open_files(dir_fd, m, verify_memory, ret_state_fd, ret_memory_fd, err);
+}
+
+int store_show_files(struct store *s, const char *name, struct manifest *ret_m, int *ret_state_fd,
+		     int *ret_memory_fd, struct mv_err *err)
+{
+	MV_FREE struct manifest *m = malloc(sizeof *m);
+	MV_FD dir_fd = -1;
+	if (!m)
+		return mv_fail(err, ENOMEM, "out of memory");
+	int r = show(s, name, m, &dir_fd, err);
+	r = r ? r : open_files(dir_fd, m, false, ret_state_fd, ret_memory_fd, err);
+	if (!r)
+		*ret_m = *m;
+	return r;
+}
+
 int store_open_file(struct store *s, const struct manifest *m, const char *file, bool verify, int *ret_fd,
 		    struct mv_err *err)
 {
 	MV_FD dir_fd = -1;
-	int r = open_snapshot(s, m->name, &dir_fd, err);
+	int r = store_dir_open(s, m->name, &dir_fd, err);
 	if (r)
 		return r;
-	r = strcmp(file, "manifest") ? open_checked(dir_fd, m, file, verify, ret_fd, err)
-				     : open_file(dir_fd, file, ret_fd, err);
+	r = store_dir_file(dir_fd, m, file, verify, ret_fd, err);
 	if (r)
 		mv_wrap(err, "snapshot %s", m->name);
 	return r;
@@ -694,7 +736,7 @@ int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive,
 {
 	MV_FD dir_fd = -1;
 	uint32_t layers = manifest_layers(m, drive);
-	int r = open_snapshot(s, m->name, &dir_fd, err);
+	int r = store_dir_open(s, m->name, &dir_fd, err);
 	for (uint32_t n = 0; !r && n < layers; n++) {
 		char from[32], to[16];
 		manifest_layer_name(from, drive, n);
@@ -704,15 +746,6 @@ int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive,
 				    strerror(errno));
 	}
 	return r;
-}
-
-int store_check_index(const struct manifest *m, int memory_fd, struct mv_err *err)
-{
-	const struct manifest_file *f = manifest_file_find(m, "memory");
-	if (!f || f->format == MANIFEST_RAW)
-		return 0;
-	int r = check_memory(memory_fd, f->size_bytes, f->format, (uint64_t)m->cfg.mem_mib << 20, err);
-	return r ? mv_wrap(err, "snapshot %s", m->name) : 0;
 }
 
 // --- list ---
@@ -815,7 +848,7 @@ static int check_only_ours(int dir_fd, const char *name, struct mv_err *err)
 
 	if (!m)
 		return mv_fail(err, ENOMEM, "out of memory");
-	load_manifest(dir_fd, name, m, NULL); // may be damaged: then it lists nothing
+	store_dir_manifest(dir_fd, name, m, NULL); // may be damaged: then it lists nothing
 
 	if (!d)
 		return mv_fail(err, errno, "cannot read its folder: %s", strerror(errno));
@@ -833,7 +866,7 @@ int store_delete(struct store *s, const char *name, struct mv_err *err)
 	MV_FD dir_fd = -1;
 	uint64_t freed_bytes = 0;
 	char uuid[MV_UUID_LEN], gone[64];
-	int r = open_snapshot(s, name, &dir_fd, err);
+	int r = store_dir_open(s, name, &dir_fd, err);
 	if (r)
 		return r;
 	r = check_only_ours(dir_fd, name, err);
@@ -851,6 +884,53 @@ int store_delete(struct store *s, const char *name, struct mv_err *err)
 		return mv_fail(err, e, "snapshot %s: cannot sync the store: %s", name, strerror(e));
 	}
 	remove_entry(s->incoming_fd, gone, &freed_bytes);
+	return 0;
+}
+
+// --- replace ---
+
+// In place of the one of that name, which is then in incoming/ under the draft's.
+static int publish_over(struct store *s, struct store_draft *d, struct mv_err *err)
+{
+	uint64_t freed_bytes = 0;
+	MV_FD old_fd = -1;
+	int r = store_dir_open(s, d->name, &old_fd, err);
+	r = r ? r : check_only_ours(old_fd, d->name, err);
+	if (r)
+		return r;
+	if (fsync(d->dir_fd))
+		return mv_fail(err, errno, "cannot sync its folder: %s", strerror(errno));
+	if (renameat2(s->incoming_fd, d->dir, s->snapshots_fd, d->name, RENAME_EXCHANGE))
+		return mv_fail(err, errno, "cannot put it in the place of the old one: %s", strerror(errno));
+	if (fsync(s->snapshots_fd) || fsync(s->incoming_fd)) {
+		int e = errno;
+		renameat2(s->incoming_fd, d->dir, s->snapshots_fd, d->name, RENAME_EXCHANGE);
+		return mv_fail(err, e, "cannot sync the store: %s", strerror(e));
+	}
+	remove_entry(s->incoming_fd, d->dir, &freed_bytes); // else store_gc() does
+	return 0;
+}
+
+int store_commit_copy(struct store *s, struct store_draft *d, struct manifest *m, bool new_memory,
+		      bool replace, struct mv_err *err)
+{
+	int r = 0;
+	mv_close(&d->memory_fd);
+	memcpy(m->name, d->name, sizeof m->name);
+	for (uint32_t i = 0; !r && new_memory && i < m->n_files; i++)
+		if (!strcmp(m->file[i].name, "memory"))
+			r = take_file(d, "memory", (uint64_t)m->cfg.mem_mib << 20, m->file[i].format,
+				      m->needs_parent, &m->file[i], err);
+	if (!r)
+		r = write_manifest(d, m, err);
+	if (!r)
+		r = replace ? publish_over(s, d, err) : publish(s, d, err);
+	if (r) {
+		store_abort(s, d);
+		mv_wrap(err, "snapshot %s", m->name);
+		return r;
+	}
+	close_draft(d);
 	return 0;
 }
 

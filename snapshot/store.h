@@ -53,8 +53,8 @@ int store_link(struct store_draft *d, int src_dir_fd, const char *src_name, cons
 
 // Checks and hashes what was written, writes the manifest, syncs, publishes. Fills the
 // manifest's name and file list; the caller filled the rest and file[1].format, the memory
-// file's. A raw one must be cfg.mem_mib long, a compressed one have a good index. The draft is
-// finished either way.
+// file's. A raw one must be cfg.mem_mib long, a compressed one have a good index. -ENOENT: it needs
+// a parent snapshot that is not here. The draft is finished either way.
 // Whoever wrote the files must have closed them: as long as any process can still
 // write to them, commit waits up to a second and then fails with -EBUSY. (Told by a
 // read lease, fcntl(2); file systems without leases skip this.)
@@ -84,9 +84,14 @@ bool store_stamp_same(const struct store_stamp *a, const struct store_stamp *b);
 
 // Opens state and memory (read-only) for a restore; sizes and the state's checksum are
 // checked against the manifest. With verify_memory the memory file and layers are hashed too
-// (reads all of them, 8 GB/s from the page cache) and each chunk of a compressed one is decoded.
+// (reads all of them, 8 GB/s from the page cache) and each chunk of a compressed one is decoded;
+// and the memory of the parents if they are needed.
 int store_files(struct store *s, const struct manifest *m, bool verify_memory, int *ret_state_fd,
 		int *ret_memory_fd, struct mv_err *err);
+
+// Manifest and files as of one moment, whatever is published meanwhile; not hashed but the state.
+int store_show_files(struct store *s, const char *name, struct manifest *ret_m, int *ret_state_fd,
+		     int *ret_memory_fd, struct mv_err *err);
 
 // Opens one of the manifest's files, or the manifest itself (file "manifest"), read-only;
 // with verify it is hashed. Errors as of store_files.
@@ -107,9 +112,6 @@ int store_names(struct store *s, int (*fn)(void *arg, const char *name), void *a
 // error (-EEXIST). -EXDEV: not the store's file system.
 int store_copy_layers(struct store *s, const struct manifest *m, uint32_t drive, int dst_dir_fd,
 		      struct mv_err *err);
-
-// Of a compressed memory file: header and index. Of a raw one: nothing.
-int store_check_index(const struct manifest *m, int memory_fd, struct mv_err *err);
 
 // Calls fn for every published snapshot by name order; damaged ones come with m NULL and
 // the reason in err. Stops when fn returns nonzero and returns that. In the name of a

@@ -8,6 +8,7 @@
 
 #include "microvm/base/bytes.h"
 #include "snapshot/format.h"
+#include "snapshot/store_dir.h"
 
 struct header {
 	char magic[8];
@@ -123,11 +124,15 @@ int store_export_open(struct store *s, const char *name, struct store_export **r
 	x->manifest_fd = -1;
 	for (size_t i = 0; i < MV_ARRAY_LEN(x->fd); i++)
 		x->fd[i] = -1;
-	int r = store_show(s, name, &x->m, err);
-	if (!r)
-		r = store_open_file(s, &x->m, "manifest", false, &x->manifest_fd, err);
+	MV_FD dir_fd = -1;
+	int r = store_dir_open(s, name, &dir_fd, err);
+	bool found = !r;
+	r = r ? r : store_dir_manifest(dir_fd, name, &x->m, err);
+	r = r ? r : store_dir_file(dir_fd, &x->m, "manifest", false, &x->manifest_fd, err);
 	for (uint32_t i = 0; !r && i < x->m.n_files; i++)
-		r = store_open_file(s, &x->m, x->m.file[i].name, false, &x->fd[i], err);
+		r = store_dir_file(dir_fd, &x->m, x->m.file[i].name, false, &x->fd[i], err);
+	if (r && found)
+		mv_wrap(err, "snapshot %s", name);
 	if (r) {
 		store_export_free(x);
 		return r;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/snapshot/t_store.h"
 
+#include "snapshot/chunk.h"
 #include "snapshot/format.h"
 
 int t_store_setup(void **state)
@@ -21,6 +22,19 @@ int t_store_teardown(void **state)
 	bool leaked = t_count_fds() != t->fds;
 	free(t);
 	return leaked;
+}
+
+// Page 3 is new, and holds the name.
+static void write_changed(int fd, const char *name)
+{
+	static uint64_t changed[(T_MEM_MIB << 20) / 4096 / 64] = { 1u << 3 };
+	struct gmem mem = { 0 };
+	uint64_t bytes;
+	assert_int_equal(gmem_add(&mem, 0, T_MEM_MIB << 20), 0);
+	assert_int_equal(gmem_map(&mem, -1, NULL), 0);
+	strcpy((char *)mem.region[0].hva + 3 * 4096, name);
+	assert_int_equal(chunk_write_changed(fd, &mem, changed, 1, &bytes, NULL), 0);
+	gmem_fini(&mem);
 }
 
 void t_store_make(struct t_store *t, const char *name, const struct manifest *parent, bool needs_parent)
@@ -44,8 +58,13 @@ void t_store_make(struct t_store *t, const char *name, const struct manifest *pa
 		fail_msg("%s", t->err.msg);
 	snap_section_append(&b, 1, 0, "vcpu", 4);
 	assert_int_equal(snap_container_write(d.state_fd, SNAP_MAGIC_STATE, b.p, b.len, NULL), 0);
-	assert_int_equal(ftruncate(d.memory_fd, T_MEM_MIB << 20), 0);
-	assert_int_equal(mv_pwrite_full(d.memory_fd, "guest memory", 12, 1 << 20), 0);
+	m.file[1].format = needs_parent ? MANIFEST_LZ4 : MANIFEST_RAW;
+	if (needs_parent) {
+		write_changed(d.memory_fd, name);
+	} else {
+		assert_int_equal(ftruncate(d.memory_fd, T_MEM_MIB << 20), 0);
+		assert_int_equal(mv_pwrite_full(d.memory_fd, "guest memory", 12, 1 << 20), 0);
+	}
 	if (store_commit(&t->s, &d, &m, &t->err))
 		fail_msg("%s", t->err.msg);
 	t->m = m;

@@ -18,7 +18,8 @@ struct t_store {
 int t_store_setup(void **state);
 int t_store_teardown(void **state);
 
-// Publishes a snapshot. parent (NULL: none) becomes its parent snapshot.
+// Publishes a snapshot. parent (NULL: none) becomes its parent snapshot. needs_parent: the name is
+// in its page 3, all others are the parent's; otherwise "guest memory" is at 1 MiB.
 void t_store_make(struct t_store *t, const char *name, const struct manifest *parent, bool needs_parent);
 
 // Loads all of it and compares checksums: 0 or -errno, with t->err filled.

@@ -77,7 +77,7 @@ static void every_kind_and_random_access(void **state)
 			assert_int_equal(chunk_read(&x, fd, i, scratch, to), 0);
 			assert_memory_equal(to, at(&m, i * CHUNK_BYTES), CHUNK_BYTES);
 		}
-		assert_int_equal(chunk_verify(fd, TOTAL, &err), 0);
+		assert_int_equal(chunk_verify(fd, TOTAL, false, &err), 0);
 		chunk_index_fini(&x);
 		close(fd);
 	}
@@ -118,12 +118,12 @@ static void every_flipped_byte_is_found(void **state)
 		assert_int_equal(pread(fd, &b, 1, i), 1);
 		b ^= (uint8_t)(1 << i % 8);
 		assert_int_equal(pwrite(fd, &b, 1, i), 1);
-		if (chunk_verify(fd, TOTAL, &err) != -EINVAL || !err.msg[0])
+		if (chunk_verify(fd, TOTAL, false, &err) != -EINVAL || !err.msg[0])
 			fail_msg("byte %ld", (long)i);
 		b ^= (uint8_t)(1 << i % 8);
 		assert_int_equal(pwrite(fd, &b, 1, i), 1);
 	}
-	assert_int_equal(chunk_verify(fd, TOTAL, &err), 0);
+	assert_int_equal(chunk_verify(fd, TOTAL, false, &err), 0);
 	close(fd);
 	gmem_fini(&m);
 }
@@ -191,6 +191,7 @@ static void hostile_but_well_checksummed(void **state)
 		{ 64, 0, CHUNK_ZERO, "malformed" },
 		{ 64, 100, 77, "malformed" },
 		{ 0, 0, CHUNK_PARENT, "incremental" },
+		{ 64, 100, CHUNK_PATCH, "incremental" },
 		{ 64, 100, CHUNK_LZ4, NULL },
 	};
 	for (unsigned i = 0; i < MV_ARRAY_LEN(bad); i++) {
@@ -214,14 +215,14 @@ static void hostile_but_well_checksummed(void **state)
 	h = was;
 	e[7] = good[1];
 	seal(fd, &h, e, N);
-	assert_int_equal(chunk_verify(fd, TOTAL, &err), 0);
+	assert_int_equal(chunk_verify(fd, TOTAL, false, &err), 0);
 	uint8_t block[] = { 0x10, 'a' };
 	uint64_t place = le64_get(good[2].offset);
 	assert_int_equal(mv_pwrite_full(fd, block, sizeof block, place), 0);
 	e[2] = (struct chunk_entry){ le64_make(place), le32_make(2), le32_make(CHUNK_LZ4),
 				     le64_make(snap_xxh3(block, 2)) };
 	seal(fd, &h, e, N);
-	assert_int_equal(chunk_verify(fd, TOTAL, &err), -EINVAL);
+	assert_int_equal(chunk_verify(fd, TOTAL, false, &err), -EINVAL);
 	assert_message(err, "chunk 2 ");
 	h.major = le16_make(CHUNK_MAJOR + 1);
 	seal(fd, &h, e, N);

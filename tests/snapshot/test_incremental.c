@@ -125,7 +125,7 @@ static void nothing_and_everything(void **state)
 	memset(bits, 0xff, sizeof bits); // also those behind the end
 	fd = write_file(&m, bits, 2);
 	check_file(fd, &m, kind);
-	assert_int_equal(chunk_verify(fd, TOTAL, &err), 0); // a full file
+	assert_int_equal(chunk_verify(fd, TOTAL, false, &err), 0); // a full file
 	close(fd);
 	gmem_fini(&m);
 }

@@ -78,7 +78,14 @@ static void parent_links_are_checked(void **state)
 	strcpy(m.parent_snapshot, "base");
 	assert_int_equal(manifest_check(&m, &err), -EINVAL);
 	mv_uuid(m.parent_snapshot_id);
+	assert_int_equal(manifest_check(&m, &err), -EINVAL);
+	assert_message(err, "raw memory file");
+	m.file[1].format = MANIFEST_LZ4;
 	assert_int_equal(manifest_check(&m, &err), 0);
+	strcpy(m.parent_snapshot_id, m.id);
+	assert_int_equal(manifest_check(&m, &err), -EINVAL);
+	assert_message(err, "its own parent");
+	mv_uuid(m.parent_snapshot_id);
 	strcpy(m.parent_snapshot, "../base");
 	assert_int_equal(manifest_check(&m, &err), -EINVAL);
 }
