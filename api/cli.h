@@ -32,6 +32,7 @@ struct cli {
 	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle;
 	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
+	bool incremental;
 };
 
 typedef int cli_fn(struct cli *c);
@@ -39,10 +40,10 @@ cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_l
 	cli_wait;   // cli_vm.c
 cli_fn cli_console; // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
-	cli_snapshot_delete, cli_clone, cli_fork;        // cli_snapshot.c
-cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc; // cli_store.c
-cli_fn cli_events;                                       // cli_events.c
-cli_fn cli_doctor;                                       // doctor.c
+	cli_snapshot_delete, cli_snapshot_flatten, cli_clone, cli_fork; // cli_snapshot.c
+cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc;                // cli_store.c
+cli_fn cli_events;                                                      // cli_events.c
+cli_fn cli_doctor;                                                      // doctor.c
 
 // Prints "thaw: ..." on standard error and returns status.
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

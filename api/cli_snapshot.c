@@ -48,6 +48,8 @@ void cli_print_snapshot(js *v)
 	if (js_get(v, "parent_snapshot"))
 		printf("parent:   %s%s\n", js_str(v, "parent_snapshot", ""),
 		       js_true(v, "needs_parent") ? ", needed" : "");
+	if (js_true(v, "needs_parent"))
+		printf("chain:    of %" PRId64 " snapshots\n", js_int(v, "chain_length", 0));
 	if (js_get(v, "cpu"))
 		print_cpu(js_get(v, "cpu"));
 	js *t = js_get(v, "template");
@@ -87,6 +89,8 @@ int cli_snapshot(struct cli *c)
 	js_put_str(o, "name", c->pos[1]);
 	if (c->format)
 		js_put_str(o, "format", c->format);
+	if (c->incremental)
+		js_put_bool(o, "incremental", true);
 	int status = cli_request(c, "POST", o, &v, "/v1/snapshots");
 	return finish(c, status, v);
 }
@@ -105,16 +109,18 @@ int cli_snapshots(struct cli *c)
 		js_free(v);
 		return EXIT_OK;
 	}
-	printf("%-24s %-16s %5s %8s %12s  %s\n", "NAME", "VM", "VCPUS", "MIB", "KIB ON DISK", "CREATED");
+	printf("%-24s %-16s %5s %8s %12s %5s  %s\n", "NAME", "VM", "VCPUS", "MIB", "KIB ON DISK", "CHAIN",
+	       "CREATED");
 	for (size_t i = 0; i < js_len(list); i++) {
 		js *s = js_at(list, i);
 		if (js_get(s, "damaged")) {
 			printf("%-24s DAMAGED: %s\n", js_str(s, "name", ""), js_str(s, "damaged", ""));
 			continue;
 		}
-		printf("%-24s %-16s %5" PRId64 " %8" PRId64 " %12" PRId64 "  %s\n", js_str(s, "name", ""),
-		       js_str(s, "vm", ""), js_int(s, "config.vcpus", 0), js_int(s, "config.memory_mib", 0),
-		       js_int(s, "storage.disk_bytes", 0) / 1024, js_str(s, "created", ""));
+		printf("%-24s %-16s %5" PRId64 " %8" PRId64 " %12" PRId64 " %5" PRId64 "  %s\n",
+		       js_str(s, "name", ""), js_str(s, "vm", ""), js_int(s, "config.vcpus", 0),
+		       js_int(s, "config.memory_mib", 0), js_int(s, "storage.disk_bytes", 0) / 1024,
+		       js_int(s, "chain_length", 0), js_str(s, "created", ""));
 	}
 	printf("%zu snapshots, %" PRId64 " KiB on disk of %" PRId64 " KiB\n", js_len(list),
 	       js_int(v, "storage.disk_bytes", 0) / 1024, js_int(v, "storage.apparent_bytes", 0) / 1024);
@@ -140,6 +146,21 @@ int cli_snapshot_verify(struct cli *c)
 {
 	js *v = NULL;
 	int status = by_name(c, "POST", "/verify", &v);
+	return finish(c, status, v);
+}
+
+int cli_snapshot_flatten(struct cli *c)
+{
+	js *o = js_object(), *v = NULL;
+	if (c->format)
+		js_put_str(o, "format", c->format);
+	if (c->name)
+		js_put_str(o, "name", c->name);
+	if (!cli_name_ok(c->pos[0])) {
+		js_free(o);
+		return EXIT_USAGE;
+	}
+	int status = cli_request(c, "POST", o, &v, "/v1/snapshots/%s/flatten", c->pos[0]);
 	return finish(c, status, v);
 }
 

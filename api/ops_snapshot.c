@@ -158,6 +158,7 @@ static void create_end(struct snap_op *o, const struct api_err *err)
 	} else {
 		count_created(o);
 		js *v = manifest_json(o->s, &o->m);
+		put_chain(v, o->s, &o->m);
 		js_put_uint(v, "pause_us", o->pause_ns / 1000);
 		reply_json(o->req, 201, v);
 	}
@@ -175,6 +176,8 @@ static void commit_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
 	struct api_err err;
+	o->vm->publishing = false;
+	snap_set_base(o->vm, &o->m, !o->result);
 	if (o->result)
 		snap_error(&err, &o->err, API_VM_FAILED);
 	create_end(o, o->result ? &err : NULL);
@@ -192,11 +195,13 @@ static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *er
 	}
 	if (layers_link(vm, &o->draft, &o->err)) {
 		struct api_err e;
+		snap_set_base(vm, &o->m, false);
 		store_abort(&o->s->store, &o->draft);
 		snap_error(&e, &o->err, API_INTERNAL);
 		create_end(o, &e);
 		return;
 	}
+	vm->publishing = vm->cfg.track_dirty;
 	o->pause_ns = reply->pause_ns;
 	o->job.run = commit_run;
 	o->job.done = commit_done;
@@ -220,14 +225,19 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 
 static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct api_err *err)
 {
-	struct msg_snapshot body = { .lz4 = b->format == MANIFEST_LZ4 };
+	struct msg_snapshot body = { .lz4 = b->format == MANIFEST_LZ4,
+				     .incremental = b->incremental,
+				     .confirmed = o->vm->confirmed };
 	struct mv_err e = { 0 };
+	fill_manifest(&o->m, o->vm);
+	int r = b->incremental ? snap_choose_base(o->s, o->vm, &o->m, err) : 0;
+	if (r)
+		return r;
 	if (store_begin(&o->s->store, b->name, &o->draft, &e))
 		return snap_error(err, &e, API_INTERNAL);
-	fill_manifest(&o->m, o->vm);
 	o->m.file[1].format = b->format;
 	struct layer_fds layers;
-	int r = layers_freeze(o->vm, &layers, err);
+	r = layers_freeze(o->vm, &layers, err);
 	if (!r) {
 		int fds[2 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
 		memcpy(fds + 2, layers.fd, layers.n * sizeof fds[0]);
@@ -253,6 +263,9 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 		return api_fail(err, API_WRONG_STATE,
 				"VM %s is %s; a snapshot needs one that is running or paused", vm->cfg.name,
 				vm_state_name(vm->state));
+	if (vm->publishing)
+		return api_fail(err, API_BUSY, "VM %s: its last snapshot is being published; try again then",
+				vm->cfg.name);
 	struct snap_op *o = snap_op_new(s, r, err);
 	if (!o)
 		return -ENOMEM;
@@ -269,10 +282,15 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 
 void op_snap_create(struct server *s, struct http_req *r, const char *name)
 {
-	struct snapshot_body b = { 0 };
+	struct snapshot_body b = { .format = SNAPSHOT_FORMAT_DEFAULT };
 	struct api_err err;
 	(void)name;
 	int result = js_decode(&snapshot_table, r->body, r->body_len, &b, &err);
+	if (b.format == SNAPSHOT_FORMAT_DEFAULT)
+		b.format = b.incremental ? MANIFEST_LZ4 : MANIFEST_RAW;
+	if (!result && b.incremental && b.format == MANIFEST_RAW)
+		result = api_fail(&err, API_INVALID_VALUE,
+				  "format: an incremental snapshot is lz4; flatten it to get a raw one");
 	if (!result && (result = snapshot_vm(s, r, &b, &err)))
 		metrics_add(M_SNAPSHOT_FAILURES, err.code, 1);
 	if (result)
@@ -283,6 +301,7 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 struct listing {
 	struct server *s;
 	js *list;
+	struct chain_list chains;
 	struct store_usage total;
 };
 
@@ -295,6 +314,7 @@ static int add_snapshot(void *arg, const char *name, const struct manifest *m, c
 		l->total.apparent_bytes += u.apparent_bytes;
 		l->total.disk_bytes += u.disk_bytes;
 		o = manifest_json(l->s, m);
+		chain_list_add(&l->chains, o, m);
 	} else {
 		o = js_object();
 		js_put_str(o, "name", name);
@@ -310,6 +330,7 @@ void op_snap_list(struct server *s, struct http_req *r, const char *name)
 	struct listing l = { .s = s, .list = js_list() };
 	(void)name;
 	store_list(&s->store, add_snapshot, &l);
+	chain_list_put(&l.chains);
 	js_put(o, "snapshots", l.list);
 	put_usage(o, "storage", &l.total);
 	reply_json(r, 200, o);
@@ -327,6 +348,7 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 		reply_err(r, &err);
 	else {
 		js *o = manifest_json(s, &m);
+		put_chain(o, s, &m);
 		put_cpu(o, s, &m);
 		const struct lazy *t = lazy_find(s, &m);
 		const struct pool *pool = pool_find(s, name);
@@ -359,6 +381,7 @@ static void verify_done(struct worker_job *j)
 		reply_err(o->req, &err);
 	} else {
 		js *v = manifest_json(o->s, &o->m);
+		put_chain(v, o->s, &o->m);
 		js_put_bool(v, "verified", true);
 		reply_json(o->req, 200, v);
 	}
@@ -485,6 +508,7 @@ static void prepare_answer(void *arg)
 	struct prepare_op *o = arg;
 	const struct pool *pool = pool_find(o->s, o->m.name);
 	js *v = manifest_json(o->s, &o->m);
+	put_chain(v, o->s, &o->m);
 	if (o->lazy)
 		js_put(v, "template", lazy_json(o->lazy));
 	if (pool)

@@ -4,7 +4,10 @@
 #include "api/error.h"
 #include "api/json.h"
 #include "api/server.h"
+#include "api/vm.h"
+#include "microvm/base/util.h"
 #include "microvm/cpu_report.h"
+#include "snapshot/store_chain.h"
 
 // The store's errors in words of the API: ENOENT and EEXIST have codes of their own, the rest is
 // as in api_from(). Returns -EINVAL.
@@ -18,3 +21,22 @@ js *cpu_error_json(const char *snapshot, const struct cpu_report *r);
 
 js *manifest_json(struct server *s, const struct manifest *m);
 void put_usage(js *o, const char *key, const struct store_usage *u);
+
+// ops_chain.c
+// Fills in what an incremental snapshot of vm refers to: the last one of a VM that tracks
+// what it writes, else what it was cloned from. The error says why there is nothing, or that it is
+// gone.
+int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, struct api_err *err);
+
+// The VM process took snapshot m, and it was published or not.
+void snap_set_base(struct vm *vm, const struct manifest *m, bool published);
+
+// "chain_length": of how many snapshots its memory is; nothing when one is missing.
+void put_chain(js *o, struct server *s, const struct manifest *m);
+
+// The same for all of a store: chain_list_put() when all were added.
+struct chain_list {
+	struct mv_buf rows;
+};
+void chain_list_add(struct chain_list *l, js *o, const struct manifest *m);
+void chain_list_put(struct chain_list *l); // frees it

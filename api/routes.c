@@ -31,6 +31,7 @@ const struct route api_routes[] = {
 	{ "GET", "/v1/snapshots/{name}/export", op_snap_export, { 0 }, "a snapshot as one stream" },
 	{ "PUT", "/v1/snapshots/{name}/import", op_snap_import, { 0 }, "a snapshot from such a stream" },
 	{ "POST", "/v1/snapshots/{name}/verify", op_snap_verify, { 0 }, "hash all its files" },
+	{ "POST", "/v1/snapshots/{name}/flatten", op_snap_flatten, { 0 }, "give it all of its memory" },
 	{ "POST", "/v1/snapshots/{name}/prepare", op_snap_prepare, { 0 }, "make its template" },
 	{ "DELETE", "/v1/snapshots/{name}/prepare", op_snap_unprepare, { 0 }, "free its template" },
 	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },

@@ -15,9 +15,8 @@ enum opt {
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL,
-	O_PAGE_HANDLER,
-	O_TRACK_DIRTY,
-	O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE, O_LIMIT,
+	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
+	O_LIMIT,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -39,7 +38,7 @@ static const struct option long_options[] = {
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
 	BARE("force", O_FORCE), BARE("tree", O_TREE), WITH("format", O_FORMAT),
 	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), WITH("pool", O_POOL),
-	WITH("page-handler", O_PAGE_HANDLER), WITH("since", O_SINCE),
+	WITH("page-handler", O_PAGE_HANDLER), BARE("incremental", O_INCREMENTAL), WITH("since", O_SINCE),
 	WITH("types", O_TYPES), WITH("ttl", O_TTL), WITH("idle-timeout", O_IDLE),
 	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), { 0 },
 };
@@ -83,7 +82,9 @@ static const struct command {
 	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_TIMEOUT), cli_wait,
 	  "NAME --console TEXT | --state STATE [--timeout SEC]",
 	  "wait for output or a state (30 s, or --timeout)" },
-	{ "snapshot", 2, BIT(O_FORMAT), cli_snapshot, "VM NAME [--format raw|lz4]",
+	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
+	  "VM NAME [--format raw|lz4] [--incremental]\n"
+	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
 	  "take a snapshot; the VM goes on" },
 	{ "snapshots", 0, BIT(O_TREE), cli_snapshots, "[--tree]", "list snapshots" },
 	{ "snapshot-show", 1, 0, cli_snapshot_show, "NAME", "show a snapshot" },
@@ -92,6 +93,8 @@ static const struct command {
 	  "NAME [--force]\n"
 	  "         --force: with the snapshots that need it, and although clones of it run",
 	  "delete a snapshot" },
+	{ "snapshot-flatten", 1, BIT(O_FORMAT) | BIT(O_NAME), cli_snapshot_flatten,
+	  "NAME [--format raw|lz4] [--name NEW]", "give it all of its memory, so that it needs no parent" },
 	{ "snapshot-export", 2, 0, cli_snapshot_export, "NAME FILE|-", "write it to a file as one stream" },
 	{ "snapshot-import", 2, 0, cli_snapshot_import, "NAME FILE|-", "make a snapshot from such a file" },
 	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT) | BIT(O_POOL), cli_snapshot_prepare,
@@ -187,6 +190,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_IDLE: return number(arg, &c->idle_s, &c->has_idle);
 	case O_AUTO_DELETE: return c->auto_delete = true;
 	case O_LIMIT: c->limit = arg; return true;
+	case O_INCREMENTAL: return c->incremental = true;
 	default: return false;
 	}
 }

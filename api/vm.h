@@ -43,6 +43,10 @@ struct vm {
 	char forked_from[VMCFG_NAME_LEN], forked_from_id[MV_UUID_LEN];     // the VM
 	char page_handler[VMCFG_PATH_LEN];                                 // of a clone; empty: none
 	uint64_t created_unix_ns, requested_ns;
+	// incremental snapshots (ops_chain.c)
+	char base_snapshot[VMCFG_NAME_LEN], base_snapshot_id[MV_UUID_LEN]; // last published, if it tracks
+	bool confirmed;  // the last one that its process took was published
+	bool publishing; // that is being done, and the next one needs to know the result
 	// what it is now
 	bool listed;          // in the table, so its name and id are taken
 	bool shown;           // completely loaded: the API shows it

@@ -208,7 +208,10 @@ DEFINE_JS(stop_table, stop_fields);
 static const struct js_field snapshot_fields[] = {
 	F_TEXT(struct snapshot_body, name, "name", JS_NAME, JS_REQUIRED, "of the snapshot"),
 	F_TEXT(struct snapshot_body, vm, "vm", JS_NAME, JS_REQUIRED, "name or id of the VM"),
-	F_WORD(struct snapshot_body, format, "format", format_words, "of the memory; default raw"),
+	F_WORD(struct snapshot_body, format, "format", format_words,
+	       "of the memory; default raw, incremental: lz4"),
+	F_BOOL(struct snapshot_body, incremental, "incremental",
+	       "only what changed since the VM's last snapshot, or since it was cloned; default false"),
 };
 DEFINE_JS(snapshot_table, snapshot_fields);
 
@@ -225,6 +228,12 @@ static const struct js_field pool_fields[] = {
 	       "s without a claim until it drains; 0: never; default 0, by rate 60"),
 };
 static DEFINE_JS(pool_table, pool_fields);
+
+static const struct js_field flatten_fields[] = {
+	F_WORD(struct flatten_body, format, "format", format_words, "of the memory; default: as it is"),
+	F_TEXT(struct flatten_body, name, "name", JS_NAME, 0, "of a new snapshot; default: in place"),
+};
+DEFINE_JS(flatten_table, flatten_fields);
 
 static const struct js_field prepare_fields[] = {
 	F_BOOL(struct prepare_body, fill, "fill", "load memory in the background too; default true"),

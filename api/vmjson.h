@@ -67,7 +67,14 @@ enum stop_mode {
 
 struct snapshot_body {
 	char name[VMCFG_NAME_LEN], vm[VMCFG_NAME_LEN];
-	uint32_t format; // enum manifest_format
+	uint32_t format; // enum manifest_format, or SNAPSHOT_FORMAT_DEFAULT
+	bool incremental;
+};
+#define SNAPSHOT_FORMAT_DEFAULT UINT32_MAX
+
+struct flatten_body {
+	char name[VMCFG_NAME_LEN]; // empty: in place
+	uint32_t format;           // enum manifest_format
 };
 
 struct prepare_body {
@@ -80,8 +87,8 @@ struct prepare_body {
 };
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
-	empty_table, lifetime_table, limits_table, // of struct vm_policy, struct vm_limits
-	config_table;                              // struct vmcfg as shown
+	flatten_table, empty_table, lifetime_table, limits_table, // of struct vm_policy, struct vm_limits
+	config_table;                                             // struct vmcfg as shown
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
 int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err);

@@ -148,6 +148,8 @@ js *vm_json(const struct vm *vm)
 		js_put_str(o, "forked_from", vm->forked_from);
 	if (vm->page_handler[0])
 		js_put_str(o, "page_handler", vm->page_handler);
+	if (vm->base_snapshot[0])
+		js_put_str(o, "base_snapshot", vm->base_snapshot);
 	put_time(o, "created", vm->created_unix_ns);
 	put_us(t, "process_ready", vm->times.process_start, vm->requested_ns);
 	put_us(t, "kvm_ready", vm->times.kvm_ready, vm->requested_ns);

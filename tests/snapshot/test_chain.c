@@ -140,8 +140,8 @@ static void edges_of_patches(void **state)
 	static const struct {
 		unsigned first, last;
 	} changes[] = {
-		{ 0, 0 },   { 15, 15 },  { 0, 14 },   { 1, 15 },    { 0, 15 }, { 16, 16 }, { 16, 31 },
-		{ 33, 40 }, { 36, 37 },  { 47, 48 },  { 128, 128 }, { 130, 130 },
+		{ 0, 0 },     { 15, 15 },   { 0, 14 },  { 1, 15 },    { 0, 15 },    { 16, 16 },
+		{ 16, 31 },   { 33, 40 },   { 36, 37 }, { 47, 48 },   { 128, 128 }, { 130, 130 },
 		{ 129, 130 }, { 128, 130 }, { 0, 130 }, { 127, 128 },
 	};
 	struct history h;
@@ -316,10 +316,10 @@ static void hostile_patches(void **state)
 		int result; // of reading; -EINVAL: refused at once
 	} cases[] = {
 		{ 0, 1, 2 + PAGE, 2 + PAGE, 0 },
-		{ 0, 0, 2 + PAGE, 2 + PAGE, -EBADMSG },          // no page
+		{ 0, 0, 2 + PAGE, 2 + PAGE, -EBADMSG },                // no page
 		{ 0, 0xffff, 2 + 15 * PAGE, 2 + 15 * PAGE, -EBADMSG }, // all
-		{ 0, 3, 2 + PAGE, 2 + PAGE, -EBADMSG },          // not a block that decodes to two
-		{ 0, 1, 2 + 2 * PAGE, 2 + 2 * PAGE, -EBADMSG },  // more than it says
+		{ 0, 3, 2 + PAGE, 2 + PAGE, -EBADMSG },                // not a block that decodes to two
+		{ 0, 1, 2 + 2 * PAGE, 2 + 2 * PAGE, -EBADMSG },        // more than it says
 		{ 0, 1, 3, 3, -EBADMSG },
 		{ 0, 1, 2, 2, -EINVAL },
 		{ 0, 1, 1, 1, -EINVAL },
@@ -411,11 +411,16 @@ static void flatten_of_a_damaged_chunk(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(histories_of_any_length),    cmocka_unit_test(edges_of_patches),
-		cmocka_unit_test(patches_over_zeros),         cmocka_unit_test(as_many_as_allowed),
-		cmocka_unit_test(every_flipped_bit_is_found), cmocka_unit_test(files_that_do_not_fit),
-		cmocka_unit_test(a_raw_base_that_shrinks),    cmocka_unit_test(hostile_patches),
-		cmocka_unit_test(flattened),                  cmocka_unit_test(flatten_of_a_damaged_chunk),
+		cmocka_unit_test(histories_of_any_length),
+		cmocka_unit_test(edges_of_patches),
+		cmocka_unit_test(patches_over_zeros),
+		cmocka_unit_test(as_many_as_allowed),
+		cmocka_unit_test(every_flipped_bit_is_found),
+		cmocka_unit_test(files_that_do_not_fit),
+		cmocka_unit_test(a_raw_base_that_shrinks),
+		cmocka_unit_test(hostile_patches),
+		cmocka_unit_test(flattened),
+		cmocka_unit_test(flatten_of_a_damaged_chunk),
 	};
 	return cmocka_run_group_tests_name("snapshot/chain", tests, NULL, NULL);
 }
