@@ -162,6 +162,7 @@ void prepare_take(struct prepare *p, struct prepare *to)
 {
 	*to = *p;
 	p->state_fd = p->memory_fd = -1;
+	p->files = (struct store_chain){ 0 };
 	p->lazy = NULL;
 	p->cpu = (struct cpu_report){ 0 };
 }
