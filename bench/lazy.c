@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compressed memory: how fast it is written beside lz4 alone on the same bytes, and what a
 // page costs the first clone of a template (filled by thaw-pager, 64 KiB at a time) and later
-// ones, and a VM with a page handler. Without KVM: this process touches the memory as a clone's vCPU would.
+// ones, also when memory lies in a chain of files, and a VM with a page handler. Incremental against full
+// snapshots of a clone's memory of which 1% was written. Without KVM: this process touches the memory as a
+// clone's vCPU would.
 #include "bench/bench.h"
 
 #include <errno.h>
@@ -149,8 +151,8 @@ static int map_clone(uint64_t bytes, int memfd, struct gmem *ret_m)
 	return r ? r : gmem_map(ret_m, memfd, &err);
 }
 
-static int fill_once(const struct bench_env *env, int file, uint64_t bytes, double *ret_first,
-		     double *ret_second)
+static int fill_once(const struct bench_env *env, const int *file, unsigned n_files, uint64_t bytes,
+		     double *ret_first, double *ret_second)
 {
 	struct pager p = { .socket = -1 };
 	struct pager_template t = { bytes, false, false };
@@ -168,7 +170,7 @@ static int fill_once(const struct bench_env *env, int file, uint64_t bytes, doub
 		return r;
 	r = map_clone(bytes, memfd, &first);
 	r = r ? r : lazy_register(&first, -1, 0, &uffd, &c.lazy, &err);
-	r = r ? r : msg_send(p.socket, PAGER_FILES, 1, NULL, NULL, &file, 1);
+	r = r ? r : msg_send(p.socket, PAGER_FILES, 1, NULL, NULL, file, n_files);
 	r = r ? r : msg_send(p.socket, PAGER_TEMPLATE, 1, &pager_template_table, &t, fds, 2);
 	r = r ? r : msg_send(p.socket, PAGER_CLONE, 2, &pager_clone_table, &c, &uffd, 1);
 	if (!r) {
@@ -196,7 +198,7 @@ static int fill_rates(const struct bench_env *env, const struct gmem *m, struct 
 	int r = file < 0 ? file : chunk_write(file, m, 0, &bytes, &err);
 	for (int i = 0; !r && i < (env->quick ? 5 : 20); i++) {
 		double a = 0, b = 0;
-		r = fill_once(env, file, m->total_bytes, &a, &b);
+		r = fill_once(env, &file, 1, m->total_bytes, &a, &b);
 		if (r)
 			break;
 		bench_add(first, a);
@@ -272,6 +274,106 @@ static int handler_rates(const struct bench_env *env, const struct gmem *m, stru
 	return r;
 }
 
+// --- incremental ---
+
+#define CHANGED_EVERY 100 // pages: 1%
+#define MAX_DEPTH 64u
+
+// A private mapping of a file with the bytes of m, as a clone has it.
+static int clone_of(const struct gmem *m, struct gmem *ret_clone)
+{
+	struct mv_err err;
+	MV_FD fd = memfd_create("memory", MFD_CLOEXEC);
+	*ret_clone = (struct gmem){ 0 };
+	int r = fd < 0 ? -errno : mv_pwrite_full(fd, m->region[0].hva, m->total_bytes, 0);
+	r = r ? r : gmem_add(ret_clone, 0, m->total_bytes);
+	return r ? r : gmem_map(ret_clone, fd, &err);
+}
+
+static void change(struct gmem *m, uint64_t turn)
+{
+	for (uint64_t at = turn % CHANGED_EVERY * PAGE; at < m->total_bytes; at += CHANGED_EVERY * PAGE)
+		memset(m->region[0].hva + at, (int)turn + 1, PAGE / 2);
+}
+
+static int write_incremental(const struct bench_env *env, const struct gmem *m, struct bench_results *res)
+{
+	const char *labels = "{\"changed\": \"1/100\"}";
+	struct bench_series *s[] = {
+		bench_labelled(res, "snapshot_incremental_write", "us", labels,
+			       "memory of a clone, incremental"),
+		bench_labelled(res, "snapshot_incremental_full_write", "us", labels,
+			       "the same, all of it, LZ4"),
+		bench_labelled(res, "snapshot_incremental_bytes", "bytes", labels,
+			       "size of the incremental file"),
+		bench_labelled(res, "snapshot_incremental_full_bytes", "bytes", labels,
+			       "size of the full one"),
+	};
+	struct mv_err err;
+	struct gmem clone;
+	int r = clone_of(m, &clone);
+	if (!r)
+		change(&clone, 0);
+	for (int i = 0; !r && i < (env->quick ? 5 : 15); i++)
+		for (unsigned full = 0; !r && full < 2; full++) {
+			uint64_t bytes = 0, start = mv_now_ns();
+			MV_FD fd = open_scratch(env);
+			r = fd < 0 ? fd
+			    : full ? chunk_write(fd, &clone, 0, &bytes, &err)
+				   : chunk_write_changed(fd, &clone, NULL, 0, &bytes, &err);
+			bench_add(s[full], (double)(mv_now_ns() - start) / 1000);
+			bench_add(s[2 + full], (double)bytes);
+		}
+	gmem_fini(&clone);
+	return r;
+}
+
+// The first clone of a template whose memory lies in 1 + depth files.
+static int fill_chains(const struct bench_env *env, const struct gmem *m, struct bench_results *res)
+{
+	static const struct {
+		unsigned depth;
+		const char *labels;
+	} depths[] = { { 0, "{\"depth\": 0}" },
+		       { 1, "{\"depth\": 1}" },
+		       { 8, "{\"depth\": 8}" },
+		       { MAX_DEPTH, "{\"depth\": 64}" } };
+	int file[1 + MAX_DEPTH], r = 0; // oldest last, at the end
+	struct mv_err err;
+	struct gmem now;
+	uint64_t bytes;
+	unsigned n = 0;
+	r = clone_of(m, &now);
+	for (; !r && n <= MAX_DEPTH; n++) {
+		int *fd = &file[MAX_DEPTH - n];
+		uint64_t *changed = calloc(m->total_bytes / PAGE / 64 + 1, sizeof *changed);
+		for (uint64_t p = n % CHANGED_EVERY; changed && p < m->total_bytes / PAGE; p += CHANGED_EVERY)
+			changed[p / 64] |= 1ULL << p % 64;
+		if (n)
+			change(&now, n);
+		*fd = changed ? open_scratch(env) : -ENOMEM;
+		r = *fd < 0 ? *fd
+		    : n     ? chunk_write_changed(*fd, &now, changed, 0, &bytes, &err)
+			    : chunk_write(*fd, &now, 0, &bytes, &err);
+		free(changed);
+	}
+	for (unsigned k = 0; !r && k < MV_ARRAY_LEN(depths); k++) {
+		unsigned depth = depths[k].depth;
+		struct bench_series *s =
+			bench_labelled(res, "snapshot_incremental_fill", "us", depths[k].labels,
+				       "per 4 KiB page, first clone, by parents needed");
+		for (int i = 0; !r && i < (env->quick ? 5 : 10); i++) {
+			double a = 0, b = 0;
+			r = fill_once(env, file + MAX_DEPTH - depth, depth + 1, m->total_bytes, &a, &b);
+			bench_add(s, a);
+		}
+	}
+	while (n)
+		mv_close(&file[MAX_DEPTH - --n]);
+	gmem_fini(&now);
+	return r;
+}
+
 int bench_lazy(const struct bench_env *env, struct bench_results *res)
 {
 	struct gmem m = { 0 };
@@ -279,6 +381,8 @@ int bench_lazy(const struct bench_env *env, struct bench_results *res)
 	r = r ? r : write_rates(env, &m, res);
 	r = r ? r : fill_rates(env, &m, res);
 	r = r ? r : handler_rates(env, &m, res);
+	r = r ? r : write_incremental(env, &m, res);
+	r = r ? r : fill_chains(env, &m, res);
 	gmem_fini(&m);
 	return r;
 }

@@ -1,24 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compressed memory files (snapshot/chunk.h). The bytes are tried as a whole file, and
-// as index and data behind a header and checksums that are made good, so that entries and
-// blocks are reached.
+// Compressed memory files (snapshot/chunk.h), alone and as what lies over a raw one
+// (snapshot/chain.h). The bytes are tried as a whole file, and as index and data behind a header and
+// checksums that are made good, so that entries, blocks and patches are reached.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "microvm/base/util.h"
+#include "snapshot/chain.h"
 #include "snapshot/chunk_head.h"
 #include "snapshot/format.h"
 
 enum { CHUNKS = 3, MEMORY = CHUNKS * CHUNK_BYTES - 4096 };
 
-static int fd = -1;
+static int fd = -1, base_fd = -1; // base: bytes of 0x55, and a hole
+
+// Twice over the base. What it says of a chunk twice must read as once.
+static void try_chain(void)
+{
+	static uint8_t scratch[CHAIN_SCRATCH_BYTES], once[CHUNK_BYTES], twice[CHUNK_BYTES];
+	const int fds[] = { fd, fd, base_fd };
+	struct mv_err err = { 0 };
+	struct chain c, cc;
+	if (chain_open(fds + 1, 2, true, MEMORY, &c, &err)) {
+		if (!err.msg[0])
+			abort();
+		return;
+	}
+	if (chain_open(fds, 3, true, MEMORY, &cc, &err))
+		abort();
+	for (uint64_t i = 0; i < c.n_chunks; i++) {
+		int r = chain_read(&c, i, scratch, once);
+		if (r != chain_read(&cc, i, scratch, twice) || (!r && memcmp(once, twice, chain_len(&c, i))))
+			abort();
+	}
+	chain_fini(&cc);
+	chain_fini(&c);
+}
 
 static void try_file(void)
 {
 	static uint8_t scratch[CHUNK_BYTES], to[CHUNK_BYTES];
 	struct mv_err err = { 0 };
 	struct chunk_index x;
+	try_chain();
 	if (chunk_index_read(fd, MEMORY, &x, &err)) {
 		if (!err.msg[0])
 			abort();
@@ -39,8 +64,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct chunk_entry e[CHUNKS];
-	if (fd < 0)
+	if (fd < 0) {
+		static uint8_t bytes[CHUNK_BYTES];
+		memset(bytes, 0x55, sizeof bytes);
 		fd = memfd_create("fuzz", MFD_CLOEXEC);
+		base_fd = memfd_create("base", MFD_CLOEXEC);
+		if (ftruncate(base_fd, MEMORY) || mv_pwrite_full(base_fd, bytes, sizeof bytes, 0))
+			abort();
+	}
 	if (ftruncate(fd, 0))
 		abort();
 	put(data, size, 0);
