@@ -20,7 +20,8 @@ static int no_base(const struct vm *vm, struct api_err *err)
 				"full one first",
 				vm->cfg.name);
 	return api_fail(err, API_WRONG_STATE,
-			"VM %s is no clone and was created without track_dirty, so nothing says what it "
+			"VM %s is no clone of a snapshot and was created without track_dirty, so nothing "
+			"says what it "
 			"changed; take a full snapshot",
 			vm->cfg.name);
 }
@@ -30,7 +31,7 @@ int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, 
 	bool own = vm->base_snapshot[0]; // else what it was cloned from
 	struct mv_err e = { 0 };
 	unsigned n;
-	if (!own && !vm->from_snapshot[0])
+	if (!own && (!vm->from_snapshot[0] || vm->forked_from[0])) // a fork's memory is no mapping of a file
 		return no_base(vm, err);
 	memcpy(m->parent_snapshot, own ? vm->base_snapshot : vm->from_snapshot, sizeof m->parent_snapshot);
 	memcpy(m->parent_snapshot_id, own ? vm->base_snapshot_id : vm->from_snapshot_id,

@@ -209,6 +209,44 @@ def test_a_compressed_one_becomes_raw_while_clones_use_its_template():
         wait_until("the template's end", lambda: d.open_fds() < before)
 
 
+def test_pools_and_forks():
+    need_userfaultfd()
+    with Daemon() as d:
+        sums = chain(d, 2)
+        r = d.post("/v1/snapshots/s2/prepare", {"pool": {"size": 2}, "wait": True})
+        assert r.status == 200 and r.json["pool"]["ready"] == 2 and r.json["chain_length"] == 3, r
+        # The same snapshot, also when it lies in a new folder.
+        for i, how in enumerate((None, {}, {"format": "raw"})):
+            if how is not None:
+                assert d.post("/v1/snapshots/s2/flatten", how).json["changed"]
+            r = d.post("/v1/snapshots/s2/clone", {"clones": [{"name": f"p{i}"}]})
+            assert r.status == 201 and r.json["clones"][0]["prepared"], r
+            d.expect(f"p{i}", "RESTORED\n")
+            assert total(d, f"p{i}") == sums["s2"]
+            wait_until("the refill", lambda: d.get("/v1/snapshots/s2").json["pool"]["ready"] == 2)
+        change(d, "p0", 3)
+        assert take_incremental(d, "p0", "s3")["chain_length"] == 2
+        sums["s3"] = total(d, "p0")
+        # A fork is no clone of a snapshot: it begins with a full one, if it notes what it writes.
+        assert d.post("/v1/vms/p0/clone", {"clones": [{"name": "f"}]}).status == 201
+        d.expect("f", "RESTORED\n")
+        r = d.post("/v1/snapshots", {"name": "x", "vm": "f", "incremental": True})
+        assert (r.status, r.code) == (409, "wrong_state"), r
+        d.create("t", memory_mib=32, track_dirty=True)
+        d.expect("t", "READY")
+        take(d, "t", "t0")
+        assert d.post("/v1/vms/t/clone", {"clones": [{"name": "tf"}]}).status == 201
+        d.expect("tf", "RESTORED\n")
+        r = d.post("/v1/snapshots", {"name": "x", "vm": "tf", "incremental": True})
+        assert (r.status, r.code) == (409, "wrong_state") and "full one first" in r.message, r
+        take(d, "tf", "tf0")
+        d.say("tf", "fill 5 40 9")
+        assert take_incremental(d, "tf", "tf1")["parent_snapshot"] == "tf0"
+        clone(d, "tf1", "again")
+        assert total(d, "again") == total(d, "tf")
+        check_all(d, sums)
+
+
 def test_children_protect_their_parents():
     need_userfaultfd()
     with Daemon() as d:

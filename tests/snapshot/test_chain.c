@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // snapshot/chain.c and flatten.c: random histories of a memory, written file by file, must read as the
-// memory was; no bit of any file may change without being noticed.
+// memory was; no bit of any file may change without being noticed. `test_chain --make FOLDER` makes
+// golden files (docs/architecture.md), once for each minor version of the format.
 #include "tests/t.h"
 
 #include <errno.h>
@@ -408,8 +409,87 @@ static void flatten_of_a_damaged_chunk(void **state)
 	end(&h);
 }
 
-int main(void)
+// --- golden files ---
+
+#define GOLDEN "tests/golden/memory-1.1"
+enum { GOLDEN_FILES = 3, GOLDEN_BYTES = 3 * CHUNK_BYTES };
+
+// Of memory of 3 chunks: text; in file 1 two pages of chunk 0 are new, in file 2 one of them again and
+// all of chunk 1; chunk 2 was never written.
+static void golden_page(struct gmem *m, unsigned page, unsigned turn)
 {
+	uint8_t *p = m->region[0].hva + page * PAGE;
+	for (unsigned i = 0; i < PAGE; i += 16)
+		snprintf((char *)p + i, 16, "%u of turn %u", page, turn);
+}
+
+static void golden_turn(struct gmem *m, unsigned turn, uint64_t changed)
+{
+	for (unsigned i = 0; i < GOLDEN_BYTES / PAGE; i++)
+		if (changed >> i & 1)
+			golden_page(m, i, turn);
+}
+
+static const uint64_t golden_changed[GOLDEN_FILES] = { 0xffffffff, 0x4002, 0xffff0002 };
+
+static void golden_memory(struct gmem *m)
+{
+	*m = (struct gmem){ 0 };
+	assert_int_equal(gmem_add(m, 0, GOLDEN_BYTES), 0);
+	assert_int_equal(gmem_map(m, -1, NULL), 0);
+}
+
+static int make_golden(const char *folder)
+{
+	struct gmem m;
+	uint64_t bytes;
+	char path[256];
+	int r = 0;
+	golden_memory(&m);
+	for (unsigned i = 0; !r && i < GOLDEN_FILES; i++) {
+		snprintf(path, sizeof path, "%s/%u", folder, i);
+		MV_FD fd = open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
+		golden_turn(&m, i, golden_changed[i]);
+		r = i ? chunk_write_changed(fd, &m, &golden_changed[i], 1, &bytes, NULL)
+		      : chunk_write(fd, &m, 1, &bytes, NULL);
+	}
+	gmem_fini(&m);
+	return r;
+}
+
+static void golden_files_load(void **state)
+{
+	struct mv_err err = { 0 };
+	struct gmem m;
+	struct chain c;
+	int fd[GOLDEN_FILES];
+	(void)state;
+	if (access(GOLDEN, R_OK))
+		skip(); // not run from the source folder
+	golden_memory(&m);
+	for (unsigned n = 0; n < GOLDEN_FILES; n++) {
+		char path[64];
+		snprintf(path, sizeof path, GOLDEN "/%u", n);
+		fd[GOLDEN_FILES - 1 - n] = open(path, O_RDONLY | O_CLOEXEC);
+		golden_turn(&m, n, golden_changed[n]);
+		if (chain_open(fd + GOLDEN_FILES - 1 - n, n + 1, false, GOLDEN_BYTES, &c, &err))
+			fail_msg("%s", err.msg);
+		assert_int_equal(c.n_stored, 2);
+		for (unsigned i = 0; i < 3; i++) {
+			assert_int_equal(chain_read(&c, i, scratch, to), 0);
+			assert_memory_equal(to, m.region[0].hva + i * CHUNK_BYTES, CHUNK_BYTES);
+		}
+		chain_fini(&c);
+	}
+	for (unsigned n = 0; n < GOLDEN_FILES; n++)
+		close(fd[n]);
+	gmem_fini(&m);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[1], "--make"))
+		return make_golden(argv[2]) ? 1 : 0;
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(histories_of_any_length),
 		cmocka_unit_test(edges_of_patches),
@@ -421,6 +501,7 @@ int main(void)
 		cmocka_unit_test(hostile_patches),
 		cmocka_unit_test(flattened),
 		cmocka_unit_test(flatten_of_a_damaged_chunk),
+		cmocka_unit_test(golden_files_load),
 	};
 	return cmocka_run_group_tests_name("snapshot/chain", tests, NULL, NULL);
 }
