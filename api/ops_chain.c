@@ -129,7 +129,7 @@ static void flatten_done(struct worker_job *j)
 	struct flatten_op *o = (struct flatten_op *)j;
 	struct api_err err;
 	if (o->result) {
-		snap_error(&err, &o->err, API_SNAPSHOT_CORRUPT);
+		snap_error(&err, &o->err, o->err.code == EINVAL ? API_SNAPSHOT_CORRUPT : API_INTERNAL);
 		reply_err(o->req, &err);
 	} else {
 		// New clones of a raw one map the file; those that run keep the template.

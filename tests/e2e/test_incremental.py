@@ -462,6 +462,8 @@ def test_faults_in_a_flatten():
                         assert (r.status < 300) == (flat or made), r
                         if r.status >= 400 and action == errno.ENOSPC:
                             assert (r.status, r.code) == (507, "no_space"), r
+                        if r.status >= 400 and action == errno.EIO:
+                            assert (r.status, r.code) == (500, "internal"), r
                     for n in names(d):
                         assert d.post(f"/v1/snapshots/{n}/verify").status == 200
 
