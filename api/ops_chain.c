@@ -31,7 +31,8 @@ int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, 
 	bool own = vm->base_snapshot[0]; // else what it was cloned from
 	struct mv_err e = { 0 };
 	unsigned n;
-	if (!own && (!vm->from_snapshot[0] || vm->forked_from[0])) // a fork's memory is no mapping of a file
+	// The memory of a fork, or from a page handler, is no mapping of the snapshot's.
+	if (!own && (!vm->from_snapshot[0] || vm->forked_from[0] || vm->page_handler[0]))
 		return no_base(vm, err);
 	memcpy(m->parent_snapshot, own ? vm->base_snapshot : vm->from_snapshot, sizeof m->parent_snapshot);
 	memcpy(m->parent_snapshot_id, own ? vm->base_snapshot_id : vm->from_snapshot_id,
