@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/events.h"
 #include "api/lazy.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
@@ -137,6 +138,9 @@ static void flatten_done(struct worker_job *j)
 		if (o->changed && !o->body.name[0] &&
 		    manifest_file_find(&o->m, "memory")->format == MANIFEST_RAW)
 			lazy_drop(o->s, o->name);
+		if (o->changed)
+			event_emit(o->s, o->body.name[0] ? EVENT_SNAPSHOT_CREATED : EVENT_SNAPSHOT_FLATTENED,
+				   &(struct event_info){ .snapshot = o->m.name, .snapshot_id = o->m.id });
 		js *v = manifest_json(o->s, &o->m);
 		put_chain(v, o->s, &o->m);
 		js_put_bool(v, "changed", o->changed);

@@ -202,6 +202,7 @@ def test_many_forks_leave_nothing():
                 fork(d, "a", f"x{i}", f"y{i}")
                 for k in "xy":
                     assert d.delete(f"/v1/vms/{k}{i}").status == 204
+            d.settle()
         cycle(5)
         state = (d.open_fds(), len(processes(d)), len(d.leftovers()))
         fds_of_a = len(os.listdir(f"/proc/{d.vm('a')['pid']}/fd"))

@@ -207,6 +207,7 @@ def test_many_cycles_leave_nothing():
                 assert r.status == 201, r
                 assert d.delete(f"/v1/vms/c{i}").status == 204
             wait_until("full", lambda: pool(d)["ready"] == 4)
+            d.settle()
         cycle(10)
         fds, processes, files = d.open_fds(), len(d.vm_processes()), len(d.leftovers())
         cycle(150)

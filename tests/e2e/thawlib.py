@@ -201,6 +201,10 @@ class Daemon:
         spares = self.get("/v1/info").json["spare_pids"]
         return [c for c in children if int(c) not in spares]
 
+    def settle(self):
+        """Waits until the processes kept for the next VMs are there again."""
+        wait_until("spares", lambda: len(self.get("/v1/info").json["spare_pids"]) == 2)
+
     def open_fds(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
