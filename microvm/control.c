@@ -141,6 +141,16 @@ static int do_console_write(struct control *c, const struct msg *m, struct mv_er
 	return 0;
 }
 
+// The guest runs already, in the thread that took the message.
+static void answer_claim(void *arg)
+{
+	struct control *c = arg;
+	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
+	if (rep && c->claim_id)
+		reply(c, c->claim_id, rep, 0, NULL);
+	c->claim_id = 0;
+}
+
 static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 {
 	MV_FREE struct msg_setup *s = malloc(sizeof *s);
@@ -162,13 +172,18 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	// a page handler may be dead as well.
 	if (c->vm->lazy)
 		prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	c->shell = s->shell && m->type == MSG_RESTORE;
+	c->vm->shell = s->shell && m->type == MSG_RESTORE;
 	r = m->type == MSG_BOOT ? vm_boot(c->vm, &s->cfg, &fds, err) : vm_restore(c->vm, &s->cfg, &fds, err);
 	if (r)
 		return r;
 	c->vm->serial.on_output = on_output;
 	c->vm->serial.on_output_arg = c;
-	return s->run && !c->shell ? vm_run(c->vm, err) : 0;
+	if (c->vm->shell) {
+		// Clock and TSC go on by themselves from here, so the claim has no need to move them.
+		mv_loop_lend(&c->vm->loop, answer_claim, c);
+		return arch_vm_resume(c->vm, err);
+	}
+	return s->run ? vm_run(c->vm, err) : 0;
 }
 
 // What fails here fails again, and is told, when the VM is really made.
@@ -188,7 +203,7 @@ static int do_claim(struct control *c, struct msg *m, struct mv_err *err)
 	int r = mv_state_load(&msg_claim_table, m->body, m->body_len, &claim, err);
 	if (r)
 		return r;
-	if (!c->shell || c->vm->state != VM_PAUSED)
+	if (!c->vm->shell || c->vm->state != VM_PAUSED)
 		return mv_fail(err, EBUSY, "this VM is nobody's to claim");
 	if (vm_fds_unpack(m->fds, m->n_fds, claim.fd_mask, &fds))
 		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
@@ -196,8 +211,10 @@ static int do_claim(struct control *c, struct msg *m, struct mv_err *err)
 	c->vm->times.request = now;
 	r = vm_claim(c->vm, &claim, &fds, err);
 	vm_fds_close(&fds);
-	c->shell = false;
-	return r || !claim.run ? r : vm_run(c->vm, err);
+	c->vm->shell = false;
+	r = r || !claim.run ? r : vm_run(c->vm, err);
+	mv_loop_return(&c->vm->loop);
+	return r;
 }
 
 static void on_snapshot(void *arg, const struct live_snapshot *s, const struct live_result *result)
@@ -276,7 +293,13 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
 	case MSG_WARM: do_warm(c, m); return;
-	case MSG_CLAIM: r = do_claim(c, m, &err); break;
+	case MSG_CLAIM:
+		r = do_claim(c, m, &err);
+		if (!r) {
+			c->claim_id = m->id;
+			return;
+		}
+		break;
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT:
@@ -326,7 +349,8 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 {
 	c->vm = vm;
 	c->fd = fd;
-	c->gathering = c->shell = c->used = false;
+	c->gathering = c->used = false;
+	c->claim_id = 0;
 	memset(c->reader, 0, sizeof c->reader);
 	vm->owner = c;
 	vm->on_change = on_change;

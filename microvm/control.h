@@ -20,8 +20,8 @@ struct control {
 		uint64_t id, offset, deadline_ns;
 		uint32_t max_bytes;
 	} reader[CONTROL_READERS];
-	bool used;  // BOOT or RESTORE came
-	bool shell; // restored in advance, not yet claimed
+	bool used;         // BOOT or RESTORE came
+	uint64_t claim_id; // of a claim that is answered when the loop is back; 0: none
 	struct live_snapshot snapshot;
 	struct zygote zygote[CONTROL_ZYGOTES];
 	uint64_t snapshot_id; // of the message that is answered when it is written

@@ -157,6 +157,9 @@ static void *vcpu_thread(void *arg)
 	snprintf(name, sizeof name, "vcpu%u", c->index);
 	pthread_setname_np(pthread_self(), name);
 
+	// The claim of a shell comes to the thread that is to run it.
+	if (c->vm->shell && !c->index)
+		mv_loop_borrow(&c->vm->loop);
 	bool go = wait_for_run(c), first = true;
 	if (go)
 		__atomic_store_n(&c->entered_ns, mv_now_ns(), __ATOMIC_RELAXED);

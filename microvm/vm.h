@@ -71,6 +71,7 @@ struct vm {
 	char exit_detail[128];
 	struct msg_times times;
 	bool io_seen, io_told;
+	bool shell;                 // restored in advance, not yet claimed
 	const struct vm_seed *seed; // of a forked process: memory and state are there (zygote.h)
 	// Lazily loaded memory; uffd_fd -1: it is not. Kept until the process ends (lazy.h).
 	int uffd_fd;

@@ -30,6 +30,7 @@ int mv_loop_init(struct mv_loop *l)
 {
 	*l = (struct mv_loop){ .epoll_fd = -1, .wake_fd = -1 };
 	pthread_mutex_init(&l->lock, NULL);
+	pthread_cond_init(&l->changed, NULL);
 	l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	l->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	int r = l->epoll_fd < 0 || l->wake_fd < 0 ? -errno : 0;
@@ -58,21 +59,77 @@ static void dispatch(struct mv_loop *l, const struct epoll_event *ev)
 	w->fn(w->arg, ev->events);
 }
 
-int mv_loop_run(struct mv_loop *l)
+static bool stopped(const struct mv_loop *l) { return __atomic_load_n(&l->stop, __ATOMIC_ACQUIRE); }
+
+static int run_batch(struct mv_loop *l)
 {
 	struct epoll_event ev[32];
-	while (!__atomic_load_n(&l->stop, __ATOMIC_ACQUIRE)) {
-		int n = epoll_wait(l->epoll_fd, ev, MV_ARRAY_LEN(ev), -1);
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		mv_loop_lock(l);
-		for (int i = 0; i < n; i++)
-			dispatch(l, &ev[i]);
-		if (l->before_wait)
-			l->before_wait(l->before_wait_arg);
+	int n = epoll_wait(l->epoll_fd, ev, MV_ARRAY_LEN(ev), -1);
+	if (n < 0 && errno != EINTR)
+		return -errno;
+	mv_loop_lock(l);
+	for (int i = 0; i < n; i++)
+		dispatch(l, &ev[i]);
+	if (l->before_wait)
+		l->before_wait(l->before_wait_arg);
+	return 0; // locked
+}
+
+// Lock held: until the borrower has given it back.
+static void wait_for_return(struct mv_loop *l)
+{
+	l->waiting = true;
+	pthread_cond_broadcast(&l->changed);
+	while (l->lent && !stopped(l))
+		pthread_cond_wait(&l->changed, &l->lock);
+	l->waiting = false;
+	if (l->on_return && !stopped(l))
+		l->on_return(l->on_return_arg);
+}
+
+int mv_loop_run(struct mv_loop *l)
+{
+	int r = 0;
+	while (!r && !stopped(l)) {
+		r = run_batch(l);
+		if (r)
+			break;
+		if (l->lent)
+			wait_for_return(l);
 		mv_loop_unlock(l);
 	}
-	return 0;
+	mv_loop_lock(l);
+	pthread_cond_broadcast(&l->changed); // a borrower that waits goes, too
+	mv_loop_unlock(l);
+	return r;
+}
+
+void mv_loop_lend(struct mv_loop *l, void (*on_return)(void *arg), void *arg)
+{
+	l->lent = true;
+	l->on_return = on_return;
+	l->on_return_arg = arg;
+}
+
+void mv_loop_borrow(struct mv_loop *l)
+{
+	mv_loop_lock(l);
+	while (!l->waiting && !stopped(l))
+		pthread_cond_wait(&l->changed, &l->lock);
+	while (l->lent && !stopped(l)) {
+		mv_loop_unlock(l);
+		if (run_batch(l))
+			mv_loop_lock(l);
+	}
+	if (stopped(l))
+		pthread_cond_broadcast(&l->changed);
+	mv_loop_unlock(l);
+}
+
+void mv_loop_return(struct mv_loop *l)
+{
+	l->lent = false;
+	pthread_cond_broadcast(&l->changed);
 }
 
 void mv_loop_stop(struct mv_loop *l)

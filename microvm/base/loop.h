@@ -30,6 +30,11 @@ struct mv_loop {
 	struct mv_loop_slot *slots;
 	uint32_t n_slots;
 	struct mv_watch wake;
+	// Lent to another thread, which drives it instead of mv_loop_run()'s: see mv_loop_lend().
+	bool lent, waiting;     // waiting: mv_loop_run() stands still
+	pthread_cond_t changed; // with lock: these two
+	void (*on_return)(void *arg);
+	void *on_return_arg;
 	void (*before_wait)(void *arg); // runs with the lock held after each batch (e.g. io_uring submit)
 	void *before_wait_arg;
 };
@@ -43,6 +48,14 @@ static inline void mv_loop_unlock(struct mv_loop *l) { pthread_mutex_unlock(&l->
 // Runs until mv_loop_stop(); 0, or -errno when epoll itself fails.
 int mv_loop_run(struct mv_loop *l);
 void mv_loop_stop(struct mv_loop *l); // any thread; a signal handler too
+
+// From a callback: once it is over, the thread in mv_loop_borrow() drives the loop, until a
+// callback calls mv_loop_return(). Then mv_loop_run() goes on, by on_return (may be NULL, lock held), while
+// the borrower has nothing to wait for: a thread that is to do what an event asks for should be
+// the one that hears of it.
+void mv_loop_lend(struct mv_loop *l, void (*on_return)(void *arg), void *arg);
+void mv_loop_borrow(struct mv_loop *l); // waits until it is lent; returns when it was given back, or stopped
+void mv_loop_return(struct mv_loop *l); // not lent: nothing happens
 
 // Lock held (or the loop not running yet). EPOLLIN etc., level-triggered; 0 events
 // keeps the watch but silences it.

@@ -5,6 +5,7 @@ claimed, shells that die, sizes by number and by rate, and that nothing stays be
 import os
 import signal
 import threading
+import time
 
 from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
 
@@ -238,6 +239,24 @@ def test_requests_from_many_connections():
         assert not errors, errors
         p = pool(d)
         assert p["hits"] + p["misses"] == 80 and p["hits"] > 10, p
+
+
+def test_time_goes_on_in_a_shell():
+    with Daemon() as d:
+        need_kvm()
+        d.create("source", cmdline="thaw.genid=0xfe000")
+        d.expect("source", "READY\n")
+        d.say("source", "timer 1500")
+        assert d.post("/v1/snapshots", {"name": "snap", "vm": "source"}).status == 201
+        prepare(d, size=2)
+        # before it is due, and long after
+        for wait, at_most in ((0, 5), (2, 1)):
+            time.sleep(wait)
+            r = d.post("/v1/snapshots/snap/clone", {})
+            assert r.json["clones"][0]["prepared"], r
+            start = time.monotonic()
+            d.expect(r.json["clones"][0]["name"], "TIMER")
+            assert time.monotonic() - start < at_most
 
 
 def test_spares():
