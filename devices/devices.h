@@ -27,10 +27,13 @@ int vio_blk_new_layered(struct gmem *mem, struct mv_loop *loop, struct mv_ring *
 int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err *err);
 void vio_blk_freeze_end(struct vio_dev *d, bool commit); // nothing prepared: nothing happens
 
-// virtio-net (section 5.1) on a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, else
-// -EINVAL.
-int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6], int tap_fd,
-		struct vio_dev **ret_dev, struct mv_err *err);
+// virtio-net (section 5.1). fd: a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, or a
+// connected Unix stream socket on which each frame has its length in front (passt's protocol);
+// anything else: -EINVAL. A stream has no offloads, so a state saved with a tap, whose guest uses
+// them, can't be loaded with one; the reverse works.
+enum vio_net_backend { VIO_NET_TAP, VIO_NET_STREAM };
+int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
+		enum vio_net_backend kind, int fd, struct vio_dev **ret_dev, struct mv_err *err);
 
 // virtio-vsock (section 5.10), streams to Unix sockets: a host program connects to
 // listen_fd, sends "CONNECT <port>\n" and reads "OK <host port>\n"; a stream of the guest to

@@ -1,42 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
-// virtio-net (virtio 1.2 section 5.1) on a tap. Every frame starts with the 12-byte
-// header of section 5.1.6 on both sides, so the tap (IFF_VNET_HDR) takes and gives
-// buffers as they are; only num_buffers is ours to fill in.
+// virtio-net (virtio 1.2 section 5.1): two queues, a MAC address and the link's status. Where
+// frames come from and go to is the backend's business (net.h), as are the offloads
+// that the guest is offered.
 //
-// The tap is watched edge-triggered: `tap_readable` says that a read may find a frame.
-// Receiving goes on while there are frames and buffers; whichever runs out first brings
-// us back by its event (tap) or its notification (buffers).
+// Receiving goes on while there are frames (`readable`) and buffers; whichever runs out first
+// brings us back by its event or its notification. Sending likewise (`writable`). When
+// the other side is gone the guest sees its link go down (section 5.1.4.2), what it sends is
+// dropped, and the VM goes on.
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/if_tun.h>
-#include <net/if.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
-#include "devices/devices.h"
+#include "devices/net.h"
+#include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
 enum { RX, TX, N_QUEUES };
-enum { QUEUE_SIZE = 256, FRAMES_PER_KICK = 128, HEADER_BYTES = 12, NUM_BUFFERS_AT = 10 };
-enum { ETH_HEADER_BYTES = 14 };
+enum { QUEUE_SIZE = 256, FRAMES_PER_KICK = 128, STATUS_LINK_UP = 1 };
 
-#define F_CSUM (1ULL << 0) // section 5.1.3
-#define F_GUEST_CSUM (1ULL << 1)
-#define F_MAC (1ULL << 5)
-#define F_HOST_TSO4 (1ULL << 11)
-#define F_HOST_TSO6 (1ULL << 12)
+struct net_config { // section 5.1.4
+	uint8_t mac[NET_MAC_BYTES];
+	le16_t status;
+};
+_Static_assert(sizeof(struct net_config) == 8, "section 5.1.4");
+
+struct net_state {
+	bool link_down;                    // as the guest was told
+	uint8_t source_mac[NET_MAC_BYTES]; // of the last frame that a stream took; zero: none yet
+};
+
+static const struct mv_field state_fields[] = {
+	{ .name = "link_down",
+	  .tag = 1,
+	  .type = MV_BOOL,
+	  .flags = MV_OPTIONAL,
+	  .offset = MV_OFF(struct net_state, link_down),
+	  .size = 1,
+	  .max = 1 },
+	{ .name = "source_mac",
+	  .tag = 2,
+	  .type = MV_BYTES,
+	  .flags = MV_OPTIONAL,
+	  .offset = MV_OFF(struct net_state, source_mac),
+	  .size = NET_MAC_BYTES },
+};
+static MV_DEFINE_TABLE(state_table, struct net_state, state_fields);
 
 struct vio_net {
 	struct vio_dev dev;
-	uint8_t mac[6]; // = the configuration space
-	int tap_fd;
-	struct mv_watch tap_watch;
-	bool tap_readable;
+	struct net_config config;
+	struct net_state state;
+	struct net_backend *b;
+	bool readable, writable, down;
+	struct net_counts counts;
 	struct vq_chain chain;
 };
+
+// Tells the guest what it does not know yet; not while it stands still.
+static void update_link(struct vio_net *n)
+{
+	struct vio_dev *d = &n->dev;
+	if (d->quiesced)
+		return;
+	n->config.status = le16_make(n->down ? 0 : STATUS_LINK_UP);
+	if (n->state.link_down == n->down)
+		return;
+	n->state.link_down = n->down;
+	if ((d->s.status & VIO_DRIVER_OK) && (d->s.features_acked & NET_F_STATUS))
+		vio_signal_config(d);
+}
 
 static void receive(struct vio_net *n)
 {
@@ -44,27 +77,27 @@ static void receive(struct vio_net *n)
 	struct vq_chain *c = &n->chain;
 	unsigned left = FRAMES_PER_KICK;
 
-	while (n->tap_readable && left) {
+	while (n->readable && left) {
 		if (!vio_pop(d, RX, c)) {
 			if (!vio_rearm(d, RX))
 				break;
 			continue;
 		}
 		vq_disable_notify(&d->s.queue[RX]);
-		if (c->writable.bytes < HEADER_BYTES + ETH_HEADER_BYTES) {
+		if (c->writable.bytes < NET_HEADER_BYTES + NET_ETH_BYTES) {
 			vio_needs_reset(d, "a receive buffer too small for any frame");
 			break;
 		}
-		ssize_t got = readv(n->tap_fd, c->writable.iov, (int)c->writable.n);
-		if (got < HEADER_BYTES) { // EAGAIN, or the interface is down or gone
-			n->tap_readable = got < 0 && errno == EINTR;
+		ssize_t got = n->b->ops->receive(n->b, &c->writable);
+		if (got < 0) {
+			n->readable = got != -EAGAIN;
+			n->counts.dropped += got == -EMSGSIZE;
+			left -= got == -EMSGSIZE;
 			vq_unpop(&d->s.queue[RX]);
 			continue;
 		}
-		vq_span_skip(&c->writable, NUM_BUFFERS_AT);
-		le16_t one = le16_make(1);
-		vq_span_write(&c->writable, &one, sizeof one);
 		vq_push(&d->s.queue[RX], c->head, (uint32_t)got);
+		n->counts.received++;
 		left--;
 	}
 	if (!left)
@@ -72,7 +105,17 @@ static void receive(struct vio_net *n)
 	vio_signal_queue(d, RX);
 }
 
-// A frame the tap does not take now is dropped, as a real link would.
+// One frame; false: it has to wait.
+static bool transmit_one(struct vio_net *n, struct vq_span *frame)
+{
+	int r = -EINVAL;
+	if (frame->bytes >= NET_HEADER_BYTES + NET_ETH_BYTES)
+		r = n->b->ops->send(n->b, frame, n->state.source_mac);
+	n->counts.sent += r == 0;
+	n->counts.dropped += r && r != -EAGAIN;
+	return r != -EAGAIN;
+}
+
 static void transmit(struct vio_net *n)
 {
 	struct vio_dev *d = &n->dev;
@@ -81,103 +124,122 @@ static void transmit(struct vio_net *n)
 	do {
 		if (vio_live(d, TX))
 			vq_disable_notify(&d->s.queue[TX]);
-		for (; left && vio_pop(d, TX, c); left--) {
-			if (c->readable.bytes >= HEADER_BYTES + ETH_HEADER_BYTES)
-				while (writev(n->tap_fd, c->readable.iov, (int)c->readable.n) < 0 &&
-				       errno == EINTR)
-					;
-			vq_push(&d->s.queue[TX], c->head, 0);
+		for (; left && n->writable && vio_pop(d, TX, c); left--) {
+			n->writable = transmit_one(n, &c->readable);
+			if (n->writable)
+				vq_push(&d->s.queue[TX], c->head, 0);
+			else
+				vq_unpop(&d->s.queue[TX]);
 		}
-	} while (left && vio_rearm(d, TX));
+	} while (left && n->writable && vio_rearm(d, TX));
 	if (!left)
 		vio_again(d, TX);
 	vio_signal_queue(d, TX);
 }
 
-static void on_tap(void *arg, uint32_t events)
+static void on_readable(void *arg)
 {
 	struct vio_net *n = arg;
-	(void)events;
-	n->tap_readable = true;
+	n->readable = true;
 	if (vio_live(&n->dev, RX))
 		receive(n);
+}
+
+static void on_writable(void *arg)
+{
+	struct vio_net *n = arg;
+	n->writable = true;
+	if (vio_live(&n->dev, TX))
+		transmit(n);
+}
+
+static void on_down(void *arg, const char *why)
+{
+	struct vio_net *n = arg;
+	const struct net_counts *c = &n->counts;
+	mv_log(MV_WARN,
+	       "%s: link down: %s (frames: %" PRIu64 " sent, %" PRIu64 " received, %" PRIu64 " dropped)",
+	       n->dev.name, why, c->sent, c->received, c->dropped);
+	n->down = true;
+	update_link(n);
+	if (!n->writable) // what waited is dropped, but not from within a send()
+		vio_again(&n->dev, TX);
+	n->writable = true;
 }
 
 static void net_kick(struct vio_dev *d, unsigned q)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	update_link(n);
 	if (q == RX)
 		receive(n);
 	else
 		transmit(n);
 }
 
-// What the tap may leave for the guest to do. In the other direction each frame's header
-// says what is left for the tap.
 static void net_activate(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	unsigned long offload = d->s.features_acked & F_GUEST_CSUM ? TUN_F_CSUM : 0;
-	if (ioctl(n->tap_fd, TUNSETOFFLOAD, offload) && offload)
+	if (n->b->ops->activate(n->b, d->s.features_acked))
 		vio_needs_reset(d, "the tap refuses checksum offload");
+}
+
+static void net_restored(struct vio_dev *d)
+{
+	static const uint8_t never[NET_MAC_BYTES];
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	update_link(n);
+	if (n->b->ops->announce && memcmp(n->state.source_mac, never, NET_MAC_BYTES))
+		n->b->ops->announce(n->b, n->state.source_mac);
 }
 
 static void net_free(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	mv_watch_del(&n->tap_watch);
-	mv_close(&n->tap_fd);
+	if (n->b)
+		n->b->ops->free(n->b);
 	vio_dev_fini(d);
 	free(n);
 }
 
 static const struct vio_ops net_ops = {
 	.device_id = 1,
-	.config_bytes = sizeof(((struct vio_net *)0)->mac),
+	.config_bytes = sizeof(struct net_config),
 	.n_queues = N_QUEUES,
 	.queue_size_max = QUEUE_SIZE,
+	.state = &state_table,
+	.state_offset = offsetof(struct vio_net, state),
 	.activate = net_activate,
 	.kick = net_kick,
+	.restored = net_restored,
 	.free = net_free,
 };
 
-static int set_up_tap(int fd, const char *name, struct mv_err *err)
+int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
+		enum vio_net_backend kind, int backend_fd, struct vio_dev **ret_dev, struct mv_err *err)
 {
-	struct ifreq ifr = { 0 };
-	int header = HEADER_BYTES, flags = fcntl(fd, F_GETFL);
-	if (ioctl(fd, TUNGETIFF, &ifr) ||
-	    (ifr.ifr_flags & (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI)) != (IFF_TAP | IFF_VNET_HDR | IFF_NO_PI))
-		return mv_fail(err, EINVAL, "%s: not a tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR",
-			       name);
-	if (ioctl(fd, TUNSETVNETHDRSZ, &header) || fcntl(fd, F_SETFL, flags | O_NONBLOCK))
-		return mv_fail(err, errno, "%s: cannot set up the tap: %s", name, strerror(errno));
-	return 0;
-}
-
-int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6], int tap_fd,
-		struct vio_dev **ret_dev, struct mv_err *err)
-{
-	MV_FD fd = tap_fd;
+	MV_FD fd = backend_fd;
 	char label[VIO_NAME_BYTES];
 	snprintf(label, sizeof label, "network %s", name);
-	int r = set_up_tap(fd, label, err);
-	if (r)
-		return r;
 	MV_FREE struct vio_net *n = calloc(1, sizeof *n);
 	if (!n)
 		return mv_fail(err, ENOMEM, "out of memory");
-	uint64_t features = VIO_FEATURES | F_MAC | F_CSUM | F_GUEST_CSUM | F_HOST_TSO4 | F_HOST_TSO6;
-	r = vio_dev_init(&n->dev, &net_ops, label, mem, loop, features, err);
+	const struct net_events events = { on_readable, on_writable, on_down, n };
+	int r = (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(loop, label, MV_TAKE_FD(fd), &events,
+								     &n->b, err);
 	if (r)
 		return r;
-	r = mv_watch_add(loop, &n->tap_watch, fd, EPOLLIN | EPOLLET, on_tap, n);
+	r = vio_dev_init(&n->dev, &net_ops, label, mem, loop,
+			 VIO_FEATURES | NET_F_MAC | NET_F_STATUS | n->b->ops->features, err);
 	if (r) {
-		vio_dev_fini(&n->dev);
-		return mv_fail(err, -r, "%s: cannot watch the tap: %s", label, strerror(-r));
+		n->b->ops->free(n->b);
+		return r;
 	}
-	memcpy(n->mac, mac, sizeof n->mac);
-	n->dev.config = n->mac;
-	n->tap_fd = MV_TAKE_FD(fd);
+	memcpy(n->config.mac, mac, NET_MAC_BYTES);
+	n->config.status = le16_make(STATUS_LINK_UP);
+	n->writable = true;
+	n->dev.config = &n->config;
+	n->dev.features_hint = n->b->ops->features_hint;
 	*ret_dev = &MV_TAKE(n)->dev;
 	return 0;
 }

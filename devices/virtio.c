@@ -226,8 +226,9 @@ static int check(const struct vio_dev *d, struct vio_state *s, struct mv_err *er
 		return mv_fail(err, EINVAL, "the saved device is of another type (%u)", s->device_id);
 	// Before FEATURES_OK the driver may have written anything.
 	if (features_ok && (s->features_acked & ~d->features_offered))
-		return mv_fail(err, EINVAL, "the guest uses features 0x%llx that are not available here",
-			       (unsigned long long)(s->features_acked & ~d->features_offered));
+		return mv_fail(err, EINVAL, "the guest uses features 0x%llx that are not available here%s",
+			       (unsigned long long)(s->features_acked & ~d->features_offered),
+			       d->features_hint ? d->features_hint : "");
 	if (((s->status & VIO_DRIVER_OK) && !features_ok) ||
 	    (features_ok && !(s->features_acked & VIRTIO_F_VERSION_1)))
 		return mv_fail(err, EINVAL, "impossible device status 0x%x", s->status);

@@ -80,7 +80,8 @@ struct vio_dev {
 	struct gmem *mem;
 	struct mv_loop *loop;
 	uint64_t features_offered;
-	const void *config; // configuration space as the guest reads it; it is never written
+	const char *features_hint; // what to do when a saved guest uses others; NULL: nothing
+	const void *config;        // configuration space as the guest reads it; it is never written
 	// guest-visible, saved
 	struct vio_state s;
 	// runtime

@@ -123,7 +123,8 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = r ? mv_wrap(err, "drive %s", c->drive[i].id) : add_device(vm, d, err);
 	}
 	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
-		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac, MV_TAKE_FD(f->tap[i]), &d,
+		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac,
+				c->net[i].tap[0] ? VIO_NET_TAP : VIO_NET_STREAM, MV_TAKE_FD(f->tap[i]), &d,
 				err);
 		r = r ? mv_wrap(err, "net %s", c->net[i].id) : add_device(vm, d, err);
 	}

@@ -69,7 +69,7 @@ static int set_up(void **state)
 	ifr.ifr_flags = IFF_UP;
 	assert_int_equal(ioctl(f->packet_fd, SIOCSIFFLAGS, &ifr), 0);
 	assert_int_equal(bind(f->packet_fd, (struct sockaddr *)&a, sizeof a), 0);
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, tap, &f->d, NULL), 0);
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_TAP, tap, &f->d, NULL), 0);
 	f->rx_gpa = t_alloc(&f->vm, 256 * 2048, 4096);
 	f->tx_gpa = t_alloc(&f->vm, 2048, 4096);
 	return 0;
@@ -146,11 +146,12 @@ static void test_config(void **state)
 		vio_mmio_read(f->d, 0x100 + i, &got[i], 1);
 	assert_memory_equal(got, mac, 6);
 	int before = t_count_fds();
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, t_file(), &d, &err), -EINVAL);
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, VIO_NET_TAP, t_file(), &d, &err),
+			 -EINVAL);
 	assert_message(err, "network eth1: not a tap");
-	assert_int_equal(
-		vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, open_tap(IFF_TAP | IFF_NO_PI), &d, &err),
-		-EINVAL);
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth1", mac, VIO_NET_TAP,
+				     open_tap(IFF_TAP | IFF_NO_PI), &d, &err),
+			 -EINVAL);
 	assert_null(d);
 	assert_int_equal(t_count_fds(), before);
 }
@@ -195,7 +196,7 @@ static void test_receive_paused_and_cloned(void **state)
 	// A second device on a second tap takes the state; its memory is as it was when saved.
 	struct vio_dev *d2;
 	int tap = open_tap(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, tap, &d2, NULL), 0);
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_TAP, tap, &d2, NULL), 0);
 	assert_int_equal(vio_load(d2, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(d2);
 	assert_int_equal(d2->s.status & VIO_NEEDS_RESET, 0);

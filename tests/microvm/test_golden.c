@@ -213,7 +213,8 @@ static struct vio_dev *make_device(const struct vmcfg *c, uint32_t slot, struct 
 	} else if ((slot -= c->n_drives) < c->n_nets) {
 		if (!may_tap)
 			return NULL;
-		r = vio_net_new(mem, loop, c->net[slot].id, c->net[slot].mac, open_tap(), &d, &err);
+		r = vio_net_new(mem, loop, c->net[slot].id, c->net[slot].mac, VIO_NET_TAP, open_tap(), &d,
+				&err);
 	} else if ((slot -= c->n_nets) < c->vsock.present) {
 		r = vio_vsock_new(mem, loop, c->vsock.cid, listening_socket(), c->vsock.path, &d, &err);
 	} else {
