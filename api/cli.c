@@ -180,12 +180,62 @@ static bool expand(const char *s, unsigned n, char *out, size_t size)
 	return true;
 }
 
-static int put_pair(js *o, const char *option, const char *key, const char *value, const char *keys,
+// The user network of a net; made by the first word about it.
+static js *user_of(js *o)
+{
+	if (!js_get(o, "user"))
+		js_put(o, "user", js_object());
+	return js_get(o, "user");
+}
+
+// Cuts off and gives what follows the last `c`; NULL: there is none.
+static char *cut_last(char *text, char c)
+{
+	char *p = strrchr(text, c);
+	if (p)
+		*p++ = 0;
+	return p;
+}
+
+static bool put_port(js *o, const char *key, const char *text)
+{
+	char *end = NULL;
+	unsigned long v = text && *text >= '0' && *text <= '9' ? strtoul(text, &end, 10) : 0;
+	js_put_uint(o, key, v);
+	return end && !*end;
+}
+
+// [ADDRESS:]HOST_PORT:GUEST_PORT[/udp]; whether the values can be is the daemon's business.
+static int put_forward(js *user, char *text)
+{
+	js *f = js_object();
+	const char *protocol = cut_last(text, '/'), *guest = cut_last(text, ':'), *host = cut_last(text, ':');
+	if (!js_get(user, "forward"))
+		js_put(user, "forward", js_list());
+	js_add(js_get(user, "forward"), f);
+	if (host)
+		js_put_str(f, "host_address", text);
+	if (protocol)
+		js_put_str(f, "protocol", protocol);
+	if (!put_port(f, "guest_port", guest) || !put_port(f, "host_port", host ? host : text))
+		return cli_fail(EXIT_USAGE, "--net: forward: use [ADDRESS:]HOST_PORT:GUEST_PORT[/udp]");
+	return 0;
+}
+
+static int put_pair(js *o, const char *option, const char *key, char *value, const char *keys,
 		    const char *numbers)
 {
 	char path[PATH_MAX], *end;
 	if (!value && !strcmp(key, "ro") && in_list(keys, "ro")) {
 		js_put_bool(o, "read_only", true);
+		return 0;
+	}
+	if (!value && !strcmp(key, "user") && in_list(keys, "user")) {
+		user_of(o);
+		return 0;
+	}
+	if (!value && !strcmp(key, "loopback") && in_list(keys, "loopback")) {
+		js_put_bool(user_of(o), "host_loopback", true);
 		return 0;
 	}
 	if (!value || !in_list(keys, key))
@@ -195,7 +245,9 @@ static int put_pair(js *o, const char *option, const char *key, const char *valu
 		if (*value < '0' || *value > '9' || *end)
 			return cli_fail(EXIT_USAGE, "--%s: %s=%s is not a number", option, key, value);
 		js_put_uint(o, key, v);
-	} else if (!strcmp(key, "path") || !strcmp(key, "layer_path")) {
+	} else if (!strcmp(key, "forward")) {
+		return put_forward(user_of(o), value);
+	} else if (!strcmp(key, "path") || !strcmp(key, "layer_path") || !strcmp(key, "socket")) {
 		if (!cli_absolute(value, path))
 			return cli_fail(EXIT_USAGE, "--%s: the path is too long", option);
 		js_put_str(o, key, path);

@@ -217,7 +217,8 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 		js_put_str(o, "name", c->name);
 	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro layer layer_path", n);
 	if (!status)
-		status = add_pairs(o, "nets", "net", c->net, c->n_nets, "id tap mac", n);
+		status = add_pairs(o, "nets", "net", c->net, c->n_nets,
+				   "id tap socket user loopback forward mac", n);
 	if (status || !c->vsock)
 		return status;
 	if (!(v = cli_parse_pairs("vsock", c->vsock, "path cid", "cid", n)))

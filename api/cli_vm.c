@@ -39,7 +39,8 @@ static void print_vm(js *v)
 	}
 	for (size_t i = 0; i < js_len(js_get(v, "config.nets")); i++) {
 		js *n = js_at(js_get(v, "config.nets"), i);
-		printf("net:       %s %s %s\n", js_str(n, "id", ""), js_str(n, "tap", ""),
+		printf("net:       %s %s %s\n", js_str(n, "id", ""),
+		       js_get(n, "user") ? "user" : js_str(n, "tap", js_str(n, "socket", "")),
 		       js_str(n, "mac", ""));
 	}
 	if (js_get(v, "config.vsock"))
@@ -99,7 +100,8 @@ static int put_devices(struct cli *c, js *o)
 		js_add(drives, v);
 	}
 	for (unsigned i = 0; i < c->n_nets; i++) {
-		if (!(v = cli_parse_pairs("net", c->net[i], "id tap mac", "", 0)))
+		if (!(v = cli_parse_pairs("net", c->net[i], "id tap socket user loopback forward mac", "",
+					  0)))
 			return EXIT_USAGE;
 		js_add(nets, v);
 	}

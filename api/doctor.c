@@ -4,19 +4,26 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "api/cgroup.h"
 #include "api/cli.h"
+#include "api/passt.h"
 #include "microvm/base/util.h"
 #include "microvm/kvm_probe.h"
+
+#define PASST_WAIT_MS 3000
 
 enum verdict {
 	OK,
@@ -189,6 +196,42 @@ static void check_tun(struct doctor *d)
 	}
 }
 
+// Starts one as the daemon would, with this user's rights.
+static void check_passt(struct doctor *d)
+{
+	static const char without[] = "VMs can't have user networks";
+	const struct vmcfg_user user = { .present = true };
+	struct mv_err err = { 0 };
+	struct passt p;
+	int pair[2], ready = 0;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
+		say(d, WARN, "passt", "socketpair: %s", strerror(errno));
+		return;
+	}
+	int r = passt_start(&user, pair[1], &p, &err);
+	close(pair[1]);
+	if (r) {
+		say(d, WARN, "passt", "%s; %s", err.msg, without);
+		close(pair[0]);
+		return;
+	}
+	struct pollfd out = { .fd = p.out_fd, .events = POLLIN };
+	while (!p.ready && poll(&out, 1, PASST_WAIT_MS) > 0 && passt_read(&p) != -EPIPE)
+		;
+	ready = p.ready;
+	close(pair[0]); // its end
+	kill(p.pid, SIGKILL);
+	waitid(P_PIDFD, (id_t)p.pidfd, &(siginfo_t){ 0 }, WEXITED);
+	passt_fini(&p);
+	if (ready)
+		say(d, OK, "passt", "starts, with the rights of this user");
+	else
+		say(d, WARN, "passt",
+		    "does not start: %s; %s (it needs user namespaces: sysctl "
+		    "user.max_user_namespaces, kernel.unprivileged_userns_clone)",
+		    p.message[0] ? p.message : "no answer", without);
+}
+
 static void check_huge_pages(struct doctor *d)
 {
 	char line[200];
@@ -229,6 +272,7 @@ int cli_doctor(struct cli *c)
 	check_uffd(&d);
 	check_memfd(&d);
 	check_tun(&d);
+	check_passt(&d);
 	check_huge_pages(&d);
 	check_cgroup(&d);
 	if (c->json) {

@@ -38,14 +38,17 @@
 	  "look at the VM's exit reason")                                                          \
 	X(BODY_TOO_LARGE, 413, "body_too_large", "the request body is larger than 1 MiB",          \
 	  "send less at once")                                                                     \
-	X(FILE_NOT_FOUND, 422, "file_not_found", "a kernel, initrd or drive file does not exist",  \
-	  "give the absolute path of a file on the daemon's host")                                 \
+	X(FILE_NOT_FOUND, 422, "file_not_found",                                                   \
+	  "a kernel, initrd or drive file, a passt socket, or passt itself does not exist",        \
+	  "give the absolute path of a file on the daemon's host; see the message")                \
 	X(FILE_DENIED, 422, "file_denied", "the daemon may not open a file",                       \
 	  "give its user the rights, or open a drive read-only")                                   \
 	X(FILE_INVALID, 422, "file_invalid", "a path is not a regular file or block device, or is empty", \
 	  "give another file")                                                                     \
 	X(KERNEL_INVALID, 422, "kernel_invalid", "the kernel, initrd or command line can't be loaded", \
 	  "use an ELF vmlinux or bzImage for this CPU; see the message")                           \
+	X(USER_NET_FAILED, 422, "user_net_failed", "passt, which makes a user network, could not start", \
+	  "see the message; run: thaw doctor")                                                     \
 	X(TAP_NOT_FOUND, 422, "tap_not_found", "the tap interface does not exist",                 \
 	  "create it: ip tuntap add NAME mode tap user USER")                                      \
 	X(TAP_DENIED, 422, "tap_denied", "the daemon may not use the tap interface",               \

@@ -529,12 +529,13 @@ static int make_pool(struct prepare_op *o, struct api_err *err)
 		pool_drop(o->s, o->m.name);
 		return 0;
 	}
-	if (o->m.cfg.n_nets)
-		return api_fail(
-			err, API_INVALID_VALUE,
-			"pool: snapshot %s has network interfaces, which a clone made in advance can't "
-			"have yet",
-			o->m.name);
+	for (uint32_t i = 0; i < o->m.cfg.n_nets; i++)
+		if (!o->m.cfg.net[i].user.present)
+			return api_fail(
+				err, API_INVALID_VALUE,
+				"pool: net %s of snapshot %s is a tap or socket, which only one VM can "
+				"have; a clone made in advance can have user networks only",
+				o->m.cfg.net[i].id, o->m.name);
 	return pool_set(&o->p, &set, err);
 }
 

@@ -12,6 +12,7 @@
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
+#include "api/usernet.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
@@ -76,7 +77,7 @@ int ops_open_files(struct vm *vm, const struct layer_source *from, struct vm_fds
 	int r = vmfds_open(&vm->cfg, vm->srv->kvm_path, !from->snapshot && !from->vm, &f, err);
 	if (r)
 		return r;
-	if ((r = layers_open(vm, from, &f, err)))
+	if ((r = layers_open(vm, from, &f, err)) || (r = usernet_open(vm, &f, err)))
 		ops_close_files(vm, &f);
 	else
 		*ret_fds = f;
@@ -88,6 +89,7 @@ void ops_close_files(struct vm *vm, struct vm_fds *fds)
 	if (fds->vsock >= 0)
 		unlink(vm->cfg.vsock.path);
 	layers_remove(vm);
+	usernet_end(vm);
 	vm_fds_close(fds);
 }
 

@@ -73,6 +73,8 @@ static int find_program(char path[PATH_MAX], const char *program)
 	return search_path(path, program);
 }
 
+int paths_find_passt(char path[PATH_MAX]) { return search_path(path, "/passt"); }
+
 int paths_default_pager(char path[PATH_MAX])
 {
 	int r = find_program(path, "/thaw-pager");

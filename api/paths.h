@@ -8,6 +8,7 @@
 
 int paths_default_socket(char path[PATH_MAX], struct mv_err *err); // $THAW_SOCKET first
 int paths_default_state(char path[PATH_MAX], struct mv_err *err);
+int paths_find_passt(char path[PATH_MAX]);                      // in PATH; -1: it is not there
 int paths_default_pager(char path[PATH_MAX]);                   // 0, or -1 when it is not there
 int paths_default_vmm(char path[PATH_MAX], struct mv_err *err); // must be there and executable
 

@@ -22,7 +22,7 @@ extern char **environ;
 
 // Descriptors of the daemon are close-on-exec; dup2 onto 3 clears the flag, also when the
 // number is the same (posix_spawn_file_actions_adddup2 promises that).
-static int plan(posix_spawn_file_actions_t *files, posix_spawnattr_t *attr, int child_end)
+static int plan(posix_spawn_file_actions_t *files, posix_spawnattr_t *attr, int child_end, int out_fd)
 {
 	sigset_t none, all;
 	sigemptyset(&none);
@@ -31,8 +31,12 @@ static int plan(posix_spawn_file_actions_t *files, posix_spawnattr_t *attr, int 
 	int r = posix_spawn_file_actions_adddup2(files, child_end, VMM_CONTROL_FD);
 	if (!r)
 		r = posix_spawn_file_actions_addopen(files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-	if (!r)
+	if (!r && out_fd < 0)
 		r = posix_spawn_file_actions_addopen(files, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+	if (!r && out_fd >= 0)
+		r = posix_spawn_file_actions_adddup2(files, out_fd, STDOUT_FILENO);
+	if (!r && out_fd >= 0)
+		r = posix_spawn_file_actions_adddup2(files, out_fd, STDERR_FILENO);
 	if (!r)
 		r = posix_spawnattr_setsigmask(attr, &none);
 	if (!r)
@@ -45,10 +49,8 @@ static int plan(posix_spawn_file_actions_t *files, posix_spawnattr_t *attr, int 
 	return r;
 }
 
-static int start(const char *path, int child_end, pid_t *ret_pid)
+static int start(const char *path, char *const argv[], int child_end, int out_fd, pid_t *ret_pid)
 {
-	const char *slash = strrchr(path, '/');
-	char *const argv[] = { (char *)(uintptr_t)(slash ? slash + 1 : path), NULL };
 	posix_spawn_file_actions_t files;
 	posix_spawnattr_t attr;
 	int r = posix_spawn_file_actions_init(&files);
@@ -56,7 +58,7 @@ static int start(const char *path, int child_end, pid_t *ret_pid)
 		return r;
 	r = posix_spawnattr_init(&attr);
 	if (!r) {
-		r = plan(&files, &attr, child_end);
+		r = plan(&files, &attr, child_end, out_fd);
 		if (!r)
 			r = posix_spawn(ret_pid, path, &files, &attr, argv, environ);
 		posix_spawnattr_destroy(&attr);
@@ -137,8 +139,16 @@ int spawn_vmm(const char *path, int theirs, int cgroup_fd, int *ret_pidfd, pid_t
 					strerror(failed))
 			      : 0;
 	}
+	const char *slash = strrchr(path, '/');
+	char *const argv[] = { (char *)(uintptr_t)(slash ? slash + 1 : path), NULL };
+	return spawn_helper(path, argv, theirs, -1, ret_pidfd, ret_pid, err);
+}
+
+int spawn_helper(const char *path, char *const argv[], int theirs, int out_fd, int *ret_pidfd, pid_t *ret_pid,
+		 struct mv_err *err)
+{
 	pid_t pid;
-	int r = start(path, theirs, &pid);
+	int r = start(path, argv, theirs, out_fd, &pid);
 	if (r)
 		return mv_fail(err, r, "can't start %s: %s", path, strerror(r));
 	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0); // close-on-exec by itself

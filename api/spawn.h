@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts a VM process, or the pager. Loop's thread only.
+// Starts a VM process, the pager, or passt. Any one thread.
 #pragma once
 #include <sys/types.h>
 
@@ -15,3 +15,7 @@ int spawn_socket(int *ret_ours, int *ret_theirs, struct mv_err *err);
 // cgroup v2 it begins in; -1: ours. The caller owns the pidfd, closes theirs, and reaps.
 int spawn_vmm(const char *path, int theirs, int cgroup_fd, int *ret_pidfd, pid_t *ret_pid,
 	      struct mv_err *err);
+
+// The same with arguments, and with out_fd as its standard output and error.
+int spawn_helper(const char *path, char *const argv[], int theirs, int out_fd, int *ret_pidfd, pid_t *ret_pid,
+		 struct mv_err *err);

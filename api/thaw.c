@@ -65,7 +65,8 @@ static const struct command {
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
 	  "         [--track-dirty]\n"
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
-	  "         [--net id=ID,tap=TAP[,mac=MAC]]... [--vsock cid=N[,path=SOCKET]]\n"
+	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]]...\n"
+	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
@@ -104,7 +105,8 @@ static const struct command {
 	  cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
-	  "         [--net id=ID[,tap=TAP][,mac=MAC]]... [--vsock path=SOCKET[,cid=N]]\n"
+	  "         [--net id=ID[,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...][,mac=MAC]]...\n"
+	  "         [--vsock path=SOCKET[,cid=N]]\n"
 	  "         [--page-handler SOCKET]\n" POLICY_USAGE "\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },

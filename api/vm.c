@@ -18,6 +18,7 @@
 #include "api/metrics.h"
 #include "api/spare.h"
 #include "api/spawn.h"
+#include "api/usernet.h"
 #include "api/vms.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
@@ -38,6 +39,7 @@ struct vm_call {
 	vm_done_fn *done;
 	void *arg;
 	bool timed_out;
+	bool answered; // boot, restore: loaded; done when the user networks are up
 };
 
 // Scratch of the loop's thread.
@@ -63,6 +65,7 @@ struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
 	vm->created_unix_ns = unix_ns();
 	vm->pidfd = vm->socket = vm->cgroup.fd = -1;
 	LIST_INIT(&vm->calls);
+	LIST_INIT(&vm->user_nets);
 	LIST_INIT(&vm->waiters);
 	return vm;
 }
@@ -271,6 +274,18 @@ static void state_after(struct vm *vm, enum msg_type type)
 		set_state(vm, reply.state == VM_RUNNING ? VM_RUNNING : VM_PAUSED);
 }
 
+void vm_setup_check(struct vm *vm)
+{
+	struct api_err err = { 0 };
+	struct vm_call *c;
+	LIST_FOREACH (c, &vm->calls, of_vm)
+		if (c->answered)
+			break;
+	int r = c ? usernet_state(vm, &err) : -EAGAIN;
+	if (r != -EAGAIN)
+		end_call(c, r ? &err : NULL, r ? NULL : &reply); // of which only that it came matters
+}
+
 static int on_reply(struct vm *vm, const struct msg *m)
 {
 	struct vm_call *c;
@@ -286,7 +301,11 @@ static int on_reply(struct vm *vm, const struct msg *m)
 		layers_freeze_end(vm, reply.layers_frozen);
 	if (!reply.code) {
 		state_after(vm, c->type);
-		end_call(c, NULL, &reply);
+		c->answered = c->type == MSG_BOOT || c->type == MSG_RESTORE;
+		if (c->answered)
+			vm_setup_check(vm);
+		else
+			end_call(c, NULL, &reply);
 		return 0;
 	}
 	api_fail(&err, vm_refusal_code(c->type, reply.code), "VM %s: %s", vm->cfg.name,
@@ -461,6 +480,7 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	vm->owns_vsock = false;
 	layers_remove(vm);
 	cgroup_leave(&vm->cgroup, &vm->srv->loop);
+	usernet_end(vm);
 	note_reason(vm, si);
 	set_state(vm, VM_EXITED);
 	if (vm->shown)
@@ -615,6 +635,7 @@ static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err
 		unlink(vm->cfg.vsock.path);
 	vm->owns_vsock = false;
 	layers_remove(vm);
+	usernet_end(vm);
 	return r;
 }
 

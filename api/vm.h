@@ -34,6 +34,8 @@ struct vm_waiter { // embedded in its owner
 	bool waiting;
 };
 
+struct usernet;
+
 struct vm {
 	struct server *srv;
 	unsigned refs;
@@ -80,8 +82,9 @@ struct vm {
 	uint64_t next_id;
 	unsigned n_calls;
 	struct mv_ratelimit events;
-	struct lazy_clone *lazy; // of a clone of a compressed snapshot (lazy.c)
-	bool corrupt;            // was ended because its snapshot's memory is damaged
+	struct lazy_clone *lazy;        // of a clone of a compressed snapshot (lazy.c)
+	bool corrupt;                   // was ended because its snapshot's memory is damaged
+	LIST_HEAD(, usernet) user_nets; // usernet.c
 	struct vm_calls calls;
 	LIST_HEAD(, vm_waiter) waiters;
 };
@@ -124,6 +127,9 @@ void vm_reap_strays(struct server *s);
 // fn is called once when the process is gone (later, also when it is gone already: don't).
 void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg);
 void vm_wait_cancel(struct vm_waiter *w); // idempotent
+
+// A user network came up or failed to: answers the boot or restore that waits for it.
+void vm_setup_check(struct vm *vm);
 
 // The errno of a refusal in words of the API.
 enum api_code vm_refusal_code(enum msg_type type, uint32_t code);

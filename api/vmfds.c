@@ -139,6 +139,44 @@ static int open_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
 	return 0;
 }
 
+static int open_socket(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	_Static_assert(sizeof a.sun_path == sizeof n->socket, "VMCFG_SOCKET_LEN is that of sun_path");
+	memcpy(a.sun_path, n->socket, sizeof a.sun_path);
+	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd >= 0 && !connect(fd, (struct sockaddr *)&a, sizeof a)) {
+		*ret_fd = MV_TAKE_FD(fd);
+		return 0;
+	}
+	switch (errno) {
+	case ENOENT:
+	case ENOTDIR:
+		return api_fail(err, API_FILE_NOT_FOUND,
+				"net %s: socket %s does not exist; start passt first: passt --socket %s",
+				n->id, n->socket, n->socket);
+	case ECONNREFUSED: // also: not a socket
+		return api_fail(err, API_FILE_INVALID,
+				"net %s: socket %s: nobody listens there, or it is no socket; start passt: "
+				"passt --socket %s",
+				n->id, n->socket, n->socket);
+	case EPROTOTYPE:
+		return api_fail(err, API_FILE_INVALID, "net %s: socket %s is not a stream socket", n->id,
+				n->socket);
+	case EAGAIN:
+		return api_fail(
+			err, API_IN_USE,
+			"net %s: socket %s accepts no connection now; give this VM a passt of its own", n->id,
+			n->socket);
+	case EACCES:
+	case EPERM:
+		return api_fail(err, API_FILE_DENIED,
+				"net %s: the daemon may not connect to socket %s; change its rights", n->id,
+				n->socket);
+	default: return open_error("net", n->socket, errno, true, err);
+	}
+}
+
 // A socket file nobody listens on is a leftover and is replaced; anything else is kept.
 static bool remove_stale(const struct sockaddr_un *a)
 {
@@ -192,6 +230,13 @@ int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err)
 	return 0;
 }
 
+static int open_net(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
+{
+	if (n->user.present)
+		return 0;
+	return n->socket[0] ? open_socket(n, ret_fd, err) : open_tap(n, ret_fd, err);
+}
+
 static int open_all(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *f,
 		    struct api_err *err)
 {
@@ -203,7 +248,7 @@ static int open_all(const struct vmcfg *cfg, const char *kvm_path, bool boot, st
 	for (uint32_t i = 0; !r && i < cfg->n_drives; i++)
 		r = open_drive(&cfg->drive[i], &f->drive[i], err);
 	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
-		r = open_tap(&cfg->net[i], &f->tap[i], err);
+		r = open_net(&cfg->net[i], &f->tap[i], err);
 	if (!r && cfg->vsock.present) // last: it leaves a file behind
 		r = vmfds_vsock(&cfg->vsock, &f->vsock, err);
 	return r;

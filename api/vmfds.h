@@ -10,8 +10,8 @@
 // The listening socket of a vsock device alone.
 int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err);
 
-// Fills all but state, memory and layers (layers.h); kernel and initrd only with `boot`. The caller owns
-// ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
+// Fills all but state, memory, layers (layers.h) and user networks (usernet.h); kernel and initrd only with
+// `boot`. The caller owns ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
 int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
 	       struct api_err *err);
 

@@ -29,6 +29,7 @@
 	const struct js_table var = { .fields = (array), .n_fields = MV_ARRAY_LEN(array) }
 
 static const char *const discovery_words[] = { "acpi", "cmdline", NULL };
+static const char *const protocol_words[] = { "tcp", "udp", NULL }; // enum vmcfg_protocol
 static const char *const layer_words[] = { "none", "ephemeral", "kept", NULL };
 static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
 static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
@@ -49,9 +50,30 @@ static const struct js_field drive_fields[] = {
 };
 static DEFINE_JS(drive_table, drive_fields);
 
+static const struct js_field forward_fields[] = {
+	F_UINT(struct vmcfg_forward, host_port, "host_port", JS_REQUIRED, 1, UINT16_MAX, "1 to 65535"),
+	F_UINT(struct vmcfg_forward, guest_port, "guest_port", JS_REQUIRED, 1, UINT16_MAX, "1 to 65535"),
+	F_WORD(struct vmcfg_forward, protocol, "protocol", protocol_words, "default tcp"),
+	F_TEXT(struct vmcfg_forward, host_address, "host_address", JS_STR, JS_OMIT_EMPTY,
+	       "IPv4 address of the host; default 127.0.0.1"),
+};
+static DEFINE_JS(forward_table, forward_fields);
+
+static const struct js_field user_fields[] = {
+	F_LIST(struct vmcfg_user, forward, n_forwards, "forward", forward_table, "default: none"),
+	F_BOOL(struct vmcfg_user, host_loopback, "host_loopback",
+	       "the gateway's address is the host's 127.0.0.1; default false"),
+};
+static DEFINE_JS(user_table, user_fields);
+
 static const struct js_field net_fields[] = {
 	F_TEXT(struct vmcfg_net, id, "id", JS_NAME, JS_REQUIRED, "name of the interface"),
-	F_TEXT(struct vmcfg_net, tap, "tap", JS_STR, JS_REQUIRED, "name of an existing tap"),
+	F_TEXT(struct vmcfg_net, tap, "tap", JS_STR, JS_OMIT_EMPTY, "name of an existing tap"),
+	F_TEXT(struct vmcfg_net, socket, "socket", JS_PATH, JS_OMIT_EMPTY,
+	       "instead of tap: absolute path of the socket of a running passt"),
+	{ .name = "user", .type = JS_OBJ, .offset = MV_OFF(struct vmcfg_net, user), .sub = &user_table,
+	  .size = sizeof(struct vmcfg_user), PRESENT(struct vmcfg_net, user.present),
+	  .doc = "instead of tap: a passt that the daemon starts" },
 	{ .name = "mac", .type = JS_MAC, .offset = MV_OFF(struct vmcfg_net, mac), .size = 6,
 	  .doc = "default: random, locally administered" },
 };
@@ -141,6 +163,12 @@ static const struct js_field clone_net_fields[] = {
 	{ .name = "tap", .type = JS_STR, .offset = MV_OFF(struct clone_net, tap),
 	  .size = MV_SIZEOF(struct clone_net, tap), PRESENT(struct clone_net, has_tap),
 	  .doc = "default: the snapshot's" },
+	{ .name = "socket", .type = JS_PATH, .offset = MV_OFF(struct clone_net, socket),
+	  .size = MV_SIZEOF(struct clone_net, socket), PRESENT(struct clone_net, has_socket),
+	  .doc = "default: the snapshot's" },
+	{ .name = "user", .type = JS_OBJ, .offset = MV_OFF(struct clone_net, user), .sub = &user_table,
+	  .size = sizeof(struct vmcfg_user), PRESENT(struct clone_net, user.present),
+	  .doc = "default: the snapshot's without its forwarded ports" },
 	{ .name = "mac", .type = JS_MAC, .offset = MV_OFF(struct clone_net, mac), .size = 6,
 	  PRESENT(struct clone_net, has_mac), .doc = "default: the snapshot's" },
 };
@@ -334,8 +362,11 @@ static int override_net(struct vmcfg *c, const struct clone_net *o, struct api_e
 	for (uint32_t i = 0; i < c->n_nets; i++) {
 		if (strcmp(c->net[i].id, o->id))
 			continue;
-		if (o->has_tap)
+		if (o->has_tap || o->has_socket || o->user.present) { // check() finds two of them
 			memcpy(c->net[i].tap, o->tap, sizeof o->tap);
+			memcpy(c->net[i].socket, o->socket, sizeof o->socket);
+			c->net[i].user = o->user;
+		}
 		if (o->has_mac)
 			memcpy(c->net[i].mac, o->mac, sizeof o->mac);
 		return 0;
@@ -390,6 +421,8 @@ int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vm
 			c->drive[i].layer = VMCFG_LAYER_EPHEMERAL;
 		memset(c->drive[i].layer_path, 0, sizeof c->drive[i].layer_path);
 	}
+	for (uint32_t i = 0; i < c->n_nets; i++) // a port of the host is one VM's, like a vsock path
+		c->net[i].user.n_forwards = 0;
 	if (s->name[0])
 		memcpy(c->name, s->name, sizeof c->name);
 	for (uint32_t i = 0; !r && i < s->n_nets; i++)

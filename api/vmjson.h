@@ -21,9 +21,10 @@ struct create_body {
 };
 
 struct clone_net {
-	char id[VMCFG_NAME_LEN], tap[16];
+	char id[VMCFG_NAME_LEN], tap[16], socket[VMCFG_SOCKET_LEN];
+	struct vmcfg_user user;
 	uint8_t mac[6];
-	bool has_tap, has_mac;
+	bool has_tap, has_socket, has_mac;
 };
 struct clone_drive {
 	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN], layer_path[VMCFG_PATH_LEN];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "microvm/base/vmcfg.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <string.h>
@@ -15,10 +16,27 @@ static const struct mv_field drive_fields[] = {
 };
 static MV_DEFINE_TABLE(drive_table, struct vmcfg_drive, drive_fields);
 
+static const struct mv_field forward_fields[] = {
+	MV_INT(struct vmcfg_forward, host_port, 1, MV_U32, 1, UINT16_MAX),
+	MV_INT(struct vmcfg_forward, guest_port, 2, MV_U32, 1, UINT16_MAX),
+	MV_INT(struct vmcfg_forward, protocol, 3, MV_U32, VMCFG_TCP, VMCFG_UDP),
+	MV_STRING(struct vmcfg_forward, host_address, 4),
+};
+static MV_DEFINE_TABLE(forward_table, struct vmcfg_forward, forward_fields);
+
+static const struct mv_field user_fields[] = {
+	MV_FLAG(struct vmcfg_user, present, 1),
+	MV_FLAG(struct vmcfg_user, host_loopback, 2),
+	MV_ARRAY(struct vmcfg_user, forward, n_forwards, 3, forward_table),
+};
+static MV_DEFINE_TABLE(user_table, struct vmcfg_user, user_fields);
+
 static const struct mv_field net_fields[] = {
 	MV_STRING(struct vmcfg_net, id, 1),
 	MV_STRING(struct vmcfg_net, tap, 2),
 	MV_RAW(struct vmcfg_net, mac, 3),
+	MV_OPT_STRING(struct vmcfg_net, socket, MV_TAG_SKIP + 4),
+	MV_OPT_SUB(struct vmcfg_net, user, MV_TAG_SKIP + 5, user_table),
 };
 static MV_DEFINE_TABLE(net_table, struct vmcfg_net, net_fields);
 
@@ -84,11 +102,38 @@ static int check_id(const char *what, const char *id, struct mv_err *err)
 		       what, id);
 }
 
+static int check_user(const struct vmcfg_net *n, struct mv_err *err)
+{
+	const struct vmcfg_user *u = &n->user;
+	struct in_addr a;
+	for (uint32_t i = 0; i < u->n_forwards; i++) {
+		const struct vmcfg_forward *f = &u->forward[i];
+		if (f->host_address[0] && inet_pton(AF_INET, f->host_address, &a) != 1)
+			return mv_fail(err, EINVAL, "net %s: host_address \"%s\" is not an IPv4 address",
+				       n->id, f->host_address);
+		// passt sends the guest's answers to the gateway, which then must be the host.
+		if (f->protocol == VMCFG_UDP && !u->host_loopback)
+			return mv_fail(err, EINVAL, "net %s: a forwarded UDP port needs host_loopback: true",
+				       n->id);
+		for (uint32_t k = 0; k < i; k++)
+			if (u->forward[k].protocol == f->protocol && u->forward[k].host_port == f->host_port)
+				return mv_fail(err, EINVAL, "net %s: host_port %u is forwarded twice", n->id,
+					       f->host_port);
+	}
+	return 0;
+}
+
 static int check_net(const struct vmcfg_net *n, struct mv_err *err)
 {
 	static const uint8_t zero[6];
-	if (!n->tap[0] || strlen(n->tap) > 15 || strchr(n->tap, '/') || strchr(n->tap, '%'))
+	if (!!n->tap[0] + !!n->socket[0] + n->user.present != 1)
+		return mv_fail(err, EINVAL, "net %s: give exactly one of tap, socket and user", n->id);
+	if (strchr(n->tap, '/') || strchr(n->tap, '%'))
 		return mv_fail(err, EINVAL, "net %s: tap must be the name of a tap (1-15 characters)", n->id);
+	if (n->socket[0] && n->socket[0] != '/')
+		return mv_fail(err, EINVAL, "net %s: socket must be an absolute path", n->id);
+	if (check_user(n, err))
+		return -EINVAL;
 	if ((n->mac[0] & 1) || !memcmp(n->mac, zero, 6))
 		return mv_fail(err, EINVAL, "net %s: mac must be a unicast address", n->id);
 	return 0;
@@ -106,6 +151,11 @@ static int check_drive(const struct vmcfg_drive *d, struct mv_err *err)
 	if (d->layer != VMCFG_LAYER_KEPT && d->layer_path[0])
 		return mv_fail(err, EINVAL, "drive %s: layer_path is for layer kept only", d->id);
 	return 0;
+}
+
+static bool same_peer(const struct vmcfg_net *a, const struct vmcfg_net *b)
+{
+	return (a->tap[0] && !strcmp(a->tap, b->tap)) || (a->socket[0] && !strcmp(a->socket, b->socket));
 }
 
 int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
@@ -131,8 +181,9 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 		if ((r = check_id("net", c->net[i].id, err)) || (r = check_net(&c->net[i], err)))
 			return r;
 		for (uint32_t k = 0; k < i; k++)
-			if (!strcmp(c->net[k].id, c->net[i].id) || !strcmp(c->net[k].tap, c->net[i].tap))
-				return mv_fail(err, EINVAL, "net %s: id or tap there twice", c->net[i].id);
+			if (!strcmp(c->net[k].id, c->net[i].id) || same_peer(&c->net[k], &c->net[i]))
+				return mv_fail(err, EINVAL, "net %s: id, tap or socket there twice",
+					       c->net[i].id);
 	}
 	if (c->vsock.present && c->vsock.cid < 3)
 		return mv_fail(err, EINVAL, "vsock: cid must be 3 or more (0 to 2 are reserved)");

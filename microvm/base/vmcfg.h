@@ -17,6 +17,7 @@
 #define VMCFG_MAX_DRIVES 8
 #define VMCFG_MAX_LAYERS 16 // over the base of one drive
 #define VMCFG_MAX_NETS 4
+#define VMCFG_MAX_FORWARDS 16 // of one net
 #define VMCFG_MAX_VCPUS 32
 #define VMCFG_MIN_MEM_MIB 4
 #define VMCFG_MAX_MEM_MIB (1024u * 1024)
@@ -41,9 +42,26 @@ struct vmcfg_drive {
 	char layer_path[VMCFG_PATH_LEN]; // kept: a folder
 };
 
-struct vmcfg_net {
+enum vmcfg_protocol { VMCFG_TCP, VMCFG_UDP };
+struct vmcfg_forward {
+	uint32_t host_port, guest_port; // 1 to 65535
+	uint32_t protocol;              // enum vmcfg_protocol
+	char host_address[16];          // IPv4; empty: 127.0.0.1
+};
+
+// A network by passt, a process that the daemon starts for this net and that ends with the VM.
+struct vmcfg_user {
+	bool present;
+	bool host_loopback; // the gateway's address is the host's 127.0.0.1
+	struct vmcfg_forward forward[VMCFG_MAX_FORWARDS];
+	uint32_t n_forwards;
+};
+
+struct vmcfg_net { // exactly one of tap, socket and user
 	char id[VMCFG_NAME_LEN];
-	char tap[16]; // IFNAMSIZ
+	char tap[16];                  // IFNAMSIZ
+	char socket[VMCFG_SOCKET_LEN]; // Unix stream socket of a running passt
+	struct vmcfg_user user;
 	uint8_t mac[6];
 };
 
@@ -102,7 +120,7 @@ struct vm_fds {
 	int state;  // restore only: the snapshot's state file
 	int memory; // restore only: the snapshot's memory file
 	int drive[VMCFG_MAX_DRIVES];
-	int tap[VMCFG_MAX_NETS];
+	int tap[VMCFG_MAX_NETS];                       // or the connected socket in its place
 	int vsock;                                     // listening Unix socket at vsock.path
 	int layer[VMCFG_MAX_DRIVES][VMCFG_MAX_LAYERS]; // oldest first; the last is open for writing
 	int uffd;                                      // lazy restore only, optional: /dev/userfaultfd

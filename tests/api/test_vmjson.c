@@ -105,6 +105,12 @@ static void test_create_errors(void **state)
 		{ "'nets':[{'id':'n','tap':'t%d'}]", API_INVALID_VALUE, "tap" },
 		{ "'nets':[{'id':'n','tap':'0123456789abcdef'}]", API_INVALID_VALUE, "tap" },
 		{ "'nets':[{'id':'n','tap':'t'},{'id':'m','tap':'t'}]", API_INVALID_VALUE, "twice" },
+		{ "'nets':[{'id':'n'}]", API_INVALID_VALUE, "exactly one of tap, socket and user" },
+		{ "'nets':[{'id':'n','tap':'t','user':{}}]", API_INVALID_VALUE, "exactly one" },
+		{ "'nets':[{'id':'n','tap':'t','socket':'/s'}]", API_INVALID_VALUE, "exactly one" },
+		{ "'nets':[{'id':'n','user':true}]", API_WRONG_TYPE, "nets[0].user" },
+		{ "'nets':[{'id':'n','user':{'forward':[{'host_port':65536,'guest_port':1}]}}]",
+		  API_INVALID_VALUE, "host_port" },
 		{ "'vsock':{'path':'/v'}", API_MISSING_FIELD, "vsock.cid" },
 		{ "'vsock':{'cid':0}", API_INVALID_VALUE, "vsock.cid" },
 		{ "'vsock':{'cid':4294967295}", API_INVALID_VALUE, "vsock.cid" },
@@ -182,6 +188,39 @@ static void test_overrides(void **state)
 	assert_string_equal(c.drive[1].path, "/e");
 }
 
+static void test_networks(void **state)
+{
+	(void)state;
+	struct vmcfg base, c;
+	assert_int_equal(
+		create("{'name':'b','kernel':'/k','nets':[{'id':'n','tap':'t'},{'id':'s','socket':'/s'},"
+		       "{'id':'u','user':{'host_loopback':true,'forward':[{'host_port':80,'guest_port':81}]}}"
+		       "]}"),
+		0);
+	base = body.cfg;
+	assert_true(base.net[2].user.present);
+	assert_int_equal(base.net[2].user.n_forwards, 1);
+	assert_int_equal(clone("", &base, &c), 0);
+	assert_string_equal(c.net[1].socket, "/s");
+	assert_true(c.net[2].user.host_loopback);
+	assert_int_equal(c.net[2].user.n_forwards, 0); // a host's port is one VM's
+	// Each by each.
+	assert_int_equal(clone("{'clones':[{'nets':[{'id':'n','user':{}},{'id':'s','tap':'x'},"
+			       "{'id':'u','socket':'/w'}]}]}",
+			       &base, &c),
+			 0);
+	assert_true(c.net[0].user.present && !c.net[0].tap[0] && !c.net[0].user.host_loopback);
+	assert_string_equal(c.net[1].tap, "x");
+	assert_string_equal(c.net[1].socket, "");
+	assert_string_equal(c.net[2].socket, "/w");
+	assert_false(c.net[2].user.present);
+	assert_int_not_equal(clone("{'clones':[{'nets':[{'id':'n','user':{},'socket':'/w'}]}]}", &base, &c),
+			     0);
+	assert_non_null(strstr(err.msg, "exactly one"));
+	assert_int_not_equal(clone("{'clones':[{'nets':[{'id':'n','socket':'/s'}]}]}", &base, &c), 0);
+	assert_non_null(strstr(err.msg, "twice"));
+}
+
 static void test_layers(void **state)
 {
 	(void)state;
@@ -239,10 +278,11 @@ static void test_clone_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_defaults),    cmocka_unit_test(test_everything_given),
-		cmocka_unit_test(test_cpu),         cmocka_unit_test(test_create_errors),
-		cmocka_unit_test(test_plain_clone), cmocka_unit_test(test_overrides),
-		cmocka_unit_test(test_layers),      cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_defaults),     cmocka_unit_test(test_everything_given),
+		cmocka_unit_test(test_cpu),          cmocka_unit_test(test_create_errors),
+		cmocka_unit_test(test_plain_clone),  cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_networks),     cmocka_unit_test(test_layers),
+		cmocka_unit_test(test_clone_errors),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -65,6 +65,22 @@ static void names(void **state)
 		assert_int_equal(vmcfg_check(c, NULL), -EINVAL);                                             \
 	} while (0)
 
+static void use_socket(struct vmcfg_net *n, const char *path)
+{
+	n->tap[0] = 0;
+	strcpy(n->socket, path);
+}
+
+static void use_forwards(struct vmcfg_net *n, uint32_t protocol, const char *address, bool twice)
+{
+	n->tap[0] = 0;
+	n->user = (struct vmcfg_user){ .present = true, .n_forwards = twice ? 2 : 1 };
+	for (uint32_t i = 0; i < n->user.n_forwards; i++) {
+		n->user.forward[i] = (struct vmcfg_forward){ 8080, 80, protocol, "" };
+		strcpy(n->user.forward[i].host_address, address);
+	}
+}
+
 static void each_problem_has_its_message(void **state)
 {
 	struct vmcfg *c = malloc(sizeof *c);
@@ -81,9 +97,17 @@ static void each_problem_has_its_message(void **state)
 	BAD(c->drive[0].path[0] = 0, "drive disk0: path is missing");
 	BAD(strcpy(c->drive[1].id, "disk0"), "drive disk0: there twice");
 	BAD(strcpy(c->net[1].id, "a/b"), "net \"a/b\"");
-	BAD(strcpy(c->net[1].id, "net0"), "id or tap there twice");
-	BAD(strcpy(c->net[1].tap, "tap0"), "id or tap there twice");
-	BAD(c->net[0].tap[0] = 0, "net net0: tap must be");
+	BAD(strcpy(c->net[1].id, "net0"), "id, tap or socket there twice");
+	BAD(strcpy(c->net[1].tap, "tap0"), "id, tap or socket there twice");
+	BAD(c->net[0].tap[0] = 0, "net net0: give exactly one of tap, socket and user");
+	BAD(strcpy(c->net[0].socket, "/s"), "net net0: give exactly one of");
+	BAD(c->net[1].user.present = true, "net net1: give exactly one of");
+	BAD(use_socket(&c->net[0], "s"), "net net0: socket must be an absolute path");
+	BAD((use_socket(&c->net[0], "/s"), use_socket(&c->net[1], "/s")), "socket there twice");
+	BAD(use_forwards(&c->net[0], VMCFG_UDP, "", false), "needs host_loopback");
+	BAD(use_forwards(&c->net[0], VMCFG_TCP, "", true), "net net0: host_port 8080 is forwarded twice");
+	BAD(use_forwards(&c->net[0], VMCFG_TCP, "localhost", false), "\"localhost\" is not an IPv4 address");
+	BAD(use_forwards(&c->net[0], VMCFG_TCP, "127.0.0.1/1", false), "is not an IPv4 address");
 	BAD(strcpy(c->net[0].tap, "tap%d"), "tap must be");
 	BAD(strcpy(c->net[0].tap, "a/b"), "tap must be");
 	BAD(c->net[0].mac[0] = 1, "unicast");

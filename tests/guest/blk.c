@@ -6,7 +6,7 @@ enum { TYPE_IN = 0, TYPE_OUT = 1, TYPE_FLUSH = 4 };
 
 static struct virtio blk;
 
-bool blk_init(void) { return virtio_init(&blk, VIRTIO_BLK); }
+bool blk_init(void) { return virtio_init(&blk, 1, VIRTIO_BLK); }
 
 static bool request(u32 type, u64 sector, void *data)
 {

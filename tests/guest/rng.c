@@ -4,7 +4,7 @@
 
 static struct virtio rng;
 
-bool rng_init(void) { return virtio_init(&rng, VIRTIO_RNG); }
+bool rng_init(void) { return virtio_init(&rng, 1, VIRTIO_RNG); }
 
 bool rng_fill(u8 *to, u64 n)
 {

@@ -452,6 +452,50 @@ static void do_blk(char *args)
 	put("OK\n");
 }
 
+// A.B.C.D
+static bool arg_address(char **args, u32 *address)
+{
+	const char *w = word(args);
+	u64 v;
+	*address = 0;
+	for (int i = 0; i < 4; i++, w++) {
+		if (!number(&w, &v) || v > 255 || (i < 3 && *w != '.'))
+			return false;
+		*address = *address << 8 | (u32)v;
+	}
+	return !w[-1];
+}
+
+// net arp ADDRESS | udp ADDRESS PORT FROM TEXT | link: who has the address; the answer to a
+// datagram from port FROM; up or down.
+static void do_net(char *args)
+{
+	static char answer[NET_TEXT];
+	const char *how = word(&args);
+	u8 mac[6];
+	u32 address = 0;
+	u64 port = 0, from = 0;
+	if (!same(how, "link") && !arg_address(&args, &address))
+		return error("bad address");
+	if (same(how, "udp") &&
+	    (!arg_number(&args, &port) || port > 65535 || !arg_number(&args, &from) || from > 65535))
+		return error("bad port");
+	if (!net_init())
+		return error("no virtio-net device");
+	if (same(how, "link"))
+		return ok_text(net_link_up() ? "up" : "down");
+	if (same(how, "udp"))
+		return net_udp(address, (u16)port, (u16)from, args, answer) ? ok_text(answer)
+									    : error("no answer");
+	if (!same(how, "arp"))
+		return error("not arp, udp or link");
+	if (!net_arp(address, mac))
+		return error("no answer");
+	put("OK ");
+	put_bytes(mac, sizeof mac);
+	put("\n");
+}
+
 static void do_count(char *args)
 {
 	(void)args;
@@ -578,7 +622,7 @@ static const struct {
 	{ "genid", do_genid },     { "cmdline", do_cmdline }, { "mem", do_mem },       { "heap", do_heap },
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
-	{ "blk", do_blk },
+	{ "blk", do_blk },         { "net", do_net },
 };
 
 static void run_line(char *line)

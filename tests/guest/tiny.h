@@ -53,11 +53,13 @@ bool starts(const char *s, const char *with);
 bool number(const char **s, u64 *v);
 
 // virtio.c: a device and its only queue.
+#define VIRTIO_NET 1
 #define VIRTIO_BLK 2
 #define VIRTIO_RNG 4
 #define VIRTIO_BLK_F_FLUSH (1u << 9)
+#define VIRTIO_NET_F_MAC (1u << 5)
 #define VIRTIO_QUEUE 4
-struct virtio {
+struct virtio { // of a device with several queues: one for each
 	volatile struct {
 		u64 addr;
 		u32 len;
@@ -73,17 +75,21 @@ struct virtio {
 		} ring[VIRTIO_QUEUE];
 	} used __attribute__((aligned(4)));
 	u64 base; // 0: not found yet
-	u16 idx;
+	u16 queue, idx;
 };
 struct virtio_buf {
 	volatile void *at;
 	u32 len;
 	bool writable; // by the device
 };
-// The first device of this kind; idempotent. False: there is none.
-bool virtio_init(struct virtio *d, u32 id);
+// The first device of this kind, with n queues; idempotent. False: there is none.
+bool virtio_init(struct virtio *d, u32 n, u32 id);
+#define VIRTIO_CONFIG 0x100 // of base
 // One request, waited for; bufs up to VIRTIO_QUEUE. False: no answer in time.
 bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 *ret_len);
+// The same in two steps; in between the device works.
+void virtio_submit(struct virtio *d, const struct virtio_buf *bufs, u32 n);
+bool virtio_wait(struct virtio *d, u64 rounds, u32 *ret_len);
 
 // blk.c. False: no such device; an error or no answer.
 #define BLK_SECTOR 512
@@ -91,6 +97,13 @@ bool blk_init(void);
 bool blk_read(u64 sector, u8 to[BLK_SECTOR]);
 bool blk_write(u64 sector, u8 from[BLK_SECTOR]);
 bool blk_flush(void);
+
+// net.c. False: no such device; it did not answer, or nobody did. Text ends with NUL.
+#define NET_TEXT 128
+bool net_init(void);
+bool net_arp(u32 address, u8 ret_mac[6]);
+bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NET_TEXT]);
+bool net_link_up(void);
 
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);

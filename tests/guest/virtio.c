@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The tiny guest's virtio drivers' common part: one queue of four, one request at a
+ * The tiny guest's virtio drivers' common part: queues of four, each with one request at a
  * time, polled, over virtio-mmio version 2. Virtio 1.2 sections 2.7 and 4.2.
  */
 #include "tiny.h"
@@ -68,22 +68,10 @@ static u64 find_device(u32 id)
 	return 0;
 }
 
-bool virtio_init(struct virtio *d, u32 id)
+static bool make_queue(struct virtio *d, u64 b, u16 index)
 {
-	if (d->base)
-		return true;
-	u64 b = find_device(id);
-	if (!b)
-		return false;
-	mmio_write(b + R_STATUS, 0);
-	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
-	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
-	mmio_write(b + R_DRIVER_FEATURES, id == VIRTIO_BLK ? VIRTIO_BLK_F_FLUSH : 0);
-	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);
-	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
-	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
-	mmio_write(b + R_QUEUE_SEL, 0);
-	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK) || mmio_read(b + R_QUEUE_NUM_MAX) < VIRTIO_QUEUE)
+	mmio_write(b + R_QUEUE_SEL, index);
+	if (mmio_read(b + R_QUEUE_NUM_MAX) < VIRTIO_QUEUE)
 		return false;
 	d->avail.flags = AVAIL_NO_IRQ;
 	mmio_write(b + R_QUEUE_NUM, VIRTIO_QUEUE);
@@ -95,12 +83,37 @@ bool virtio_init(struct virtio *d, u32 id)
 		mmio_write(b + part[i][0] + 4, 0);
 	}
 	mmio_write(b + R_QUEUE_READY, 1);
-	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK | S_DRIVER_OK);
-	d->base = b;
+	d->queue = index;
 	return true;
 }
 
-bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 *ret_len)
+bool virtio_init(struct virtio *d, u32 n, u32 id)
+{
+	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC, [VIRTIO_BLK] = VIRTIO_BLK_F_FLUSH };
+	if (d->base)
+		return true;
+	u64 b = find_device(id);
+	if (!b)
+		return false;
+	mmio_write(b + R_STATUS, 0);
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
+	mmio_write(b + R_DRIVER_FEATURES, id < sizeof wanted / sizeof *wanted ? wanted[id] : 0);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);
+	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);
+	if (!(mmio_read(b + R_STATUS) & S_FEATURES_OK))
+		return false;
+	for (u32 i = 0; i < n; i++)
+		if (!make_queue(&d[i], b, (u16)i))
+			return false;
+	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK | S_DRIVER_OK);
+	for (u32 i = 0; i < n; i++)
+		d[i].base = b;
+	return true;
+}
+
+void virtio_submit(struct virtio *d, const struct virtio_buf *bufs, u32 n)
 {
 	u16 slot = d->idx % VIRTIO_QUEUE;
 	for (u32 i = 0; i < n; i++) {
@@ -113,13 +126,24 @@ bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 
 	barrier();
 	d->avail.idx = ++d->idx;
 	barrier();
-	mmio_write(d->base + R_NOTIFY, 0);
+	mmio_write(d->base + R_NOTIFY, d->queue);
+}
+
+bool virtio_wait(struct virtio *d, u64 rounds, u32 *ret_len)
+{
+	u16 slot = (u16)(d->idx - 1) % VIRTIO_QUEUE;
 	for (u64 i = 0; d->used.idx != d->idx; i++) {
-		if (i == POLL_ROUNDS)
+		if (i == rounds)
 			return false;
 		__asm__ volatile("pause");
 	}
 	mmio_write(d->base + R_IRQ_ACK, mmio_read(d->base + R_IRQ_STATUS));
 	*ret_len = d->used.ring[slot].len;
 	return true;
+}
+
+bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 *ret_len)
+{
+	virtio_submit(d, bufs, n);
+	return virtio_wait(d, POLL_ROUNDS, ret_len);
 }

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiny guest's virtio-net driver, virtio 1.2 section 5.1, and as much of ARP (RFC 826),
+// IPv4 (RFC 791) and UDP (RFC 768) as one question and its answer need. There is always
+// one receive buffer; other traffic is looked at and dropped.
+#include "tiny.h"
+
+enum { RX, TX };
+enum { HEADER = 12, ETH = 14, IP = 20, UDP = 8, FRAME = 1514, TRIES = 64 };
+#define OUR_ADDRESS 0x0a00020fu // 10.0.2.15
+#define WAIT_ROUNDS 30000000ull
+#define CONFIG_STATUS 4 // the word that has it in its upper half
+
+static struct virtio net[2];
+static u8 in[HEADER + FRAME], out[HEADER + FRAME], mac[6];
+static bool waiting; // the receive buffer is with the device
+static const u8 broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+
+bool net_init(void)
+{
+	if (!virtio_init(net, 2, VIRTIO_NET))
+		return false;
+	u32 word[2] = { mmio_read(net->base + VIRTIO_CONFIG), mmio_read(net->base + VIRTIO_CONFIG + 4) };
+	for (int i = 0; i < 6; i++)
+		mac[i] = (u8)(word[i / 4] >> i % 4 * 8);
+	return true;
+}
+
+bool net_link_up(void) { return mmio_read(net->base + VIRTIO_CONFIG + CONFIG_STATUS) >> 16 & 1; }
+
+static void put16(u8 *p, u32 v)
+{
+	p[0] = (u8)(v >> 8);
+	p[1] = (u8)v;
+}
+
+static void put32(u8 *p, u32 v)
+{
+	put16(p, v >> 16);
+	put16(p + 2, v & 0xffff);
+}
+
+static u32 get16(const u8 *p) { return p[0] * 256u + p[1]; }
+static u32 get32(const u8 *p) { return get16(p) << 16 | get16(p + 2); }
+
+static void copy(void *to, const void *from, u32 n)
+{
+	for (u32 i = 0; i < n; i++)
+		((volatile u8 *)to)[i] = ((const u8 *)from)[i];
+}
+
+// The frame's Ethernet header; what follows it.
+static u8 *begin(const u8 to[6], u32 type)
+{
+	for (u32 i = 0; i < sizeof out; i++)
+		((volatile u8 *)out)[i] = 0;
+	copy(out + HEADER, to, 6);
+	copy(out + HEADER + 6, mac, 6);
+	put16(out + HEADER + 12, type);
+	return out + HEADER + ETH;
+}
+
+// Sends `len` bytes behind the Ethernet header; then looks at frames until one is the answer:
+// what follows its Ethernet header, or NULL.
+static const u8 *ask(u32 len, bool (*is_answer)(const u8 *p, u32 n))
+{
+	const struct virtio_buf rx = { in, sizeof in, true }, tx = { out, HEADER + ETH + len, false };
+	u32 n;
+	if (!waiting)
+		virtio_submit(&net[RX], &rx, 1);
+	waiting = true;
+	if (!virtio_request(&net[TX], &tx, 1, &n))
+		return NULL;
+	for (int i = 0; i < TRIES; i++) {
+		if (!virtio_wait(&net[RX], WAIT_ROUNDS, &n))
+			return NULL;
+		waiting = false;
+		if (n >= HEADER + ETH && is_answer(in + HEADER + ETH, n - HEADER - ETH))
+			return in + HEADER + ETH;
+		virtio_submit(&net[RX], &rx, 1);
+		waiting = true;
+	}
+	return NULL;
+}
+
+static u32 asked_address, asked_port, asked_from;
+
+static bool is_arp_answer(const u8 *p, u32 n)
+{
+	return get16(p - 2) == 0x0806 && n >= 28 && get16(p + 6) == 2 && get32(p + 14) == asked_address;
+}
+
+bool net_arp(u32 address, u8 ret_mac[6])
+{
+	static const u8 request[] = { 0, 1, 8, 0, 6, 4, 0, 1 };
+	u8 *p = begin(broadcast, 0x0806);
+	copy(p, request, sizeof request);
+	copy(p + 8, mac, 6);
+	put32(p + 14, OUR_ADDRESS);
+	put32(p + 24, asked_address = address);
+	const u8 *a = ask(28, is_arp_answer);
+	if (a)
+		copy(ret_mac, a + 8, 6);
+	return a;
+}
+
+static bool is_udp_answer(const u8 *p, u32 n)
+{
+	return get16(p - 2) == 0x0800 && n >= IP + UDP && p[0] == 0x45 && p[9] == 17 &&
+	       get32(p + 12) == asked_address && get16(p + IP) == asked_port &&
+	       get16(p + IP + 2) == asked_from && get16(p + IP + 4) >= UDP && get16(p + IP + 4) <= n - IP;
+}
+
+// To the gateway, whoever that is, by broadcast: passt takes it.
+bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NET_TEXT])
+{
+	u8 *p = begin(broadcast, 0x0800);
+	u32 n = 0, sum = 0;
+	while (text[n] && n < NET_TEXT - 1)
+		n++;
+	copy(p + IP + UDP, text, n);
+	p[0] = 0x45;
+	put16(p + 2, IP + UDP + n);
+	p[8] = 64;
+	p[9] = 17;
+	put32(p + 12, OUR_ADDRESS);
+	put32(p + 16, asked_address = address);
+	for (int i = 0; i < IP; i += 2)
+		sum += get16(p + i);
+	put16(p + 10, ~(sum % 0xffff) & 0xffff);
+	put16(p + IP, asked_from = from);
+	put16(p + IP + 2, asked_port = port);
+	put16(p + IP + 4, UDP + n); // without a checksum
+	const u8 *a = ask(IP + UDP + n, is_udp_answer);
+	if (!a)
+		return false;
+	n = get16(a + IP + 4) - UDP;
+	n = n < NET_TEXT - 1 ? n : NET_TEXT - 1;
+	copy(ret_text, a + IP + UDP, n);
+	ret_text[n] = 0;
+	return true;
+}
