@@ -11,6 +11,8 @@
 #include "microvm/base/util.h"
 #include "microvm/base/vmcfg.h"
 
+#define MAX_JSON_FILE (1u << 20)
+
 int cli_fail(int status, const char *fmt, ...)
 {
 	va_list ap;
@@ -130,6 +132,27 @@ int cli_print_json(js *v)
 	fputs(text, stdout);
 	free(text);
 	return EXIT_OK;
+}
+
+js *cli_json_file(const char *path)
+{
+	FILE *f = strcmp(path, "-") ? fopen(path, "re") : stdin;
+	struct api_err err;
+	MV_BUF b = { 0 };
+	char part[4096];
+	size_t n;
+	js *v = NULL;
+	while (f && (n = fread(part, 1, sizeof part, f)) && b.len <= MAX_JSON_FILE)
+		mv_buf_append(&b, part, n);
+	if (!f || ferror(f))
+		cli_fail(0, "%s: %s", path, strerror(errno));
+	else if (b.failed || b.len > MAX_JSON_FILE)
+		cli_fail(0, "%s: larger than %u bytes", path, MAX_JSON_FILE);
+	else if (!(v = js_parse(b.p ? (const char *)b.p : "", b.len, &err)))
+		cli_fail(0, "%s: %s", path, err.msg);
+	if (f && f != stdin)
+		fclose(f);
+	return v;
 }
 
 bool cli_name_ok(const char *name)

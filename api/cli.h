@@ -25,7 +25,7 @@ struct cli {
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
-		*state, *name, *format, *page_handler, *since, *types, *limit;
+		*state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	const char *pool;
@@ -37,8 +37,8 @@ struct cli {
 
 typedef int cli_fn(struct cli *c);
 cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
-	cli_wait;   // cli_vm.c
-cli_fn cli_console; // cli_console.c
+	cli_wait, cli_metadata; // cli_vm.c
+cli_fn cli_console;             // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
 	cli_snapshot_delete, cli_snapshot_flatten, cli_clone, cli_fork; // cli_snapshot.c
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc;                // cli_store.c
@@ -75,5 +75,7 @@ int cli_put_policy(struct cli *c, js *o);
 // integers, "ro" becomes read_only, a path is made absolute, {n} becomes n (when n > 0).
 // Both lists are space-separated. NULL: a complaint was printed.
 js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers, unsigned n);
+// The JSON in a file, "-": standard input. NULL: a complaint was printed.
+js *cli_json_file(const char *path);
 // An absolute path in buf (made from the working directory), or NULL when too long.
 const char *cli_absolute(const char *path, char buf[PATH_MAX]);

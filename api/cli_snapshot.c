@@ -219,6 +219,11 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets,
 				   "id tap socket user loopback forward mac", n);
+	if (!status && c->metadata) {
+		if (!(v = cli_json_file(c->metadata)))
+			return EXIT_USAGE;
+		js_put(o, "metadata", v);
+	}
 	if (status || !c->vsock)
 		return status;
 	if (!(v = cli_parse_pairs("vsock", c->vsock, "path cid", "cid", n)))

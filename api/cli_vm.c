@@ -167,6 +167,13 @@ int cli_create(struct cli *c)
 		else
 			status = EXIT_USAGE;
 	}
+	if (!status && c->metadata) {
+		js *doc = cli_json_file(c->metadata);
+		if (doc)
+			js_put(o, "metadata", doc);
+		else
+			status = EXIT_USAGE;
+	}
 	js_put_bool(o, "rng", !c->no_rng);
 	js_put_bool(o, "track_dirty", c->track_dirty);
 	js_put_bool(o, "start", c->start);
@@ -180,6 +187,19 @@ int cli_create(struct cli *c)
 	}
 	status = cli_request(c, "POST", o, &v, "/v1/vms");
 	return finish(c, status, v, NULL);
+}
+
+int cli_metadata(struct cli *c)
+{
+	js *v = NULL;
+	if (!cli_name_ok(c->pos[0]))
+		return EXIT_USAGE;
+	if (c->set && !(v = cli_json_file(c->set)))
+		return EXIT_USAGE;
+	if (c->set)
+		return cli_request(c, "PUT", v, &v, "/v1/vms/%s/metadata", c->pos[0]);
+	int status = cli_request(c, "GET", NULL, &v, "/v1/vms/%s/metadata", c->pos[0]);
+	return status ? status : cli_print_json(v);
 }
 
 static int verb(struct cli *c, const char *what, js *body)

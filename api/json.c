@@ -127,6 +127,22 @@ static int decode_mac(json_t *v, uint8_t *dst, const char *where, struct api_err
 	return 0;
 }
 
+static int decode_any(const struct js_field *f, json_t *v, char **ret_text, const char *where,
+		      struct api_err *err)
+{
+	if (!json_is_object(v))
+		return wrong_type(where, "an object", v, err);
+	char *text = json_dumps(v, JSON_COMPACT);
+	if (!text)
+		return api_fail(err, API_OUT_OF_MEMORY, "%s: no memory for it", where);
+	*ret_text = text;
+	if (strlen(text) > f->max)
+		return api_fail(err, API_INVALID_VALUE,
+				"%s: %zu bytes without spaces; at most %" PRIu64 " fit", where, strlen(text),
+				f->max);
+	return 0;
+}
+
 static int decode_list(const struct js_field *f, json_t *v, uint8_t *obj, const char *where,
 		       struct api_err *err)
 {
@@ -174,6 +190,7 @@ static int decode_field(const struct js_field *f, json_t *v, uint8_t *obj, const
 	case JS_WORD: return decode_word(f, v, dst, where, err);
 	case JS_MAC: return decode_mac(v, dst, where, err);
 	case JS_OBJ: return decode_object(f->sub, v, dst, where, err);
+	case JS_ANY: return decode_any(f, v, (char **)(void *)dst, where, err);
 	default: return decode_list(f, v, obj, where, err);
 	}
 }
@@ -232,6 +249,22 @@ int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj
 	return r;
 }
 
+int js_decode_any(const char *bytes, size_t len, size_t max, char **ret_text, struct api_err *err)
+{
+	const struct js_field f = { .max = max };
+	char *text = NULL;
+	json_t *v = len ? js_parse(bytes, len, err) : json_object();
+	if (!v)
+		return len ? -EINVAL : api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+	int r = decode_any(&f, v, &text, "body", err);
+	json_decref(v);
+	if (r)
+		free(text);
+	else
+		*ret_text = text;
+	return r;
+}
+
 static bool is_empty(const struct js_field *f, const uint8_t *p)
 {
 	for (uint32_t i = 0; i < (f->type <= JS_NAME ? 1 : f->size); i++)
@@ -286,6 +319,7 @@ static json_t *encode_field(const struct js_field *f, const uint8_t *obj)
 			 p[5]);
 		return json_string(mac);
 	case JS_OBJ: return js_encode(f->sub, p);
+	case JS_ANY: return NULL;
 	default: break;
 	}
 	json_t *list = json_array();

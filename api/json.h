@@ -26,7 +26,9 @@ enum js_type {
 	JS_OBJ,   // a struct described by sub
 	JS_LIST,  // array of structs described by sub, in place, up to max_count
 	JS_LISTP, // the same behind a pointer: allocated by decoding, freed by the owner
-	JS_STRS,  // array of strings, char[max_count][size] in place
+	JS_ANY,  // any object, as compact text: a char *, allocated by decoding, freed by the owner; decoding
+		 // only
+	JS_STRS, // array of strings, char[max_count][size] in place
 };
 
 enum {
@@ -56,6 +58,8 @@ struct js_table {
 // Decodes into *obj, which holds the defaults. On failure *obj is unspecified, but a
 // JS_LISTP pointer in it is still to be freed. No bytes at all count as {}.
 int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj, struct api_err *err);
+// One whole object as compact text of at most max bytes, to be freed. No bytes at all count as {}.
+int js_decode_any(const char *bytes, size_t len, size_t max, char **ret_text, struct api_err *err);
 js *js_encode(const struct js_table *t, const void *obj);
 
 // Builders. js_put* and js_add take over `v`; bytes that are not UTF-8 become '?'.

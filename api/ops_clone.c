@@ -17,6 +17,7 @@
 #include "api/fork.h"
 #include "api/lifetime.h"
 #include "api/metrics.h"
+#include "api/metadata.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
@@ -74,7 +75,7 @@ static void job_free(struct clone_job *j)
 			free((void *)j->items[i].err);
 	}
 	free(j->items);
-	free(j->body.clones);
+	clone_body_fini(&j->body);
 	prepare_fini(&j->own);
 	pool_unref(j->pool);
 	fork_source_fini(&j->fork);
@@ -251,6 +252,17 @@ static int name_it(struct clone_item *it, struct vm *vm, const char *name, struc
 	return r ? r : vms_add(it->job->s, vm, err);
 }
 
+// What the guest of a clone reads about itself.
+static int set_metadata(struct clone_item *it, struct vm *vm, struct api_err *err)
+{
+	const char *text = it->spec->metadata;
+	int r = metadata_check(&vm->cfg, text, err);
+	if (r || !text)
+		return r;
+	vm->metadata = strdup(text);
+	return vm->metadata ? 0 : api_fail(err, API_OUT_OF_MEMORY, "no memory for the metadata");
+}
+
 static int make_vm(struct clone_item *it, const struct vmcfg *base, struct api_err *err)
 {
 	static struct vmcfg cfg; // the loop's thread only
@@ -263,7 +275,8 @@ static int make_vm(struct clone_item *it, const struct vmcfg *base, struct api_e
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
 	it->vm->policy = clone_policy(&j->body, it->spec);
-	return name_it(it, it->vm, it->spec->name, err);
+	r = set_metadata(it, it->vm, err);
+	return r ? r : name_it(it, it->vm, it->spec->name, err);
 }
 
 static int start_cold(struct clone_item *it, struct api_err *err)
@@ -324,12 +337,18 @@ static int claim(struct clone_item *it, struct api_err *err)
 	int list[VM_FDS_MAX];
 	vm_fds_init(&fds);
 	int r = it->spec->has_vsock ? open_vsock(vm, &it->spec->vsock, &fds, err) : 0;
+	r = r ? r : set_metadata(it, vm, err);
 	r = r ? r : name_it(it, vm, it->spec->name, err);
-	if (r)
+	r = r ? r : metadata_send_first(vm, err);
+	if (!r) {
+		vm->policy = clone_policy(&it->job->body, it->spec);
+		if (lifetime_reserve(it->job->s, vm))
+			r = api_fail(err, API_OUT_OF_MEMORY, "no memory for the clone");
+	}
+	if (r) {
+		vm_fds_close(&fds);
 		return r;
-	vm->policy = clone_policy(&it->job->body, it->spec);
-	if (lifetime_reserve(it->job->s, vm))
-		return api_fail(err, API_OUT_OF_MEMORY, "no memory for the clone");
+	}
 	vm->shell = false;
 	body = (struct msg_claim){ .vsock = vm->cfg.vsock, .run = it->job->body.run };
 	memcpy(body.name, vm->cfg.name, sizeof body.name);

@@ -183,6 +183,7 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 	if (!result)
 		result = check_host(&b.cfg, &err);
 	if (result) {
+		free(MV_TAKE(b.metadata));
 		reply_err(r, &err);
 		return;
 	}
@@ -193,11 +194,13 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 	else {
 		vm->requested_ns = r->received_ns;
 		vm->policy = b.policy;
+		vm->metadata = MV_TAKE(b.metadata);
 		result = vms_add(s, vm, &err);
 		if (!result && (result = create_begin(s, r, vm, b.start, &err)))
 			vms_remove(vm);
 		vm_unref(vm);
 	}
+	free(MV_TAKE(b.metadata));
 	if (result) {
 		metrics_add(M_BOOT_FAILURES, err.code, 1);
 		reply_err(r, &err);

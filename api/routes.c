@@ -24,6 +24,8 @@ const struct route api_routes[] = {
 	{ "POST", "/v1/vms/{name}/stop", op_vm_stop, { 0 }, "ask the guest to end, or kill it" },
 	{ "GET", "/v1/vms/{name}/console", op_console_read, { "offset", "wait_ms" }, "read serial output" },
 	{ "PUT", "/v1/vms/{name}/console", op_console_write, { 0 }, "write serial input" },
+	{ "GET", "/v1/vms/{name}/metadata", op_metadata_get, { 0 }, "the guest's document" },
+	{ "PUT", "/v1/vms/{name}/metadata", op_metadata_put, { 0 }, "replace it" },
 	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
 	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },

@@ -14,7 +14,7 @@ enum opt {
 	O_JSON, O_SOCKET, O_HELP, O_VERSION, // for all
 	O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_DRIVE, O_NET, O_VSOCK,
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
-	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL,
+	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
 	O_LIMIT,
 	N_OPTS
@@ -38,6 +38,7 @@ static const struct option long_options[] = {
 	WITH("count", O_COUNT), WITH("name", O_NAME), BARE("paused", O_PAUSED), WITH("cpu", O_CPU),
 	BARE("force", O_FORCE), BARE("tree", O_TREE), WITH("format", O_FORMAT),
 	BARE("no-fill", O_NO_FILL), BARE("wait", O_WAIT), WITH("pool", O_POOL),
+	WITH("metadata", O_METADATA), WITH("set", O_SET),
 	WITH("page-handler", O_PAGE_HANDLER), BARE("incremental", O_INCREMENTAL), WITH("since", O_SINCE),
 	WITH("types", O_TYPES), WITH("ttl", O_TTL), WITH("idle-timeout", O_IDLE),
 	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), { 0 },
@@ -59,7 +60,7 @@ static const struct command {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
 		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU) |
-		  POLICY,
+		  BIT(O_METADATA) | POLICY,
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
@@ -67,7 +68,7 @@ static const struct command {
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]]...\n"
 	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
-	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...]\n" POLICY_USAGE,
+	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata FILE]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -83,6 +84,8 @@ static const struct command {
 	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_TIMEOUT), cli_wait,
 	  "NAME --console TEXT | --state STATE [--timeout SEC]",
 	  "wait for output or a state (30 s, or --timeout)" },
+	{ "metadata", 1, BIT(O_SET), cli_metadata, "NAME [--set FILE|-]",
+	  "the document that the guest reads over vsock: show or replace it" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
 	  "VM NAME [--format raw|lz4] [--incremental]\n"
 	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
@@ -101,16 +104,16 @@ static const struct command {
 	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT) | BIT(O_POOL), cli_snapshot_prepare,
 	  "NAME [--no-fill] [--wait] [--pool size=N[,idle_s=S] | --pool max=N[,min=N][,idle_s=S]]",
 	  "make its template, and a pool of clones to claim; --wait until all is there" },
-	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_PAGE_HANDLER) | POLICY,
+	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) |
+	  BIT(O_PAGE_HANDLER) | POLICY,
 	  cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...][,mac=MAC]]...\n"
-	  "         [--vsock path=SOCKET[,cid=N]]\n"
-	  "         [--page-handler SOCKET]\n" POLICY_USAGE "\n"
+	  "         [--vsock path=SOCKET[,cid=N]] [--metadata FILE] [--page-handler SOCKET]\n" POLICY_USAGE "\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
-	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | POLICY, cli_fork,
+	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | POLICY, cli_fork,
 	  "VM [--count N] [--name NAME] [--paused] [--drive ...]... [--net ...]... [--vsock ...]\n"
 	  "         options as of clone",
 	  "start VMs from one that runs, as it is now" },
@@ -193,6 +196,8 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_AUTO_DELETE: return c->auto_delete = true;
 	case O_LIMIT: c->limit = arg; return true;
 	case O_INCREMENTAL: return c->incremental = true;
+	case O_METADATA: c->metadata = arg; return true;
+	case O_SET: c->set = arg; return true;
 	default: return false;
 	}
 }

@@ -16,6 +16,7 @@
 #include "api/lazy.h"
 #include "api/lifetime.h"
 #include "api/metrics.h"
+#include "api/metadata.h"
 #include "api/spare.h"
 #include "api/spawn.h"
 #include "api/usernet.h"
@@ -82,6 +83,7 @@ void vm_unref(struct vm *vm)
 		return;
 	lazy_clone_end(vm); // never got a process
 	free(vm->console_tail);
+	free(vm->metadata);
 	free(vm);
 }
 
@@ -539,10 +541,10 @@ static int watch_process(struct vm *vm)
 	return r ? r : mv_watch_add(&vm->srv->loop, &vm->socket_watch, vm->socket, EPOLLIN, on_socket, vm);
 }
 
-// Undoes a start that failed half-way; its call is dropped, not ended.
+// Undoes a start that failed half-way; its calls are dropped, not ended.
 static void abandon_process(struct vm *vm)
 {
-	struct vm_call *c = LIST_FIRST(&vm->calls);
+	struct vm_call *c;
 	mv_watch_del(&vm->pid_watch);
 	mv_watch_del(&vm->socket_watch);
 	if (vm->pid) {
@@ -553,12 +555,12 @@ static void abandon_process(struct vm *vm)
 	mv_close(&vm->pidfd);
 	vm->pid = 0;
 	cgroup_leave(&vm->cgroup, &vm->srv->loop);
-	if (!c)
-		return;
-	LIST_REMOVE(c, of_vm);
-	LIST_REMOVE(c, of_server);
-	vm->n_calls--;
-	free(c);
+	while ((c = LIST_FIRST(&vm->calls))) {
+		LIST_REMOVE(c, of_vm);
+		LIST_REMOVE(c, of_server);
+		vm->n_calls--;
+		free(c);
+	}
 }
 
 static int watch(struct vm *vm, struct api_err *err)
@@ -588,8 +590,10 @@ static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds
 		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell
 	};
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
-	return vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
-		       type == MSG_BOOT ? "boot" : "restore", done, arg, err);
+	int r = metadata_send_first(vm, err);
+	return r ? r
+		 : vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
+			   type == MSG_BOOT ? "boot" : "restore", done, arg, err);
 }
 
 static int adopt_process(struct vm *vm, struct vm_process *p, enum msg_type type, bool run,

@@ -85,6 +85,7 @@ struct vm {
 	struct lazy_clone *lazy;        // of a clone of a compressed snapshot (lazy.c)
 	bool corrupt;                   // was ended because its snapshot's memory is damaged
 	LIST_HEAD(, usernet) user_nets; // usernet.c
+	char *metadata;                 // for the guest (metadata.c); NULL: an empty object
 	struct vm_calls calls;
 	LIST_HEAD(, vm_waiter) waiters;
 };

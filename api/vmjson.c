@@ -4,7 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "microvm/base/msg.h"
 #include "microvm/base/util.h"
+
+#define METADATA_MAX (MSG_METADATA_BYTES - 1) // and a final newline
 
 // clang-format off
 // One line per field: struct, member, flags, and what is special about its type.
@@ -154,6 +157,8 @@ static const struct js_field create_fields[] = {
 	CONFIG_FIELDS(struct create_body, cfg.),
 	POLICY_FIELDS(struct create_body, policy.),
 	F_BOOL(struct create_body, start, "start", "default false"),
+	{ .name = "metadata", .type = JS_ANY, .offset = MV_OFF(struct create_body, metadata),
+	  .size = sizeof(char *), .max = METADATA_MAX, .doc = "any object; default: empty" },
 };
 DEFINE_JS(create_table, create_fields);
 
@@ -207,6 +212,8 @@ static const struct js_field clone_spec_fields[] = {
 	  .size = sizeof(struct clone_vsock), .sub = &clone_vsock_table,
 	  PRESENT(struct clone_spec, has_vsock), .doc = "default: none" },
 	POLICY_FIELDS(struct clone_spec, policy.),
+	{ .name = "metadata", .type = JS_ANY, .offset = MV_OFF(struct clone_spec, metadata),
+	  .size = sizeof(char *), .max = METADATA_MAX, .doc = "any object; default: empty" },
 };
 static DEFINE_JS(clone_spec_table, clone_spec_fields);
 
@@ -304,7 +311,28 @@ int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struc
 		if (!memcmp(c->net[i].mac, zero, 6)) // the decoder refuses zero, so: not given
 			random_mac(c->net[i].mac);
 	mv_uuid(c->id);
-	return check(c, err);
+	r = check(c, err);
+	return r ? r : metadata_check(c, ret_b->metadata, err);
+}
+
+int metadata_check(const struct vmcfg *cfg, const char *text, struct api_err *err)
+{
+	if (!text || cfg->vsock.present)
+		return 0;
+	return api_fail(err, API_INVALID_VALUE,
+			"metadata: the VM has no vsock device, by which its guest would read it");
+}
+
+int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_err *err)
+{
+	return js_decode_any(bytes, len, METADATA_MAX, ret_text, err);
+}
+
+void clone_body_fini(struct clone_body *b)
+{
+	for (uint32_t i = 0; b->clones && i < b->n_clones; i++)
+		free(b->clones[i].metadata);
+	free(MV_TAKE(b->clones));
 }
 
 int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct api_err *err)

@@ -17,6 +17,7 @@
 struct create_body {
 	struct vmcfg cfg;
 	struct vm_policy policy;
+	char *metadata; // compact text; NULL: not given
 	bool start;
 };
 
@@ -42,6 +43,7 @@ struct clone_spec {                        // all zero: a plain clone
 	struct clone_net net[VMCFG_MAX_NETS];
 	struct clone_drive drive[VMCFG_MAX_DRIVES];
 	struct clone_vsock vsock;
+	char *metadata; // likewise
 	uint32_t n_nets, n_drives;
 	bool has_vsock;
 	struct vm_policy policy; // what it has goes before the body's
@@ -92,6 +94,7 @@ extern const struct js_table prepare_table, create_table, clone_table, stop_tabl
 	config_table;                                             // struct vmcfg as shown
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
+// Free ret_b->metadata in every case.
 int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err);
 
 // Fills in defaults.
@@ -100,8 +103,15 @@ int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, str
 // The policy of a clone; spec NULL: a plain one.
 struct vm_policy clone_policy(const struct clone_body *b, const struct clone_spec *spec);
 
-// Free ret_b->clones in every case.
+// clone_body_fini() in every case.
 int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct api_err *err);
+void clone_body_fini(struct clone_body *b);
+
+// A whole document: its compact text, to be freed.
+int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_err *err);
+
+// The guest reads it by vsock, so there must be one. text NULL: nothing to read, nothing to check.
+int metadata_check(const struct vmcfg *cfg, const char *text, struct api_err *err);
 
 // The configuration of a clone: `base` with the overrides and a new id. Name and vsock
 // path stay empty unless the clone gives them. An override for a device that the snapshot

@@ -42,6 +42,13 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, int listen_fd, const char *path,
 		  struct vio_dev **ret_dev, struct mv_err *err);
 
+// What a guest gets that connects to VSOCK_METADATA_PORT of the host: these bytes, then the end of the
+// stream. They stay the caller's, who gives others before they go; none at first. Runs
+// without anybody who listens on the host.
+#define VSOCK_METADATA_PORT 0x7468u // "th"
+#define VSOCK_METADATA_MAX_BYTES (64u * 1024)
+void vio_vsock_set_metadata(struct vio_dev *d, const void *bytes, uint32_t len);
+
 // Before the first run of a restored guest: another CID, and with listen_fd >= 0 (taken) another path.
 int vio_vsock_claim(struct vio_dev *d, uint32_t guest_cid, int listen_fd, const char *path,
 		    struct mv_err *err);

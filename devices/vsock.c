@@ -262,6 +262,13 @@ static void set_cid(struct vio_vsock *v, uint32_t guest_cid)
 	v->config.guest_cid = le64_make(guest_cid);
 }
 
+void vio_vsock_set_metadata(struct vio_dev *d, const void *bytes, uint32_t len)
+{
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	v->metadata = bytes;
+	v->n_metadata = len;
+}
+
 int vio_vsock_claim(struct vio_dev *d, uint32_t guest_cid, int listen_fd, const char *path,
 		    struct mv_err *err)
 {

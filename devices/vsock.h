@@ -13,6 +13,7 @@ enum {
 	VSOCK_MAX_CONNS = 1024,
 	VSOCK_HASH = 256,
 	VSOCK_MAX_RST = 256,
+	VSOCK_MAX_METADATA = 8, // streams: each holds a copy in the kernel
 	VSOCK_HOST_CID = 2,
 	VSOCK_HEADER_BYTES = 44,
 };
@@ -53,6 +54,7 @@ struct vsock_conn {
 	enum vsock_conn_state state;
 	uint32_t host_port, guest_port;
 	int fd;
+	bool is_metadata;
 	struct mv_watch watch; // edge-triggered
 	bool readable, hung_up;
 	uint8_t want;                  // bit per enum vsock_op: packets to send
@@ -84,6 +86,9 @@ struct vio_vsock {
 	uint16_t event_index;
 	struct mv_timer settle_timer;
 	uint32_t next_host_port;
+	const void *metadata;
+	uint32_t n_metadata; // bytes
+	unsigned n_metadata_conns;
 	unsigned n_conns;
 	TAILQ_HEAD(, vsock_conn)
 	all, sending; // sending: may have a packet for the guest

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "devices/vsock.h"
+#include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
 enum { ACCEPTS_PER_TURN = 64, HELLO_MAX = 32 };
@@ -78,6 +79,7 @@ static void drop_buffer(struct vsock_conn *c)
 
 static void close_socket(struct vsock_conn *c)
 {
+	c->v->n_metadata_conns -= MV_TAKE_AS(c->is_metadata, false);
 	mv_watch_del(&c->watch);
 	mv_close(&c->fd);
 	drop_buffer(c);
@@ -202,20 +204,49 @@ static bool read_hello(struct vsock_conn *c)
 	return true;
 }
 
-void vsock_connect(struct vio_vsock *v, const struct vsock_header *h)
+// A stream whose host program has said everything and is gone: the document waits in the socket,
+// so there is no buffer, no state and no limit on how slowly a guest may read. -1: not now.
+static int open_metadata(struct vio_vsock *v)
 {
-	uint32_t host_port = le32_get(h->dst_port), guest_port = le32_get(h->src_port);
+	int pair[2], room = 4 * (int)VSOCK_METADATA_MAX_BYTES;
+	if (v->n_metadata_conns >= VSOCK_MAX_METADATA ||
+	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair))
+		return -1;
+	MV_FD ours = pair[0];
+	MV_FD writer = pair[1];
+	setsockopt(writer, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	ssize_t n = v->n_metadata ? send(writer, v->metadata, v->n_metadata, MSG_NOSIGNAL) : 0;
+	if (n != (ssize_t)v->n_metadata) {
+		mv_log_limited(MV_WARN, "%s: the metadata does not fit a socket (net.core.wmem_max)",
+			       v->dev.name);
+		return -1;
+	}
+	return MV_TAKE_FD(ours);
+}
+
+// A Unix connect is done at once or not at all (EAGAIN: the listener's backlog is full).
+static int connect_host(const struct vio_vsock *v, uint32_t host_port)
+{
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	int n = snprintf(a.sun_path, sizeof a.sun_path, "%s_%u", v->path, host_port);
 	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	struct vsock_conn *c = NULL;
-	// A Unix connect is done at once or not at all (EAGAIN: the listener's backlog is full).
-	if (n < (int)sizeof a.sun_path && fd >= 0 && !connect(fd, (struct sockaddr *)&a, sizeof a))
-		c = conn_new(v, MV_TAKE_FD(fd), CONN_OPEN);
+	if (n >= (int)sizeof a.sun_path || fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof a))
+		return -1;
+	return MV_TAKE_FD(fd);
+}
+
+void vsock_connect(struct vio_vsock *v, const struct vsock_header *h)
+{
+	uint32_t host_port = le32_get(h->dst_port), guest_port = le32_get(h->src_port);
+	bool metadata = host_port == VSOCK_METADATA_PORT;
+	int fd = metadata ? open_metadata(v) : connect_host(v, host_port);
+	struct vsock_conn *c = fd < 0 ? NULL : conn_new(v, fd, CONN_OPEN);
 	if (!c) {
 		vsock_rst(v, host_port, guest_port);
 		return;
 	}
+	c->is_metadata = metadata;
+	v->n_metadata_conns += metadata;
 	put_ports(c, host_port, guest_port);
 	c->peer_buf_alloc = le32_get(h->buf_alloc);
 	c->peer_fwd_cnt = le32_get(h->fwd_cnt);

@@ -151,6 +151,15 @@ static void answer_claim(void *arg)
 	c->claim_id = 0;
 }
 
+static int do_metadata(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	MV_FREE struct msg_metadata *d = malloc(sizeof *d);
+	if (!d)
+		return mv_fail(err, ENOMEM, "out of memory");
+	int r = mv_state_load(&msg_metadata_table, m->body, m->body_len, d, err);
+	return r ? r : vm_set_metadata(c->vm, d->data, d->n_data, err);
+}
+
 static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 {
 	MV_FREE struct msg_setup *s = malloc(sizeof *s);
@@ -293,6 +302,7 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
 	case MSG_WARM: do_warm(c, m); return;
+	case MSG_METADATA: r = do_metadata(c, m, &err); break;
 	case MSG_CLAIM:
 		r = do_claim(c, m, &err);
 		if (!r) {

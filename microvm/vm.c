@@ -110,6 +110,33 @@ static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev
 				   drive->serial[0] ? drive->serial : drive->id, &files, ret_dev, err);
 }
 
+// A clone's is its own: it is in no snapshot.
+static void give_metadata(struct vm *vm)
+{
+	static const char none[] = "{}\n";
+	unsigned slot = vm->cfg.n_drives + vm->cfg.n_nets;
+	if (!vm->cfg.vsock.present || slot >= vm->n_devs)
+		return;
+	if (vm->metadata)
+		vio_vsock_set_metadata(vm->dev[slot], vm->metadata, vm->n_metadata);
+	else
+		vio_vsock_set_metadata(vm->dev[slot], none, sizeof none - 1);
+}
+
+int vm_set_metadata(struct vm *vm, const uint8_t *bytes, uint32_t len, struct mv_err *err)
+{
+	_Static_assert(MSG_METADATA_BYTES == VSOCK_METADATA_MAX_BYTES, "one limit");
+	uint8_t *copy = malloc(len ? len : 1);
+	if (!copy)
+		return mv_fail(err, ENOMEM, "out of memory");
+	memcpy(copy, bytes, len);
+	uint8_t *old = MV_TAKE_AS(vm->metadata, copy);
+	vm->n_metadata = len;
+	give_metadata(vm);
+	free(old);
+	return 0;
+}
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
@@ -132,6 +159,7 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock), c->vsock.path, &d,
 				  err);
 		r = r ? mv_wrap(err, "vsock") : add_device(vm, d, err);
+		give_metadata(vm);
 	}
 	if (!r && c->rng) {
 		r = vio_rng_new(&vm->mem, &vm->loop, &d, err);
@@ -347,6 +375,7 @@ void vm_fini(struct vm *vm)
 	for (unsigned i = 0; i < vm->n_devs; i++)
 		vio_free(vm->dev[i]);
 	vm->n_devs = 0;
+	free(MV_TAKE(vm->metadata));
 	mv_ring_free(vm->ring);
 	vm->ring = NULL;
 	serial_fini(&vm->serial);

@@ -77,6 +77,8 @@ struct vm {
 	int uffd_fd;
 	bool lazy;                                                  // asked for
 	int (*on_lazy)(struct vm *vm, const struct msg_lazy *lazy); // gives the userfaultfd away
+	uint8_t *metadata; // for the guest, by vsock; NULL: an empty object
+	uint32_t n_metadata;
 	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held
 	void *owner;
 };
@@ -91,6 +93,9 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *fds, struc
 
 // A VM restored in advance gets its identity, before its first run. Takes from fds what it uses.
 int vm_claim(struct vm *vm, const struct msg_claim *claim, struct vm_fds *fds, struct mv_err *err);
+
+// The document that the guest can read, from now on; before the VM is made, too. Takes a copy.
+int vm_set_metadata(struct vm *vm, const uint8_t *bytes, uint32_t len, struct mv_err *err);
 
 // Loop lock held. -EBUSY in a state that does not allow it.
 int vm_run(struct vm *vm, struct mv_err *err);

@@ -33,6 +33,11 @@ static const struct mv_field claim_fields[] = {
 };
 MV_DEFINE_TABLE(msg_claim_table, struct msg_claim, claim_fields);
 
+static const struct mv_field metadata_fields[] = {
+	MV_VAR(struct msg_metadata, data, n_data, 1),
+};
+MV_DEFINE_TABLE(msg_metadata_table, struct msg_metadata, metadata_fields);
+
 static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 1),
 	MV_OPT_INT(struct msg_snapshot, incremental, 2, MV_U32, 0, 1),

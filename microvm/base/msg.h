@@ -31,6 +31,7 @@ enum msg_type {
 	MSG_CONSOLE_WRITE, // struct msg_bytes
 	MSG_CLAIM,         // struct msg_claim; fds vsock: a shell becomes a clone
 	MSG_ACTIVITY,      // empty
+	MSG_METADATA,      // struct msg_metadata: at any time, also before the VM is made
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -80,6 +81,13 @@ struct msg_claim {
 	vm_fd_mask fd_mask;       // vsock: only with another path than that of the setup
 	struct vmcfg_vsock vsock; // if there is one
 	bool run;
+};
+
+// A document that the guest reads over vsock (devices/devices.h). Replaces the one before.
+#define MSG_METADATA_BYTES (64u * 1024)
+struct msg_metadata {
+	uint32_t n_data;
+	uint8_t data[MSG_METADATA_BYTES];
 };
 
 struct msg_snapshot {
@@ -166,8 +174,8 @@ struct msg_event {
 };
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_stop_table,
-	msg_console_read_table, msg_bytes_table, msg_claim_table, msg_reply_table, msg_event_table,
-	msg_forked_table;
+	msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table, msg_reply_table,
+	msg_event_table, msg_forked_table;
 
 struct msg {
 	uint16_t type;

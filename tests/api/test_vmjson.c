@@ -145,7 +145,7 @@ static int clone(const char *text, const struct vmcfg *base, struct vmcfg *ret_c
 		static const struct clone_spec plain;
 		r = clone_config(base, b.clones ? &b.clones[0] : &plain, ret_c, &err);
 	}
-	free(b.clones);
+	clone_body_fini(&b);
 	return r;
 }
 

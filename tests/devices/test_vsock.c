@@ -625,6 +625,91 @@ static void test_snapshot(void **state)
 	close(fd);
 }
 
+// The guest reads the metadata to its end; its bytes.
+static size_t read_metadata(struct fixture *f, uint32_t guest_port, uint8_t *to, size_t size)
+{
+	uint32_t n = 0;
+	for (;;) {
+		struct packet p = receive(f);
+		assert_int_equal(le32_get(p.h.dst_port), guest_port);
+		uint16_t op = le16_get(p.h.op);
+		if (op == OP_SHUTDOWN)
+			return n;
+		if (op == OP_RW) {
+			uint32_t len = le32_get(p.h.len);
+			assert_true(n + len <= size);
+			memcpy(to + n, p.data, len);
+			n += len;
+		} else if (op != OP_CREDIT_REQUEST) {
+			fail_msg("packet %u", op);
+		}
+		send_op(f, guest_port, VSOCK_METADATA_PORT, OP_CREDIT_UPDATE, 0, n);
+	}
+}
+
+static void ask_metadata(struct fixture *f, uint32_t guest_port)
+{
+	send_op(f, guest_port, VSOCK_METADATA_PORT, OP_REQUEST, 0, 0);
+	assert_int_equal(le32_get(expect(f, OP_RESPONSE).h.src_port), VSOCK_METADATA_PORT);
+}
+
+static void test_metadata(void **state)
+{
+	struct fixture *f = *state;
+	static uint8_t doc[VSOCK_METADATA_MAX_BYTES], got[sizeof doc];
+	int before = t_count_fds();
+	for (unsigned i = 0; i < sizeof doc; i++)
+		doc[i] = (uint8_t)(i * 7 + i / 256);
+	ask_metadata(f, 100); // none yet: just an end
+	assert_int_equal(read_metadata(f, 100, got, sizeof got), 0);
+	send_op(f, 100, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	vio_vsock_set_metadata(f->d, doc, sizeof doc);
+	ask_metadata(f, 101);
+	assert_int_equal(read_metadata(f, 101, got, sizeof got), sizeof doc);
+	assert_memory_equal(got, doc, sizeof doc);
+	send_op(f, 101, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	// Asked before a change: the old one, whole.
+	ask_metadata(f, 102);
+	static uint8_t other[] = "{}";
+	vio_vsock_set_metadata(f->d, other, 2);
+	assert_int_equal(read_metadata(f, 102, got, sizeof got), sizeof doc);
+	assert_memory_equal(got, doc, sizeof doc);
+	send_op(f, 102, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	// What the guest sends there goes nowhere.
+	ask_metadata(f, 103);
+	send_data(f, 103, VSOCK_METADATA_PORT, "GET", 3);
+	assert_int_equal(le32_get(expect(f, OP_SHUTDOWN).h.flags), SHUT_RECEIVE);
+	assert_memory_equal(expect(f, OP_RW).data, "{}", 2);
+	assert_int_equal(le32_get(expect(f, OP_SHUTDOWN).h.flags), SHUT_ALL);
+	send_op(f, 103, VSOCK_METADATA_PORT, OP_SHUTDOWN, SHUT_ALL, 2);
+	expect(f, OP_RST);
+	assert_int_equal(vsock(f)->n_conns, 0);
+	assert_int_equal(vsock(f)->n_metadata_conns, 0);
+	assert_int_equal(t_count_fds(), before);
+}
+
+// A guest that opens and never reads holds some copies and no more; one that ends makes room.
+static void test_metadata_limit(void **state)
+{
+	struct fixture *f = *state;
+	static uint8_t doc[VSOCK_METADATA_MAX_BYTES];
+	vio_vsock_set_metadata(f->d, doc, sizeof doc);
+	for (uint32_t i = 0; i < VSOCK_MAX_METADATA; i++) {
+		struct vsock_header h = packet(200 + i, VSOCK_METADATA_PORT, OP_REQUEST, 0);
+		h.buf_alloc = le32_make(0); // no credit
+		transmit(f, &h, 0);
+		assert_int_equal(le32_get(expect(f, OP_RESPONSE).h.dst_port), 200 + i);
+		expect(f, OP_CREDIT_REQUEST);
+	}
+	expect_nothing(f);
+	send_op(f, 300, VSOCK_METADATA_PORT, OP_REQUEST, 0, 0);
+	assert_int_equal(le32_get(expect(f, OP_RST).h.dst_port), 300);
+	send_op(f, 200, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	ask_metadata(f, 301);
+	static uint8_t got[sizeof doc];
+	assert_int_equal(read_metadata(f, 301, got, sizeof got), sizeof doc);
+}
+
 static void test_bad_arguments(void **state)
 {
 	struct fixture *f = *state;
@@ -654,6 +739,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_100_streams, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_limit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_snapshot, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_metadata, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_metadata_limit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bad_arguments, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

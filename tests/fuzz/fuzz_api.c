@@ -17,7 +17,9 @@ static void create(const char *text, size_t len)
 {
 	static struct create_body a, b;
 	struct api_err err = { 0 };
-	if (create_parse(text, len, &a, &err)) {
+	int r = create_parse(text, len, &a, &err);
+	free(MV_TAKE(a.metadata));
+	if (r) {
 		check_error(&err);
 		return;
 	}
@@ -52,7 +54,22 @@ static void clone(const char *text, size_t len)
 			check_error(&err);
 	if (r)
 		check_error(&err);
-	free(b.clones);
+	clone_body_fini(&b);
+}
+
+// What it gives it takes, and gives again.
+static void metadata(const char *text, size_t len)
+{
+	struct api_err err = { 0 };
+	char *a = NULL, *b = NULL;
+	if (metadata_parse(text, len, &a, &err)) {
+		check_error(&err);
+		return;
+	}
+	if (metadata_parse(a, strlen(a), &b, &err) || strcmp(a, b) != 0)
+		abort();
+	free(a);
+	free(b);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -64,13 +81,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!size)
 		return 0;
 	const char *text = (const char *)data + 1;
-	switch (data[0] % 4) {
+	switch (data[0] % 5) {
 	case 0: create(text, size - 1); break;
 	case 1: clone(text, size - 1); break;
 	case 2:
 		if (js_decode(&stop_table, text, size - 1, &stop, &err))
 			check_error(&err);
 		break;
+	case 3: metadata(text, size - 1); break;
 	default:
 		if (js_decode(&snapshot_table, text, size - 1, &snapshot, &err))
 			check_error(&err);

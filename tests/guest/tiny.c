@@ -496,6 +496,24 @@ static void do_net(char *args)
 	put("\n");
 }
 
+// vsock PORT: all that the host says there.
+static void do_vsock(char *args)
+{
+	static char text[66000];
+	u64 port;
+	u32 n;
+	if (!arg_number(&args, &port) || port > 0xffffffff)
+		return error("bad port");
+	if (!vsock_init())
+		return error("no virtio-vsock device");
+	if (!vsock_read((u32)port, text, sizeof text, &n))
+		return error("refused");
+	put("OK ");
+	for (u32 i = 0; i < n && text[i] != '\n'; i++)
+		put_char(text[i]);
+	put("\n");
+}
+
 static void do_count(char *args)
 {
 	(void)args;
@@ -622,7 +640,7 @@ static const struct {
 	{ "genid", do_genid },     { "cmdline", do_cmdline }, { "mem", do_mem },       { "heap", do_heap },
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
-	{ "blk", do_blk },         { "net", do_net },
+	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },
 };
 
 static void run_line(char *line)

@@ -56,6 +56,7 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_NET 1
 #define VIRTIO_BLK 2
 #define VIRTIO_RNG 4
+#define VIRTIO_VSOCK 19
 #define VIRTIO_BLK_F_FLUSH (1u << 9)
 #define VIRTIO_NET_F_MAC (1u << 5)
 #define VIRTIO_QUEUE 4
@@ -104,6 +105,10 @@ bool net_init(void);
 bool net_arp(u32 address, u8 ret_mac[6]);
 bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NET_TEXT]);
 bool net_link_up(void);
+
+// vsock.c: reads a stream of the host's to its end, up to size - 1 bytes. False: no such device; refused.
+bool vsock_init(void);
+bool vsock_read(u32 port, char *to, u32 size, u32 *ret_len);
 
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);
