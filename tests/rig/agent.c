@@ -10,6 +10,7 @@
  *   echo TEXT        TEXT
  *   sh COMMAND       run by /bin/sh, both outputs
  *   dial PORT TEXT   connects to the host's PORT, sends TEXT and a newline
+ *   fetch PORT       connects to the host's PORT, prints what it says until its end
  */
 #define _GNU_SOURCE
 #include <linux/vm_sockets.h>
@@ -53,17 +54,37 @@ static int shell(int conn, const char *command)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+static int connect_host(unsigned port)
+{
+	struct sockaddr_vm to = { .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = port };
+	int s = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (s >= 0 && !connect(s, (struct sockaddr *)&to, sizeof to))
+		return s;
+	perror("connect to the host");
+	if (s >= 0)
+		close(s);
+	return -1;
+}
+
+static int fetch(int conn, const char *args)
+{
+	char buf[4096];
+	ssize_t n = -1;
+	int s = connect_host((unsigned)strtoul(args, NULL, 10));
+	while (s >= 0 && (n = read(s, buf, sizeof buf)) > 0)
+		if (write(conn, buf, (size_t)n) != n)
+			break;
+	if (s >= 0)
+		close(s);
+	return n != 0;
+}
+
 static int dial(char *args)
 {
 	char *text = args;
-	struct sockaddr_vm to = { .svm_family = AF_VSOCK,
-				  .svm_cid = VMADDR_CID_HOST,
-				  .svm_port = (unsigned)strtoul(args, &text, 10) };
-	int s = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (s < 0 || connect(s, (struct sockaddr *)&to, sizeof to)) {
-		perror("dial");
+	int s = connect_host((unsigned)strtoul(args, &text, 10));
+	if (s < 0)
 		return 1;
-	}
 	dprintf(s, "%s\n", *text ? text + 1 : text);
 	close(s);
 	return 0;
@@ -84,6 +105,8 @@ static void serve(int conn)
 			status = shell(conn, line + 3);
 		else if (!strncmp(line, "dial ", 5))
 			status = dial(line + 5);
+		else if (!strncmp(line, "fetch ", 6))
+			status = fetch(conn, line + 6);
 		else
 			status = 127;
 		dprintf(conn, ".%d\n", status);

@@ -41,6 +41,9 @@ for p in thawd thaw thaw-vmm thaw-pager; do
 	cp "$build/bin/$p" "$job/bin/" || exit 125
 	progs+=(-b "$build/bin/$p") # for the libraries
 done
+# The user networks' passt, and its AVX2 build, if they are installed here.
+passt=$(command -v passt)
+[ -z "$passt" ] || for p in "$passt" "$passt.avx2"; do [ ! -x "$p" ] || progs+=(-b "$p"); done
 for p in agent vsock-call; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
 done

@@ -15,6 +15,8 @@
 # an ephemeral layer over a base that all VMs share, and needs no override for a clone.
 
 export PATH=$PWD/bin:$PATH
+# passt becomes nobody.
+grep -qs ^nobody: /etc/passwd || echo 'nobody:x:65534:65534::/:/bin/false' >>/etc/passwd
 TOP=$PWD
 LIMIT=60      # seconds for a thaw command or a guest command
 BOOT=180      # seconds to user space
@@ -324,6 +326,71 @@ again() {
 	check "no VM process left" until_ok no_vmm_left
 }
 
+fetch_metadata() { vsock-call -t "$LIMIT" "$DIR/$1.vsock" "fetch 29800"; } # VM
+# The last line of a page; busybox's wget, linked statically, does not work without name services.
+GET='printf "GET / HTTP/1.0\r\n\r\n" | timeout 30 nc'
+web_page() { eval "$GET 127.0.0.1 $1" | tail -n 1; } # PORT: what the guest behind it serves
+ask_host() { guest "$1" "$GET 10.0.2.2 7070 | tail -n 1"; } # VM: by its gateway
+no_passt_left() { ! pidof passt passt.avx2 >/dev/null; }
+
+# user_net: networks by passt, all with the same addresses; metadata over vsock.
+user_net() {
+	if ! command -v passt >/dev/null; then
+		tests=$((tests + 1))
+		echo "ok $tests - $round: user networks # SKIP passt is not installed on the host"
+		return
+	fi
+	mkdir -p "$DIR/www"
+	echo "from the host" >"$DIR/www/index.html"
+	httpd -f -p 127.0.0.1:7070 -h "$DIR/www" &
+	web=$!
+	echo '{ "name": "user" }' >"$DIR/meta"
+	check "doctor says that passt works" has "^ok *passt" t doctor
+	check "a VM with a user network" t create user --kernel "$KERNEL" --initrd "$INITRD" \
+		--cmdline "console=ttyS0 quiet panic=-1 reboot=k$CMDLINE" --vcpus "$VCPUS" --memory 256 \
+		--net id=net0,user,loopback,forward=8080:80,mac=02:00:00:00:00:07 \
+		--vsock "cid=3,path=$DIR/user.vsock" --metadata "$DIR/meta" --start &&
+		check "boots to user space" timeout "$BOOT" \
+			thaw --socket "$DIR/thawd.sock" wait user --console GUEST-READY --timeout "$BOOT" &&
+		check "answers over vsock" until_ok guest user true && user_net_clones
+	kill $web
+	for v in user u-1 u-2; do t delete "$v" >/dev/null 2>&1; done
+	check "no passt left" until_ok no_passt_left
+	check "no VM process left" until_ok no_vmm_left
+}
+
+user_net_clones() {
+	check "its address" guest user "ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.2.2"
+	same "TCP from the guest to the host" "from the host" ask_host user
+	check "a server in the guest" guest user "mkdir /run/www; echo web-user >/run/www/index.html; httpd -p 80 -h /run/www"
+	same "TCP from the host to the guest" web-user web_page 8080
+	same "its metadata" '{"name":"user"}' fetch_metadata user
+	check "pause" t pause user
+	check "snapshot" t snapshot user usersnap || return 1
+	check "resume" t resume user
+	for n in 1 2; do
+		echo "{\"name\":\"u-$n\"}" >"$DIR/meta"
+		check "clone u-$n" t clone usersnap --name "u-$n" --metadata "$DIR/meta" --vsock "path=$DIR/u-$n.vsock" \
+			--net "id=net0,user,loopback,forward=808$n:80" || return 1
+	done
+	# First from outside: the guests have sent nothing since.
+	same "u-1 is reached by its port" web-user web_page 8081
+	same "u-2 is reached by its own" web-user web_page 8082
+	for v in u-1 u-2 user; do
+		check "$v answers over vsock" until_ok guest "$v" true || return 1
+		same "$v has the address that all have" 10.0.2.15/24 guest "$v" "ip -o -4 addr show eth0 | tr -s ' ' | cut -d' ' -f4"
+		same "$v reaches the host" "from the host" ask_host "$v"
+		same "$v has its own metadata" "{\"name\":\"$v\"}" fetch_metadata "$v"
+	done
+	echo '{"new":1}' >"$DIR/meta"
+	check "other metadata for u-1" t metadata u-1 --set "$DIR/meta"
+	same "u-1 reads it" '{"new":1}' fetch_metadata u-1
+	same "its link is up" 1 guest u-2 cat /sys/class/net/eth0/carrier
+	check "u-2 loses its passt" kill "$(pidof passt passt.avx2 | tr ' ' '\n' | sort -n | tail -n 1)"
+	check "it sees its link go down" until_ok guest u-2 "grep -qx 0 /sys/class/net/eth0/carrier"
+	same "u-1 does not" "from the host" ask_host u-1
+}
+
 scenario() { # SERIES KIND VCPUS
 	SERIES=$1 VCPUS=$3 round="$1 $2, $3 vCPU"
 	DIR=$TOP/run-$1-$2-$3
@@ -343,7 +410,7 @@ scenario() { # SERIES KIND VCPUS
 	if check "the daemon starts" start_daemon; then
 		check "doctor" t doctor
 		if boot && freeze; then
-			clones && ends && again
+			clones && ends && again && user_net
 		else
 			show_logs src
 		fi
