@@ -16,8 +16,8 @@
 
 #include "api/fork.h"
 #include "api/lifetime.h"
-#include "api/metrics.h"
 #include "api/metadata.h"
+#include "api/metrics.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
@@ -418,6 +418,12 @@ static int start_item(struct clone_item *it, struct api_err *err)
 		return start_cold(it, err);
 	it->claimed = true;
 	int r = claim(it, err);
+	if (r && err->code == API_VM_GONE) { // it is ending: as in on_claimed()
+		vms_remove(it->vm);
+		vm_unref(MV_TAKE(it->vm));
+		it->claimed = false;
+		return start_cold(it, err);
+	}
 	if (r) { // a name that is taken, a bad path: the shell is spent, the pool makes another
 		vms_remove(it->vm);
 		vm_kill(it->vm);

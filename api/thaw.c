@@ -68,7 +68,8 @@ static const struct command {
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]]...\n"
 	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
-	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata FILE]\n" POLICY_USAGE,
+	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata "
+	  "FILE]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -104,16 +105,19 @@ static const struct command {
 	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT) | BIT(O_POOL), cli_snapshot_prepare,
 	  "NAME [--no-fill] [--wait] [--pool size=N[,idle_s=S] | --pool max=N[,min=N][,idle_s=S]]",
 	  "make its template, and a pool of clones to claim; --wait until all is there" },
-	{ "clone", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) |
-	  BIT(O_PAGE_HANDLER) | POLICY,
+	{ "clone", 1,
+	  DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | BIT(O_PAGE_HANDLER) |
+		  POLICY,
 	  cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...][,mac=MAC]]...\n"
-	  "         [--vsock path=SOCKET[,cid=N]] [--metadata FILE] [--page-handler SOCKET]\n" POLICY_USAGE "\n"
+	  "         [--vsock path=SOCKET[,cid=N]] [--metadata FILE] [--page-handler SOCKET]\n" POLICY_USAGE
+	  "\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
-	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | POLICY, cli_fork,
+	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | POLICY,
+	  cli_fork,
 	  "VM [--count N] [--name NAME] [--paused] [--drive ...]... [--net ...]... [--vsock ...]\n"
 	  "         options as of clone",
 	  "start VMs from one that runs, as it is now" },

@@ -16,7 +16,8 @@
 #define MAX_MESSAGES 5 // in 10 s
 
 struct usernet {
-	LIST_ENTRY(usernet) of_vm;
+	LIST_ENTRY(usernet) of_vm, of_all;
+	struct server *srv;
 	struct vm *vm; // NULL: it was killed, and only has to be reaped
 	const struct vmcfg_net *net;
 	struct passt p;
@@ -25,6 +26,17 @@ struct usernet {
 	bool ended;
 };
 
+static LIST_HEAD(, usernet) all = LIST_HEAD_INITIALIZER(all); // that are to be reaped here
+
+bool usernet_is(pid_t pid)
+{
+	const struct usernet *u;
+	LIST_FOREACH (u, &all, of_all)
+		if (u->p.pid == pid && !u->ended)
+			return true;
+	return false;
+}
+
 static void usernet_free(struct usernet *u)
 {
 	mv_watch_del(&u->pid_watch);
@@ -32,6 +44,7 @@ static void usernet_free(struct usernet *u)
 	passt_fini(&u->p);
 	if (u->vm)
 		LIST_REMOVE(u, of_vm);
+	LIST_REMOVE(u, of_all);
 	free(u);
 }
 
@@ -58,6 +71,8 @@ static void on_end(void *arg, uint32_t events)
 	(void)events;
 	if (waitid(P_PIDFD, (id_t)u->p.pidfd, &si, WEXITED | WNOHANG) || !si.si_pid)
 		return;
+	u->ended = true;
+	vm_reap_strays(u->srv); // those that waited behind this one
 	if (!u->vm) {
 		usernet_free(u);
 		return;
@@ -65,10 +80,11 @@ static void on_end(void *arg, uint32_t events)
 	bool was_ready = u->p.ready;
 	while (!passt_read(&u->p)) // ends: nobody writes any more
 		;
-	mv_log(MV_WARN, "vm %s: net %s: passt ended (%s %d)%s%s; the link is down", u->vm->cfg.name,
-	       u->net->id, si.si_code == CLD_EXITED ? "status" : "signal", si.si_status,
-	       u->p.message[0] ? ": " : "", u->p.message);
-	u->ended = true;
+	// Status 0: the VM's side closed first, at its end as a rule.
+	if (si.si_code != CLD_EXITED || si.si_status)
+		mv_log(MV_WARN, "vm %s: net %s: passt ended (%s %d)%s%s; the link is down", u->vm->cfg.name,
+		       u->net->id, si.si_code == CLD_EXITED ? "status" : "signal", si.si_status,
+		       u->p.message[0] ? ": " : "", u->p.message);
 	mv_watch_del(&u->pid_watch);
 	mv_watch_del(&u->out_watch);
 	if (!was_ready)
@@ -97,7 +113,9 @@ static int start(struct vm *vm, const struct vmcfg_net *net, int *ret_fd, struct
 	}
 	u->net = net;
 	u->vm = vm;
+	u->srv = vm->srv;
 	LIST_INSERT_HEAD(&vm->user_nets, u, of_vm);
+	LIST_INSERT_HEAD(&all, u, of_all);
 	r = mv_watch_add(&vm->srv->loop, &u->pid_watch, u->p.pidfd, EPOLLIN, on_end, u);
 	r = r ? r : mv_watch_add(&vm->srv->loop, &u->out_watch, u->p.out_fd, EPOLLIN, on_output, u);
 	if (r)

@@ -12,5 +12,8 @@ int usernet_open(struct vm *vm, struct vm_fds *f, struct api_err *err);
 // 0: all are up; -EAGAIN: not yet, vm_setup_check() follows; else why one is not.
 int usernet_state(const struct vm *vm, struct api_err *err);
 
+// Is it one of these, of any VM? They are reaped here and nowhere else.
+bool usernet_is(pid_t pid);
+
 // Ends them all; reaped later. Idempotent.
 void usernet_end(struct vm *vm);

@@ -15,8 +15,8 @@
 #include "api/layers.h"
 #include "api/lazy.h"
 #include "api/lifetime.h"
-#include "api/metrics.h"
 #include "api/metadata.h"
+#include "api/metrics.h"
 #include "api/spare.h"
 #include "api/spawn.h"
 #include "api/usernet.h"
@@ -455,7 +455,7 @@ void vm_reap_strays(struct server *s)
 	siginfo_t si = { 0 };
 	while (!waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid) {
 		key.pid = si.si_pid;
-		if (si.si_pid == s->pager.pid || tfind(&key, &s->by_pid, by_pid))
+		if (si.si_pid == s->pager.pid || usernet_is(si.si_pid) || tfind(&key, &s->by_pid, by_pid))
 			return;
 		waitid(P_PID, (id_t)si.si_pid, &(siginfo_t){ 0 }, WEXITED | WNOHANG);
 		si = (siginfo_t){ 0 };

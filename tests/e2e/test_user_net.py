@@ -182,7 +182,11 @@ def test_pools_and_forks():
         before = set(passts(d))
         os.kill(max(before, key=start_time), signal.SIGKILL)
         wait_until("another shell", lambda: len(passts(d)) == 2 and set(passts(d)) != before)
-        wait_until("it is ready", lambda: d.get("/v1/snapshots/s").json["pool"]["ready"] == 1)
+
+        def replaced():
+            pool = d.get("/v1/snapshots/s").json["pool"]
+            return pool["failed"] == 1 and pool["ready"] == 1
+        wait_until("it is ready", replaced)
         assert clone(d, "/v1/snapshots/s", {"clones": [{"name": "c"}]})[0]["prepared"]
         assert ask(d, "c", echo, "pool") == "OK POOL"
         assert d.say("c", "net link") == "OK up"
