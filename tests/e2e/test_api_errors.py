@@ -29,6 +29,7 @@ def daemon():
 def check(method, path, body, status, code, *in_message):
     """One bad request: the right error, and nothing left behind."""
     d = daemon()
+    d.settle()
     fds, processes = d.open_fds(), d.vm_processes()
     r = d.request(method, path, body)
     assert (r.status, r.code) == (status, code), r
