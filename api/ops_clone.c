@@ -329,32 +329,61 @@ static int open_vsock(struct vm *vm, const struct clone_vsock *o, struct vm_fds 
 	return 0;
 }
 
-static int claim(struct clone_item *it, struct api_err *err)
+// The shell is named, and gets what the request gives it.
+static int identify(struct clone_item *it, struct api_err *err)
+{
+	struct vm *vm = it->vm;
+	int r = set_metadata(it, vm, err);
+	r = r ? r : name_it(it, vm, it->spec->name, err);
+	r = r ? r : metadata_send_first(vm, err);
+	if (r)
+		return r;
+	vm->policy = clone_policy(&it->job->body, it->spec);
+	return lifetime_reserve(it->job->s, vm) ? api_fail(err, API_OUT_OF_MEMORY, "no memory for the clone")
+						: 0;
+}
+
+// net: as configured for this clone.
+static int claim(struct clone_item *it, const struct vmcfg *cfg, struct vm_fds *fds, struct api_err *err)
 {
 	static struct msg_claim body; // the loop's thread only
 	struct vm *vm = it->vm;
-	struct vm_fds fds;
 	int list[VM_FDS_MAX];
-	vm_fds_init(&fds);
-	int r = it->spec->has_vsock ? open_vsock(vm, &it->spec->vsock, &fds, err) : 0;
-	r = r ? r : set_metadata(it, vm, err);
-	r = r ? r : name_it(it, vm, it->spec->name, err);
-	r = r ? r : metadata_send_first(vm, err);
-	if (!r) {
-		vm->policy = clone_policy(&it->job->body, it->spec);
-		if (lifetime_reserve(it->job->s, vm))
-			r = api_fail(err, API_OUT_OF_MEMORY, "no memory for the clone");
-	}
-	if (r) {
-		vm_fds_close(&fds);
+	int r = it->spec->has_vsock ? open_vsock(vm, &it->spec->vsock, fds, err) : 0;
+	r = r ? r : identify(it, err);
+	if (r)
 		return r;
-	}
 	vm->shell = false;
-	body = (struct msg_claim){ .vsock = vm->cfg.vsock, .run = it->job->body.run };
+	memcpy(vm->cfg.net, cfg->net, sizeof vm->cfg.net);
+	body = (struct msg_claim){ .vsock = vm->cfg.vsock,
+				   .run = it->job->body.run,
+				   .n_nets = vm->cfg.n_nets };
+	memcpy(body.net, cfg->net, sizeof body.net);
 	memcpy(body.name, vm->cfg.name, sizeof body.name);
-	unsigned n = vm_fds_pack(&fds, list, &body.fd_mask);
-	r = vm_call(vm, MSG_CLAIM, &msg_claim_table, &body, list, n, CLAIM_TIMEOUT_MS, "clone", on_claimed,
-		    it, err);
+	unsigned n = vm_fds_pack(fds, list, &body.fd_mask);
+	return vm_call(vm, MSG_CLAIM, &msg_claim_table, &body, list, n, CLAIM_TIMEOUT_MS, "clone", on_claimed,
+		       it, err);
+}
+
+// Takes a shell of the pool; 0 with it->vm NULL: there is none.
+static int start_claim(struct clone_item *it, struct api_err *err)
+{
+	static struct vmcfg cfg; // the loop's thread only
+	struct vm_fds fds;
+	vm_fds_init(&fds);
+	// What may fail for the request's own reasons comes before a shell is spent.
+	int r = clone_config(&it->job->p->m.cfg, it->spec, &cfg, err);
+	for (uint32_t i = 0; !r && i < cfg.n_nets; i++)
+		if (cfg.net[i].tap[0])
+			r = vmfds_tap(&cfg.net[i], &fds.tap[i], err);
+	if (!r && (it->vm = pool_claim(it->job->pool))) {
+		it->claimed = true;
+		r = claim(it, &cfg, &fds, err);
+		if (r) {
+			vms_remove(it->vm);
+			vm_kill(it->vm);
+		}
+	}
 	vm_fds_close(&fds);
 	return r;
 }
@@ -362,9 +391,11 @@ static int claim(struct clone_item *it, struct api_err *err)
 // What a shell has already can't be changed, nor the cgroup that it runs in.
 static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 {
-	return !spec->n_drives && !spec->n_nets && !handler_of(&j->body, spec)[0] &&
-	       !j->body.policy.has_limits && !spec->policy.has_limits &&
-	       (!spec->has_vsock || j->p->m.cfg.vsock.present);
+	for (uint32_t i = 0; i < spec->n_nets; i++)
+		if (spec->net[i].has_socket || spec->net[i].user.present)
+			return false;
+	return !spec->n_drives && !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits &&
+	       !spec->policy.has_limits && (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
 // --- of a running VM ----------------------------------------------------------------------------
@@ -410,25 +441,16 @@ static int start_item(struct clone_item *it, struct api_err *err)
 		return api_fail(err, API_SHUTTING_DOWN, "the daemon is ending");
 	if (j->parent)
 		return start_fork(it, err);
-	if (j->pool && can_claim(j, it->spec) && !vms_name_taken(j->s, it->spec->name))
-		it->vm = pool_claim(j->pool);
-	else if (j->pool)
+	if (j->pool && can_claim(j, it->spec) && !vms_name_taken(j->s, it->spec->name)) {
+		int r = start_claim(it, err);
+		if (it->vm ? !r || err->code != API_VM_GONE : r)
+			return r;
+	} else if (j->pool) {
 		pool_miss(j->pool);
-	if (!it->vm)
-		return start_cold(it, err);
-	it->claimed = true;
-	int r = claim(it, err);
-	if (r && err->code == API_VM_GONE) { // it is ending: as in on_claimed()
-		vms_remove(it->vm);
-		vm_unref(MV_TAKE(it->vm));
-		it->claimed = false;
-		return start_cold(it, err);
 	}
-	if (r) { // a name that is taken, a bad path: the shell is spent, the pool makes another
-		vms_remove(it->vm);
-		vm_kill(it->vm);
-	}
-	return r;
+	vm_unref(MV_TAKE(it->vm)); // a shell that is ending: as in on_claimed()
+	it->claimed = false;
+	return start_cold(it, err);
 }
 
 static void advance(struct clone_job *j)

@@ -530,11 +530,11 @@ static int make_pool(struct prepare_op *o, struct api_err *err)
 		return 0;
 	}
 	for (uint32_t i = 0; i < o->m.cfg.n_nets; i++)
-		if (!o->m.cfg.net[i].user.present)
+		if (o->m.cfg.net[i].socket[0])
 			return api_fail(
 				err, API_INVALID_VALUE,
-				"pool: net %s of snapshot %s is a tap or socket, which only one VM can "
-				"have; a clone made in advance can have user networks only",
+				"pool: net %s of snapshot %s is a socket, which a clone made in advance "
+				"can't have; it can have taps and user networks",
 				o->m.cfg.net[i].id, o->m.name);
 	return pool_set(&o->p, &set, err);
 }

@@ -74,7 +74,9 @@ int ops_open_files(struct vm *vm, const struct layer_source *from, struct vm_fds
 		   struct api_err *err)
 {
 	struct vm_fds f;
-	int r = vmfds_open(&vm->cfg, vm->srv->kvm_path, !from->snapshot && !from->vm, &f, err);
+	bool clone = from->snapshot || from->vm;
+	enum vmfds_for what = vm->shell ? VMFDS_SHELL : clone ? VMFDS_CLONE : VMFDS_BOOT;
+	int r = vmfds_open(&vm->cfg, vm->srv->kvm_path, what, &f, err);
 	if (r)
 		return r;
 	if ((r = layers_open(vm, from, &f, err)) || (r = usernet_open(vm, &f, err)))

@@ -89,7 +89,7 @@ static int open_kvm(const char *path, int *ret_fd, struct api_err *err)
 
 // TUNSETIFF creates what does not exist: so look first, and afterwards check that it is
 // the interface that was seen.
-static int open_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
+int vmfds_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
 {
 	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
 	int header = TAP_HEADER_BYTES;
@@ -234,32 +234,33 @@ static int open_net(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
 {
 	if (n->user.present)
 		return 0;
-	return n->socket[0] ? open_socket(n, ret_fd, err) : open_tap(n, ret_fd, err);
+	return n->socket[0] ? open_socket(n, ret_fd, err) : vmfds_tap(n, ret_fd, err);
 }
 
-static int open_all(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *f,
+static int open_all(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *f,
 		    struct api_err *err)
 {
 	int r = open_kvm(kvm_path, &f->kvm, err);
-	if (!r && boot)
+	if (!r && what == VMFDS_BOOT)
 		r = open_file("kernel", cfg->kernel, false, false, &f->kernel, err);
-	if (!r && boot && cfg->initrd[0])
+	if (!r && what == VMFDS_BOOT && cfg->initrd[0])
 		r = open_file("initrd", cfg->initrd, false, false, &f->initrd, err);
 	for (uint32_t i = 0; !r && i < cfg->n_drives; i++)
 		r = open_drive(&cfg->drive[i], &f->drive[i], err);
 	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
-		r = open_net(&cfg->net[i], &f->tap[i], err);
+		if (what != VMFDS_SHELL || !cfg->net[i].tap[0])
+			r = open_net(&cfg->net[i], &f->tap[i], err);
 	if (!r && cfg->vsock.present) // last: it leaves a file behind
 		r = vmfds_vsock(&cfg->vsock, &f->vsock, err);
 	return r;
 }
 
-int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
+int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *ret_fds,
 	       struct api_err *err)
 {
 	struct vm_fds f;
 	vm_fds_init(&f);
-	int r = open_all(cfg, kvm_path, boot, &f, err);
+	int r = open_all(cfg, kvm_path, what, &f, err);
 	if (r)
 		vm_fds_close(&f);
 	else

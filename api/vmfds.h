@@ -7,12 +7,15 @@
 #include "api/error.h"
 #include "microvm/base/vmcfg.h"
 
-// The listening socket of a vsock device alone.
+// The listening socket of a vsock device alone, a tap alone.
 int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err);
+int vmfds_tap(const struct vmcfg_net *n, int *ret_fd, struct api_err *err);
 
-// Fills all but state, memory, layers (layers.h) and user networks (usernet.h); kernel and initrd only with
-// `boot`. The caller owns ret_fds, and the vsock socket file at cfg->vsock.path when cfg->vsock.present.
-int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, bool boot, struct vm_fds *ret_fds,
+// Fills all but state, memory, layers (layers.h) and user networks (usernet.h); kernel and initrd only for
+// a boot, no taps for a shell (pool.h). The caller owns ret_fds, and the vsock socket file at
+// cfg->vsock.path when cfg->vsock.present.
+enum vmfds_for { VMFDS_BOOT, VMFDS_CLONE, VMFDS_SHELL };
+int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *ret_fds,
 	       struct api_err *err);
 
 // The socket file of a page handler, for its clone to connect to (microvm/lazy.h).

@@ -35,6 +35,10 @@ enum vio_net_backend { VIO_NET_TAP, VIO_NET_STREAM };
 int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
 		enum vio_net_backend kind, int fd, struct vio_dev **ret_dev, struct mv_err *err);
 
+// Before the first run of a restored guest: another MAC, and the tap (taken, also on failure) of a device
+// made without one (fd < 0).
+int vio_net_claim(struct vio_dev *d, const uint8_t mac[6], int fd, struct mv_err *err);
+
 // virtio-vsock (section 5.10), streams to Unix sockets: a host program connects to
 // listen_fd, sends "CONNECT <port>\n" and reads "OK <host port>\n"; a stream of the guest to
 // host port P goes to the Unix socket at "<path>_P". -EINVAL: a path of more than 96

@@ -219,11 +219,11 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 		enum vio_net_backend kind, int backend_fd, struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FD fd = backend_fd;
-	char label[VIO_NAME_BYTES];
-	snprintf(label, sizeof label, "network %s", name);
 	MV_FREE struct vio_net *n = calloc(1, sizeof *n);
 	if (!n)
 		return mv_fail(err, ENOMEM, "out of memory");
+	char label[VIO_NAME_BYTES];
+	snprintf(label, sizeof label, "network %s", name);
 	const struct net_events events = { on_readable, on_writable, on_down, n };
 	int r = (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(loop, label, MV_TAKE_FD(fd), &events,
 								     &n->b, err);
@@ -242,4 +242,16 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 	n->dev.features_hint = n->b->ops->features_hint;
 	*ret_dev = &MV_TAKE(n)->dev;
 	return 0;
+}
+
+int vio_net_claim(struct vio_dev *d, const uint8_t mac[NET_MAC_BYTES], int backend_fd, struct mv_err *err)
+{
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	MV_FD fd = backend_fd;
+	memcpy(n->config.mac, mac, NET_MAC_BYTES);
+	if (fd < 0)
+		return 0;
+	if (!n->b->ops->attach)
+		return mv_fail(err, EINVAL, "%s: it has its backend already", n->dev.name);
+	return n->b->ops->attach(n->b, n->dev.name, MV_TAKE_FD(fd), err);
 }

@@ -38,6 +38,8 @@ struct net_backend_ops {
 	// follows); another error: dropped. src_mac: the frame's sender, untouched when dropped.
 	int (*send)(struct net_backend *b, struct vq_span *frame, uint8_t src_mac[NET_MAC_BYTES]);
 	int (*activate)(struct net_backend *b, uint64_t features); // the driver is ready
+	// A backend made without a descriptor gets one (taken, also on failure). NULL: can't.
+	int (*attach)(struct net_backend *b, const char *name, int fd, struct mv_err *err);
 	// Optional: a restored guest, last seen with this MAC, goes on behind a new connection.
 	void (*announce)(struct net_backend *b, const uint8_t mac[NET_MAC_BYTES]);
 	void (*free)(struct net_backend *b); // and its descriptor
@@ -48,7 +50,8 @@ struct net_backend { // the first member of a backend's own struct
 	struct net_events events;
 };
 
-// Both take fd, also on failure; name is for messages.
+// Both take fd, also on failure; name is for messages. A tap may come later (fd < 0):
+// by attach(), before the guest runs.
 int net_tap_new(struct mv_loop *loop, const char *name, int fd, const struct net_events *events,
 		struct net_backend **ret_b, struct mv_err *err);
 int net_stream_new(struct mv_loop *loop, const char *name, int fd, const struct net_events *events,

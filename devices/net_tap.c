@@ -17,6 +17,7 @@
 
 struct tap {
 	struct net_backend b;
+	struct mv_loop *loop;
 	int fd;
 	struct mv_watch watch; // edge-triggered
 };
@@ -60,14 +61,6 @@ static void tap_free(struct net_backend *b)
 	free(t);
 }
 
-static const struct net_backend_ops tap_ops = {
-	.features = NET_F_CSUM | NET_F_GUEST_CSUM | NET_F_HOST_TSO4 | NET_F_HOST_TSO6,
-	.receive = tap_receive,
-	.send = tap_send,
-	.activate = tap_activate,
-	.free = tap_free,
-};
-
 static void on_tap(void *arg, uint32_t events)
 {
 	struct tap *t = arg;
@@ -88,21 +81,42 @@ static int set_up_tap(int fd, const char *name, struct mv_err *err)
 	return 0;
 }
 
-int net_tap_new(struct mv_loop *loop, const char *name, int tap_fd, const struct net_events *events,
-		struct net_backend **ret_b, struct mv_err *err)
+static int tap_attach(struct net_backend *b, const char *name, int tap_fd, struct mv_err *err)
 {
+	struct tap *t = MV_CONTAINER(b, struct tap, b);
 	MV_FD fd = tap_fd;
 	int r = set_up_tap(fd, name, err);
 	if (r)
 		return r;
-	MV_FREE struct tap *t = calloc(1, sizeof *t);
-	if (!t)
-		return mv_fail(err, ENOMEM, "out of memory");
-	t->b = (struct net_backend){ &tap_ops, *events };
-	r = mv_watch_add(loop, &t->watch, fd, EPOLLIN | EPOLLET, on_tap, t);
+	r = mv_watch_add(t->loop, &t->watch, fd, EPOLLIN | EPOLLET, on_tap, t);
 	if (r)
 		return mv_fail(err, -r, "%s: cannot watch the tap: %s", name, strerror(-r));
 	t->fd = MV_TAKE_FD(fd);
-	*ret_b = &MV_TAKE(t)->b;
 	return 0;
+}
+
+static const struct net_backend_ops tap_ops = {
+	.features = NET_F_CSUM | NET_F_GUEST_CSUM | NET_F_HOST_TSO4 | NET_F_HOST_TSO6,
+	.receive = tap_receive,
+	.send = tap_send,
+	.activate = tap_activate,
+	.attach = tap_attach,
+	.free = tap_free,
+};
+
+int net_tap_new(struct mv_loop *loop, const char *name, int fd, const struct net_events *events,
+		struct net_backend **ret_b, struct mv_err *err)
+{
+	struct tap *t = calloc(1, sizeof *t);
+	if (!t) {
+		mv_close(&fd);
+		return mv_fail(err, ENOMEM, "out of memory");
+	}
+	*t = (struct tap){ .b = { &tap_ops, *events }, .loop = loop, .fd = -1 };
+	int r = fd < 0 ? 0 : tap_attach(&t->b, name, fd, err);
+	if (r)
+		tap_free(&t->b);
+	else
+		*ret_b = &t->b;
+	return r;
 }

@@ -168,14 +168,15 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	return r;
 }
 
-static int check_fds(const struct vmcfg *c, const struct vm_fds *f, struct mv_err *err)
+// A shell gets its taps when it is claimed.
+static int check_fds(const struct vm *vm, const struct vmcfg *c, const struct vm_fds *f, struct mv_err *err)
 {
 	bool ok = f->kvm >= 0 && (!c->vsock.present || f->vsock >= 0);
 	for (uint32_t i = 0; i < c->n_drives; i++)
 		ok = ok && f->drive[i] >= 0 &&
 		     (c->drive[i].layer == VMCFG_LAYER_NONE) == (f->layer[i][0] < 0);
 	for (uint32_t i = 0; i < c->n_nets; i++)
-		ok = ok && f->tap[i] >= 0;
+		ok = ok && (f->tap[i] >= 0 || (vm->shell && c->net[i].tap[0]));
 	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
 }
 
@@ -213,7 +214,7 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 {
 	int r = vmcfg_check(cfg, err);
 	if (!r)
-		r = check_fds(cfg, f, err);
+		r = check_fds(vm, cfg, f, err);
 	if (r)
 		return r;
 	vm->cfg = *cfg;
@@ -294,7 +295,13 @@ int vm_claim(struct vm *vm, const struct msg_claim *claim, struct vm_fds *fds, s
 	struct vmcfg *c = &vm->cfg;
 	int r = 0;
 	memcpy(c->name, claim->name, sizeof c->name);
-	if (c->vsock.present) {
+	for (uint32_t i = 0; !r && i < c->n_nets && i < claim->n_nets; i++) {
+		if (c->net[i].tap[0] && fds->tap[i] < 0)
+			return mv_fail(err, EBADF, "net %s: no tap was passed", c->net[i].id);
+		c->net[i] = claim->net[i];
+		r = vio_net_claim(vm->dev[c->n_drives + i], c->net[i].mac, MV_TAKE_FD(fds->tap[i]), err);
+	}
+	if (!r && c->vsock.present) {
 		c->vsock = claim->vsock;
 		c->vsock.present = true;
 		r = vio_vsock_claim(vm->dev[c->n_drives + c->n_nets], c->vsock.cid, MV_TAKE_FD(fds->vsock),

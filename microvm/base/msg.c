@@ -30,6 +30,7 @@ static const struct mv_field claim_fields[] = {
 	MV_RAW(struct msg_claim, fd_mask, 2),
 	MV_SUB(struct msg_claim, vsock, 3, vmcfg_vsock_table),
 	MV_FLAG(struct msg_claim, run, 4),
+	MV_ARRAY(struct msg_claim, net, n_nets, 5, vmcfg_net_table),
 };
 MV_DEFINE_TABLE(msg_claim_table, struct msg_claim, claim_fields);
 

@@ -78,8 +78,10 @@ struct msg_setup {
 // What makes a shell, a VM that was restored in advance, somebody's clone.
 struct msg_claim {
 	char name[VMCFG_NAME_LEN];
-	vm_fd_mask fd_mask;       // vsock: only with another path than that of the setup
+	vm_fd_mask fd_mask;       // taps; vsock: only with another path than that of the setup
 	struct vmcfg_vsock vsock; // if there is one
+	struct vmcfg_net net[VMCFG_MAX_NETS];
+	uint32_t n_nets;
 	bool run;
 };
 

@@ -38,7 +38,7 @@ static const struct mv_field net_fields[] = {
 	MV_OPT_STRING(struct vmcfg_net, socket, MV_TAG_SKIP + 4),
 	MV_OPT_SUB(struct vmcfg_net, user, MV_TAG_SKIP + 5, user_table),
 };
-static MV_DEFINE_TABLE(net_table, struct vmcfg_net, net_fields);
+MV_DEFINE_TABLE(vmcfg_net_table, struct vmcfg_net, net_fields);
 
 static const struct mv_field vsock_fields[] = {
 	MV_FLAG(struct vmcfg_vsock, present, 1),
@@ -72,7 +72,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, initrd, 7),
 	MV_STRING(struct vmcfg, cmdline, 8),
 	MV_ARRAY(struct vmcfg, drive, n_drives, 9, drive_table),
-	MV_ARRAY(struct vmcfg, net, n_nets, 10, net_table),
+	MV_ARRAY(struct vmcfg, net, n_nets, 10, vmcfg_net_table),
 	MV_SUB(struct vmcfg, vsock, 11, vmcfg_vsock_table),
 	MV_FLAG(struct vmcfg, rng, 12),
 	MV_INT(struct vmcfg, boot, 13, MV_U32, VMCFG_BOOT_AUTO, VMCFG_BOOT_LINUX64),

@@ -104,7 +104,7 @@ struct vmcfg {
 	struct vmcfg_cpu cpu;
 };
 
-extern const struct mv_table vmcfg_table, vmcfg_vsock_table;
+extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table;
 
 // Everything a table's ranges can't say: names, duplicate ids, multicast MACs, CIDs.
 // 0 or -EINVAL with a sentence.

@@ -223,6 +223,20 @@ def test_clone_to_other_taps():
             assert r.status == 201, r
             net = d.vm(r.json["clones"][0]["name"])["config"]["nets"][0]
             assert net == {"id": "n", "tap": taps[1], "mac": "02:00:00:00:00:07"} and mac != net["mac"], net
+            assert d.delete("/v1/vms/" + r.json["clones"][0]["name"]).status == 204
+            # made in advance: the tap comes with the claim
+            r = d.post("/v1/snapshots/s/prepare", {"pool": {"size": 2}, "wait": True})
+            assert r.status == 200 and r.json["pool"]["ready"] == 2, r
+            r = d.post("/v1/snapshots/s/clone")
+            assert (r.status, r.code) == (409, "in_use"), r
+            assert d.get("/v1/snapshots/s").json["pool"]["ready"] == 2, "no shell is spent on it"
+            r = d.post("/v1/snapshots/s/clone", {"clones": [{"nets": [{"id": "n", "tap": taps[1]}]}]})
+            assert r.status == 201 and r.json["clones"][0]["prepared"], r
+            name = r.json["clones"][0]["name"]
+            d.expect(name, "RESTORED\n")
+            assert d.vm(name)["config"]["nets"][0] == {"id": "n", "tap": taps[1], "mac": mac}
+            r = d.post("/v1/snapshots/s/clone", {"clones": [{"nets": [{"id": "x", "tap": taps[1]}]}]})
+            assert (r.status, r.code) == (400, "invalid_value"), r
     finally:
         for t in taps:
             subprocess.run(["ip", "tuntap", "del", t, "mode", "tap"], check=False)
