@@ -101,7 +101,7 @@ int cli_check(struct cli *c, const struct client_reply *r)
 		fwrite(r->body, 1, r->len, stdout);
 	cli_fail(0, "%s", js_str(v, "error.message", "the daemon's answer makes no sense"));
 	js_free(v);
-	return EXIT_DAEMON_ERROR;
+	return r->status == 408 ? EXIT_TIMED_OUT : EXIT_DAEMON_ERROR;
 }
 
 int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const char *path_fmt, ...)

@@ -25,14 +25,14 @@ struct cli {
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
-		*state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit;
+		*state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit, *ready_when;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	const char *pool;
 	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle;
 	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
-	bool incremental;
+	bool incremental, ready, record, no_populate;
 };
 
 typedef int cli_fn(struct cli *c);

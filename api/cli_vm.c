@@ -13,7 +13,7 @@
 static void print_vm(js *v)
 {
 	static const char *const times[] = { "ordered",    "kvm_ready", "loaded", "running",
-					     "first_exit", "first_io",  NULL };
+					     "first_exit", "first_io",  "ready",  NULL };
 	printf("name:      %s\nid:        %s\nstate:     %s\n", js_str(v, "name", ""), js_str(v, "id", ""),
 	       js_str(v, "state", ""));
 	if (js_get(v, "exit"))
@@ -109,6 +109,12 @@ static int put_devices(struct cli *c, js *o)
 		if (!(v = cli_parse_pairs("vsock", c->vsock, "cid path", "cid", 0)))
 			return EXIT_USAGE;
 		js_put(o, "vsock", v);
+	}
+	if (c->ready_when) {
+		if (!(v = cli_parse_pairs("ready-when", c->ready_when, "console vsock_port", "vsock_port",
+					  0)))
+			return EXIT_USAGE;
+		js_put(o, "ready", v);
 	}
 	return EXIT_OK;
 }
@@ -361,12 +367,26 @@ static int wait_console(struct cli *c, uint64_t deadline_ns)
 	}
 }
 
+static int wait_ready(struct cli *c)
+{
+	js *v = NULL;
+	unsigned long s = c->has_timeout ? c->timeout_s : 30;
+	if (s > 600)
+		return cli_fail(EXIT_USAGE, "--timeout: %lu is not within 0..600", s);
+	int status =
+		cli_request(c, "GET", NULL, &v, "/v1/vms/%s?wait=ready&timeout_ms=%lu", c->pos[0], s * 1000);
+	js_free(v);
+	return status;
+}
+
 int cli_wait(struct cli *c)
 {
 	uint64_t deadline_ns = mv_now_ns() + (c->has_timeout ? c->timeout_s : 30) * 1000000000ull;
 	if (!cli_name_ok(c->pos[0]))
 		return EXIT_USAGE;
-	if (!c->state == !c->console)
-		return cli_fail(EXIT_USAGE, "wait: give either --state STATE or --console TEXT");
+	if (!!c->state + !!c->console + c->ready != 1)
+		return cli_fail(EXIT_USAGE, "wait: give one of --ready, --state STATE and --console TEXT");
+	if (c->ready)
+		return wait_ready(c);
 	return c->state ? wait_state(c, deadline_ns) : wait_console(c, deadline_ns);
 }

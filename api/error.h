@@ -24,6 +24,8 @@
 	  "list them: GET /v1/snapshots")                                                          \
 	X(METHOD_NOT_ALLOWED, 405, "method_not_allowed", "the route exists, but not this method",  \
 	  "use a method of the Allow header")                                                      \
+	X(WAIT_TIMEOUT, 408, "wait_timeout", "what the request waited for did not happen in time",  \
+	  "ask again, or with a larger timeout_ms")                                                \
 	X(VM_EXISTS, 409, "vm_exists", "another VM has this name",                                 \
 	  "choose another name or delete that VM")                                                 \
 	X(SNAPSHOT_EXISTS, 409, "snapshot_exists", "another snapshot has this name",               \

@@ -19,14 +19,16 @@
 #include "microvm/base/util.h"
 
 #define RUN_TIMEOUT_MS 30000
+#define READY_DEFAULT_MS 30000
+#define READY_MAX_MS 600000
 
 // A request that waits for a VM.
 struct op {
 	struct server *s;
 	struct http_req *req;
 	struct vm *vm;
-	struct vm_waiter end;
-	struct mv_timer timer; // stop with wait_ms
+	struct vm_waiter end, ready;
+	struct mv_timer timer; // stop with wait_ms, wait for ready
 	struct api_err err;
 	bool start; // create: also start
 	uint32_t wait_ms;
@@ -47,6 +49,7 @@ static void op_free(struct op *o)
 {
 	mv_timer_fini(&o->timer);
 	vm_wait_cancel(&o->end);
+	vm_wait_cancel(&o->ready);
 	vm_unref(o->vm);
 	free(o);
 }
@@ -263,11 +266,74 @@ void op_vm_list(struct server *s, struct http_req *r, const char *name)
 	reply_json(r, 200, o);
 }
 
+static void on_ready(void *arg, struct vm *vm)
+{
+	(void)vm;
+	op_reply_vm(arg, 200);
+}
+
+static int never_ready(const struct vm *vm, struct api_err *err)
+{
+	return api_fail(err, API_VM_GONE, "VM %s ended (%s) before it was ready", vm->cfg.name,
+			vm_exit_name(vm->exit_reason));
+}
+
+static void on_never_ready(void *arg, struct vm *vm)
+{
+	struct op *o = arg;
+	never_ready(vm, &o->err);
+	reply_err(o->req, &o->err);
+	op_free(o);
+}
+
+static void on_ready_late(void *arg)
+{
+	struct op *o = arg;
+	api_fail(&o->err, API_WAIT_TIMEOUT, "VM %s was not ready within %u ms", o->vm->cfg.name, o->wait_ms);
+	reply_err(o->req, &o->err);
+	op_free(o);
+}
+
+static int wait_ready(struct server *s, struct http_req *r, struct vm *vm, uint32_t wait_ms,
+		      struct api_err *err)
+{
+	if (!vm->cfg.ready.present)
+		return api_fail(err, API_INVALID_VALUE,
+				"wait: VM %s has no marker for being ready; configure \"ready\"",
+				vm->cfg.name);
+	if (!vm_has_process(vm))
+		return never_ready(vm, err);
+	struct op *o = op_new(s, r, vm, err);
+	if (!o)
+		return -ENOMEM;
+	o->wait_ms = wait_ms;
+	if (mv_timer_init(&s->loop, &o->timer, on_ready_late, o)) {
+		op_free(o);
+		return api_fail(err, API_LIMIT_REACHED, "no timer for the request");
+	}
+	mv_timer_arm(&o->timer, wait_ms * 1000000ull);
+	vm_wait_end(vm, &o->end, on_never_ready, o);
+	vm_wait_ready(vm, &o->ready, on_ready, o);
+	return 0;
+}
+
 void op_vm_show(struct server *s, struct http_req *r, const char *name)
 {
+	const char *wait = http_query(r, "wait");
 	struct api_err err;
 	struct vm *vm;
-	if (vms_find(s, name, &vm, &err))
+	uint64_t wait_ms;
+	int result = vms_find(s, name, &vm, &err);
+	if (!result)
+		result = query_uint(r, "timeout_ms", READY_MAX_MS, READY_DEFAULT_MS, &wait_ms, &err);
+	if (!result && wait && strcmp(wait, "ready"))
+		result = api_fail(&err, API_INVALID_VALUE, "wait: \"%.32s\" is not ready", wait);
+	if (!result && wait && !vm->times.ready) {
+		result = wait_ready(s, r, vm, (uint32_t)wait_ms, &err);
+		if (!result)
+			return;
+	}
+	if (result)
 		reply_err(r, &err);
 	else
 		reply_json(r, 200, vm_json(vm));

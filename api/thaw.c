@@ -16,7 +16,7 @@ enum opt {
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
-	O_LIMIT,
+	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -41,7 +41,8 @@ static const struct option long_options[] = {
 	WITH("metadata", O_METADATA), WITH("set", O_SET),
 	WITH("page-handler", O_PAGE_HANDLER), BARE("incremental", O_INCREMENTAL), WITH("since", O_SINCE),
 	WITH("types", O_TYPES), WITH("ttl", O_TTL), WITH("idle-timeout", O_IDLE),
-	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), { 0 },
+	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), BARE("ready", O_READY),
+	WITH("ready-when", O_READY_WHEN), BARE("record", O_RECORD), BARE("no-populate", O_NO_POPULATE), { 0 },
 };
 
 // clang-format on
@@ -60,7 +61,7 @@ static const struct command {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
 		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU) |
-		  BIT(O_METADATA) | POLICY,
+		  BIT(O_METADATA) | BIT(O_READY_WHEN) | POLICY,
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
@@ -69,7 +70,8 @@ static const struct command {
 	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]]...\n"
 	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata "
-	  "FILE]\n" POLICY_USAGE,
+	  "FILE]\n"
+	  "         [--ready-when console=TEXT|vsock_port=N]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -82,9 +84,9 @@ static const struct command {
 	{ "show", 1, 0, cli_show, "NAME", "show a VM" },
 	{ "console", 1, BIT(O_FOLLOW) | BIT(O_READ) | BIT(O_WRITE), cli_console,
 	  "NAME [--read | --follow | --write TEXT]", "serial console; Ctrl-] leaves" },
-	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_TIMEOUT), cli_wait,
-	  "NAME --console TEXT | --state STATE [--timeout SEC]",
-	  "wait for output or a state (30 s, or --timeout)" },
+	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_READY) | BIT(O_TIMEOUT), cli_wait,
+	  "NAME --ready | --console TEXT | --state STATE [--timeout SEC]",
+	  "wait until it is ready, for output, or for a state (30 s, or --timeout)" },
 	{ "metadata", 1, BIT(O_SET), cli_metadata, "NAME [--set FILE|-]",
 	  "the document that the guest reads over vsock: show or replace it" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
@@ -199,6 +201,10 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_IDLE: return number(arg, &c->idle_s, &c->has_idle);
 	case O_AUTO_DELETE: return c->auto_delete = true;
 	case O_LIMIT: c->limit = arg; return true;
+	case O_READY: return c->ready = true;
+	case O_READY_WHEN: c->ready_when = arg; return true;
+	case O_RECORD: return c->record = true;
+	case O_NO_POPULATE: return c->no_populate = true;
 	case O_INCREMENTAL: return c->incremental = true;
 	case O_METADATA: c->metadata = arg; return true;
 	case O_SET: c->set = arg; return true;

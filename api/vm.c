@@ -68,6 +68,7 @@ struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
 	LIST_INIT(&vm->calls);
 	LIST_INIT(&vm->user_nets);
 	LIST_INIT(&vm->waiters);
+	LIST_INIT(&vm->ready_waiters);
 	return vm;
 }
 
@@ -288,6 +289,16 @@ void vm_setup_check(struct vm *vm)
 		end_call(c, r ? &err : NULL, r ? NULL : &reply); // of which only that it came matters
 }
 
+static void note_times(struct vm *vm, const struct msg_times *times)
+{
+	struct vm_waiter *w;
+	merge_times(&vm->times, times);
+	while (vm->times.ready && (w = LIST_FIRST(&vm->ready_waiters))) {
+		vm_wait_cancel(w);
+		w->fn(w->arg, vm);
+	}
+}
+
 static int on_reply(struct vm *vm, const struct msg *m)
 {
 	struct vm_call *c;
@@ -298,7 +309,7 @@ static int on_reply(struct vm *vm, const struct msg *m)
 			break;
 	if (!c || mv_state_load(&msg_reply_table, m->body, m->body_len, &reply, &e))
 		return -EPROTO;
-	merge_times(&vm->times, &reply.times);
+	note_times(vm, &reply.times);
 	if (c->type == MSG_SNAPSHOT || c->type == MSG_FORK)
 		layers_freeze_end(vm, reply.layers_frozen);
 	if (!reply.code) {
@@ -326,7 +337,7 @@ static int on_event(struct vm *vm, const struct msg *m)
 	if ((vm->from_snapshot[0] || vm->forked_from[0]) && !vm->times.first_io &&
 	    event.times.first_io > vm->requested_ns)
 		metrics_observe(M_CLONE_FIRST_IO, event.times.first_io - vm->requested_ns);
-	merge_times(&vm->times, &event.times);
+	note_times(vm, &event.times);
 	if (vm->exit_told)
 		return 0;
 	if (event.state != VM_EXITED) {
@@ -525,6 +536,12 @@ void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg)
 {
 	*w = (struct vm_waiter){ .fn = fn, .arg = arg, .waiting = true };
 	LIST_INSERT_HEAD(&vm->waiters, w, link);
+}
+
+void vm_wait_ready(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg)
+{
+	*w = (struct vm_waiter){ .fn = fn, .arg = arg, .waiting = true };
+	LIST_INSERT_HEAD(&vm->ready_waiters, w, link);
 }
 
 void vm_wait_cancel(struct vm_waiter *w)

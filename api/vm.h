@@ -87,7 +87,7 @@ struct vm {
 	LIST_HEAD(, usernet) user_nets; // usernet.c
 	char *metadata;                 // for the guest (metadata.c); NULL: an empty object
 	struct vm_calls calls;
-	LIST_HEAD(, vm_waiter) waiters;
+	LIST_HEAD(, vm_waiter) waiters, ready_waiters;
 };
 
 // Once per server, before any VM: the time-outs of calls. 0 or -errno.
@@ -127,7 +127,8 @@ void vm_reap_strays(struct server *s);
 
 // fn is called once when the process is gone (later, also when it is gone already: don't).
 void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg);
-void vm_wait_cancel(struct vm_waiter *w); // idempotent
+void vm_wait_ready(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg); // likewise
+void vm_wait_cancel(struct vm_waiter *w);                                         // idempotent
 
 // A user network came up or failed to: answers the boot or restore that waits for it.
 void vm_setup_check(struct vm *vm);

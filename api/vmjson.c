@@ -100,6 +100,14 @@ static const struct js_field cpu_fields[] = {
 };
 static DEFINE_JS(cpu_table, cpu_fields);
 
+static const struct js_field ready_fields[] = {
+	F_TEXT(struct vmcfg_ready, console, "console", JS_STR, JS_OMIT_EMPTY,
+	       "a text of up to 128 bytes that the guest writes to its serial port"),
+	F_UINT(struct vmcfg_ready, vsock_port, "vsock_port", JS_OMIT_EMPTY, 1, UINT32_MAX - 1,
+	       "a port of the host (CID 2) that the guest opens a stream to"),
+};
+static DEFINE_JS(ready_table, ready_fields);
+
 #define CONFIG_FIELDS(s, cfg)                                                                      \
 	F_TEXT(s, cfg name, "name", JS_NAME, JS_REQUIRED, "1 to 64 of A-Z a-z 0-9 _ . -"),         \
 	F_UINT(s, cfg vcpus, "vcpus", 0, 1, VMCFG_MAX_VCPUS, "default 1"),                         \
@@ -118,6 +126,8 @@ static DEFINE_JS(cpu_table, cpu_fields);
 	  .size = sizeof(struct vmcfg_cpu), PRESENT(s, cfg cpu.present), .doc = "default: as the host's" }, \
 	F_BOOL(s, cfg track_dirty, "track_dirty",                                                  \
 	       "note what the guest writes, for incremental snapshots; default false"),            \
+	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(s, cfg ready), .sub = &ready_table,     \
+	  .size = sizeof(struct vmcfg_ready), PRESENT(s, cfg ready.present), .doc = "default: none" }, \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
 
 // --- a VM's life and limits -------------------------------------------------------------
@@ -214,6 +224,10 @@ static const struct js_field clone_spec_fields[] = {
 	POLICY_FIELDS(struct clone_spec, policy.),
 	{ .name = "metadata", .type = JS_ANY, .offset = MV_OFF(struct clone_spec, metadata),
 	  .size = sizeof(char *), .max = METADATA_MAX, .doc = "any object; default: empty" },
+	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, ready),
+	  .size = sizeof(struct vmcfg_ready), .sub = &ready_table,
+	  PRESENT(struct clone_spec, ready.present),
+	  .doc = "instead of the snapshot's; {}: none; default: the snapshot's" },
 };
 static DEFINE_JS(clone_spec_table, clone_spec_fields);
 
@@ -459,6 +473,10 @@ int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vm
 		r = override_drive(c, &s->drive[i], err);
 	if (!r && s->has_vsock)
 		r = override_vsock(c, &s->vsock, err);
+	if (s->ready.present) {
+		c->ready = s->ready;
+		c->ready.present = s->ready.console[0] || s->ready.vsock_port;
+	}
 	if (!r)
 		r = check(c, err); // the snapshot's own name is a good one, too
 	if (!r && !s->name[0])

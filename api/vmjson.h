@@ -44,6 +44,7 @@ struct clone_spec {                        // all zero: a plain clone
 	struct clone_drive drive[VMCFG_MAX_DRIVES];
 	struct clone_vsock vsock;
 	char *metadata; // likewise
+	struct vmcfg_ready ready; // both empty: none
 	uint32_t n_nets, n_drives;
 	bool has_vsock;
 	struct vm_policy policy; // what it has goes before the body's

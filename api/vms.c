@@ -158,7 +158,10 @@ js *vm_json(const struct vm *vm)
 	put_us(t, "running", vm->times.running, vm->requested_ns);
 	put_us(t, "first_exit", vm->times.first_exit, vm->requested_ns);
 	put_us(t, "first_io", vm->times.first_io, vm->requested_ns);
+	put_us(t, "ready", vm->times.ready, vm->requested_ns);
 	js_put(o, "timing_us", t);
+	if (vm->cfg.ready.present)
+		js_put_bool(o, "ready", vm->times.ready);
 	// Where timing_us counts from, for clients that compare it with a clock of their own.
 	js_put_uint(o, "timing_zero_ns", vm->requested_ns);
 	js_put(o, "lifetime", lifetime_json(vm));

@@ -57,5 +57,9 @@ void vio_vsock_set_metadata(struct vio_dev *d, const void *bytes, uint32_t len);
 int vio_vsock_claim(struct vio_dev *d, uint32_t guest_cid, int listen_fd, const char *path,
 		    struct mv_err *err);
 
+// Calls fn when the guest asks for a stream to this port of the host, and goes on as always:
+// served by who listens at "<path>_<port>", else reset. One port per device; loop's lock held.
+void vio_vsock_watch_port(struct vio_dev *d, uint32_t port, void (*fn)(void *arg), void *arg);
+
 // virtio-rng (section 5.4), from getrandom(2).
 int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);

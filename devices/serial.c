@@ -116,7 +116,7 @@ static void transmit(struct serial *s, uint8_t byte)
 	} else {
 		s->out[s->out_total++ % CONSOLE_RING_BYTES] = byte;
 		if (s->on_output)
-			s->on_output(s->on_output_arg);
+			s->on_output(s->on_output_arg, byte);
 	}
 	s->thr_ipending = true; // sent at once, so empty again
 	raise_irq(s);

@@ -23,7 +23,7 @@ struct serial {
 	int irq_fd;   // eventfd wired to IRQ 4, edge
 	uint8_t *out; // ring of the last output
 	uint64_t out_total;
-	void (*on_output)(void *arg); // optional
+	void (*on_output)(void *arg, uint8_t byte); // optional; each byte, in the vCPU's thread
 	void *on_output_arg;
 };
 

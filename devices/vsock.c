@@ -320,3 +320,11 @@ int vio_vsock_new(struct gmem *mem, struct mv_loop *loop, uint32_t guest_cid, in
 	*ret_dev = &MV_TAKE(v)->dev;
 	return 0;
 }
+
+void vio_vsock_watch_port(struct vio_dev *d, uint32_t port, void (*fn)(void *arg), void *arg)
+{
+	struct vio_vsock *v = MV_CONTAINER(d, struct vio_vsock, dev);
+	v->watched_port = port;
+	v->on_watched = fn;
+	v->on_watched_arg = arg;
+}

@@ -89,6 +89,9 @@ struct vio_vsock {
 	const void *metadata;
 	uint32_t n_metadata; // bytes
 	unsigned n_metadata_conns;
+	uint32_t watched_port; // of the host; on_watched is called when the guest asks for it
+	void (*on_watched)(void *arg);
+	void *on_watched_arg;
 	unsigned n_conns;
 	TAILQ_HEAD(, vsock_conn)
 	all, sending; // sending: may have a packet for the guest

@@ -239,6 +239,8 @@ void vsock_connect(struct vio_vsock *v, const struct vsock_header *h)
 {
 	uint32_t host_port = le32_get(h->dst_port), guest_port = le32_get(h->src_port);
 	bool metadata = host_port == VSOCK_METADATA_PORT;
+	if (v->on_watched && host_port == v->watched_port)
+		v->on_watched(v->on_watched_arg);
 	int fd = metadata ? open_metadata(v) : connect_host(v, host_port);
 	struct vsock_conn *c = fd < 0 ? NULL : conn_new(v, fd, CONN_OPEN);
 	if (!c) {

@@ -87,11 +87,13 @@ static void answer_readers(struct control *c)
 
 static void on_timer(void *arg) { answer_readers(arg); }
 
-// Runs in a vCPU's thread, lock held: only a timer is set, by the first byte. A guest that
-// never stops printing must not put it off.
-static void on_output(void *arg)
+// Runs in a vCPU's thread, lock held: the marker is looked for, and a timer is set by the first byte. A guest
+// that never stops printing must not put it off.
+static void on_output(void *arg, uint8_t byte)
 {
 	struct control *c = arg;
+	if (ready_text_byte(&c->vm->ready_text, byte))
+		vm_ready(c->vm);
 	if (c->gathering)
 		return;
 	for (int i = 0; i < CONTROL_READERS; i++)

@@ -24,6 +24,7 @@ static void on_notify(void *arg, uint32_t events)
 	struct vm *vm = arg;
 	uint64_t n;
 	(void)events;
+	bool ready = vm->times.ready && !vm->ready_told;
 	if (read(vm->notify_fd, &n, sizeof n) < 0)
 		return;
 	vcpu_times(vm);
@@ -34,8 +35,9 @@ static void on_notify(void *arg, uint32_t events)
 		vm->state = VM_EXITED;
 		vm->io_told = vm->io_seen;
 		vm->on_change(vm);
-	} else if (vm->io_seen && !vm->io_told) {
-		vm->io_told = true;
+	} else if (ready || (vm->io_seen && !vm->io_told)) {
+		vm->io_told = vm->io_seen;
+		vm->ready_told = vm->times.ready;
 		vm->on_change(vm);
 	}
 }
@@ -56,15 +58,28 @@ int vm_init(struct vm *vm, struct mv_err *err)
 	return r ? mv_fail(err, -r, "cannot set up the event loop: %s", strerror(-r)) : 0;
 }
 
-void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail)
+static void notify(struct vm *vm)
 {
 	uint64_t one = 1;
+	ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
+	(void)ignored;
+}
+
+void vm_ready(struct vm *vm)
+{
+	if (vm->times.ready)
+		return;
+	vm->times.ready = mv_now_ns();
+	notify(vm);
+}
+
+void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail)
+{
 	if (vm->exit_reason != VM_EXIT_NONE)
 		return;
 	__atomic_store_n(&vm->exit_reason, reason, __ATOMIC_RELAXED); // vCPU threads look without the lock
 	snprintf(vm->exit_detail, sizeof vm->exit_detail, "%s", detail);
-	ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
-	(void)ignored;
+	notify(vm);
 }
 
 void vm_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_write)
@@ -137,6 +152,8 @@ int vm_set_metadata(struct vm *vm, const uint8_t *bytes, uint32_t len, struct mv
 	return 0;
 }
 
+static void on_ready_port(void *arg) { vm_ready(arg); }
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
@@ -158,6 +175,8 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	if (!r && c->vsock.present) {
 		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock), c->vsock.path, &d,
 				  err);
+		if (!r && c->ready.vsock_port)
+			vio_vsock_watch_port(d, c->ready.vsock_port, on_ready_port, vm);
 		r = r ? mv_wrap(err, "vsock") : add_device(vm, d, err);
 		give_metadata(vm);
 	}
@@ -218,6 +237,7 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	if (r)
 		return r;
 	vm->cfg = *cfg;
+	ready_text_init(&vm->ready_text, cfg->ready.console);
 	vm->kvm_fd = MV_TAKE_FD(f->kvm);
 	if (vm->vm_fd < 0) // else it was made in advance
 		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);

@@ -25,6 +25,7 @@
 #include "microvm/base/ring.h"
 #include "microvm/base/vmcfg.h"
 #include "microvm/dirty.h"
+#include "microvm/ready.h"
 
 #define VM_MAX_DEVICES 16
 
@@ -73,6 +74,8 @@ struct vm {
 	bool io_seen, io_told;
 	bool shell;                 // restored in advance, not yet claimed
 	const struct vm_seed *seed; // of a forked process: memory and state are there (zygote.h)
+	struct ready_text ready_text; // of cfg.ready.console
+	bool ready_told;
 	// Lazily loaded memory; uffd_fd -1: it is not. Kept until the process ends (lazy.h).
 	int uffd_fd;
 	bool lazy;                                                  // asked for
@@ -113,6 +116,9 @@ uint64_t vm_activity(const struct vm *vm);
 
 // From a vCPU thread or the loop, lock held: the VM is to end for this reason (the first counts).
 void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail);
+
+// The guest says that it is ready for work: the first time counts. From any thread, lock held.
+void vm_ready(struct vm *vm);
 
 // Stops the vCPU threads and frees everything; idempotent. No lock held.
 void vm_fini(struct vm *vm);

@@ -13,6 +13,7 @@ static const struct mv_field times_fields[] = {
 	MV_INT(struct msg_times, running, 5, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct msg_times, first_exit, 6, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct msg_times, first_io, 7, MV_U64, 0, UINT64_MAX),
+	MV_OPT_INT(struct msg_times, ready, 8, MV_U64, 0, UINT64_MAX),
 };
 static MV_DEFINE_TABLE(times_table, struct msg_times, times_fields);
 

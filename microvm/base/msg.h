@@ -132,6 +132,7 @@ struct msg_times {
 	uint64_t running;       // told to run; in later messages: just before the first KVM_RUN
 	uint64_t first_exit;    // first return of KVM_RUN to user space
 	uint64_t first_io;      // guest's first port or MMIO access
+	uint64_t ready;         // it said that it is ready for work (struct vmcfg_ready)
 };
 
 struct msg_reply {

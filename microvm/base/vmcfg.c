@@ -62,6 +62,13 @@ static const struct mv_field cpu_fields[] = {
 };
 static MV_DEFINE_TABLE(cpu_table, struct vmcfg_cpu, cpu_fields);
 
+static const struct mv_field ready_fields[] = {
+	MV_FLAG(struct vmcfg_ready, present, 1),
+	MV_OPT_STRING(struct vmcfg_ready, console, 2),
+	MV_OPT_INT(struct vmcfg_ready, vsock_port, 3, MV_U32, 0, UINT32_MAX - 1),
+};
+static MV_DEFINE_TABLE(ready_table, struct vmcfg_ready, ready_fields);
+
 static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, name, 1),
 	MV_STRING(struct vmcfg, id, 2),
@@ -78,6 +85,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_INT(struct vmcfg, boot, 13, MV_U32, VMCFG_BOOT_AUTO, VMCFG_BOOT_LINUX64),
 	MV_OPT_SUB(struct vmcfg, cpu, MV_TAG_SKIP + 14, cpu_table), // its effect is in the saved vCPUs
 	MV_OPT_FLAG(struct vmcfg, track_dirty, MV_TAG_SKIP + 15),
+	MV_OPT_SUB(struct vmcfg, ready, MV_TAG_SKIP + 16, ready_table),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -187,6 +195,10 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	}
 	if (c->vsock.present && c->vsock.cid < 3)
 		return mv_fail(err, EINVAL, "vsock: cid must be 3 or more (0 to 2 are reserved)");
+	if (c->ready.present && !c->ready.console[0] && !c->ready.vsock_port)
+		return mv_fail(err, EINVAL, "ready: give console, vsock_port, or both");
+	if (c->ready.vsock_port && !c->vsock.present)
+		return mv_fail(err, EINVAL, "ready: vsock_port needs a vsock device");
 	return 0;
 }
 

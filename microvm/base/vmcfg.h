@@ -84,6 +84,15 @@ struct vmcfg_cpu {
 };
 extern const char *const vmcfg_cpu_templates[]; // their names, ended by NULL
 
+// How a guest says that it is ready for work: a text on its console, a vsock stream that it
+// opens to a port of the host, or whichever comes first.
+#define VMCFG_MARKER_LEN 129
+struct vmcfg_ready {
+	bool present;
+	char console[VMCFG_MARKER_LEN]; // empty: not by the console
+	uint32_t vsock_port;            // 0: not by vsock
+};
+
 struct vmcfg {
 	char name[VMCFG_NAME_LEN];
 	char id[MV_UUID_LEN];
@@ -102,6 +111,7 @@ struct vmcfg {
 	bool rng;
 	bool track_dirty; // note what the guest writes, for incremental snapshots
 	struct vmcfg_cpu cpu;
+	struct vmcfg_ready ready;
 };
 
 extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table;

@@ -324,6 +324,32 @@ static void test_from_guest(void **state)
 	close(fd);
 }
 
+static void count_up(void *arg) { ++*(unsigned *)arg; }
+
+// The guest's request is told before it is served or reset.
+static void test_a_watched_port(void **state)
+{
+	struct fixture *f = *state;
+	unsigned told = 0;
+	vio_vsock_watch_port(f->d, 53, count_up, &told);
+	send_op(f, 1000, 52, OP_REQUEST, 0, 0); // another port
+	expect(f, OP_RST);
+	assert_int_equal(told, 0);
+	struct vsock_header h = packet(1001, 53, OP_REQUEST, 0);
+	h.dst_cid = le64_make(7); // not the host
+	transmit(f, &h, 0);
+	send_op(f, 1001, 53, OP_RW, 0, 0); // no request
+	expect(f, OP_RST);
+	assert_int_equal(told, 0);
+	send_op(f, 1001, 53, OP_REQUEST, 0, 0);
+	expect(f, OP_RST);
+	assert_int_equal(told, 1);
+	vio_vsock_watch_port(f->d, 52, count_up, &told);
+	int fd = open_from_guest(f, 1002); // served as always
+	assert_int_equal(told, 2);
+	close(fd);
+}
+
 static void test_half_close(void **state)
 {
 	struct fixture *f = *state;
@@ -731,6 +757,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_from_host, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bad_hellos, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_from_guest, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_a_watched_port, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_half_close, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_guest_credit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_host_stalls, set_up, tear_down),
