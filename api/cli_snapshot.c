@@ -219,6 +219,10 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets,
 				   "id tap socket user loopback forward mac", n);
+	if (c->record && n == 1)
+		js_put(o, "record", js_object());
+	if (c->no_populate)
+		js_put_bool(o, "populate", false);
 	if (!status && c->metadata) {
 		if (!(v = cli_json_file(c->metadata)))
 			return EXIT_USAGE;
@@ -328,7 +332,7 @@ static int clone_of(struct cli *c, const char *kind)
 	if (c->page_handler)
 		js_put_str(o, "page_handler", path);
 	status = cli_put_policy(c, o);
-	if (!status && (named || c->n_drives || c->n_nets || c->vsock)) {
+	if (!status && (named || c->n_drives || c->n_nets || c->vsock || c->record || c->no_populate)) {
 		js *list = js_list();
 		js_put(o, "clones", list);
 		for (unsigned i = 1; !status && i <= n; i++)

@@ -28,11 +28,13 @@ struct lazy {
 	char name[VMCFG_NAME_LEN], snapshot_id[MV_UUID_LEN];
 	struct store_chain files;
 	int memfd, clones_fd, status_fd; // clones_fd: the memfd, read-only
+	int working_set_fd;              // -1: none
 	const struct pager_status *status;
 	bool fill, complete, dropped;
 	bool served; // the pager has it or is to have it
 	unsigned n_clones;
-	LIST_HEAD(, lazy_waiter) waiters;
+	bool prefilled; // what the working set needs is there
+	struct lazy_waiters waiters, prefill_waiters;
 };
 
 struct lazy_clone {
@@ -101,6 +103,7 @@ void lazy_unref(struct lazy *t)
 	if (t->status)
 		munmap((void *)(uintptr_t)t->status, sizeof *t->status);
 	store_chain_close(&t->files);
+	mv_close(&t->working_set_fd);
 	mv_close(&t->memfd);
 	mv_close(&t->clones_fd);
 	mv_close(&t->status_fd);
@@ -148,6 +151,15 @@ static int make_status(struct lazy *t)
 	return 0;
 }
 
+static void give_working_set(const struct lazy *t)
+{
+	struct pager_working_set body = { { 0 } };
+	memcpy(body.snapshot_id, t->snapshot_id, sizeof body.snapshot_id);
+	if (t->working_set_fd >= 0)
+		pager_tell(t->s, PAGER_WORKING_SET, t->id, &pager_working_set_table, &body,
+			   &t->working_set_fd, 1);
+}
+
 static void give_template(struct lazy *t)
 {
 	struct pager_template body = { t->memory_bytes, t->fill, t->files.raw_base };
@@ -157,6 +169,7 @@ static void give_template(struct lazy *t)
 		pager_tell(t->s, PAGER_FILES, t->id, NULL, NULL, t->files.fd + at, n);
 	}
 	pager_tell(t->s, PAGER_TEMPLATE, t->id, &pager_template_table, &body, fds, 2);
+	give_working_set(t);
 }
 
 int lazy_new(struct server *s, const struct manifest *m, struct store_chain *files, bool fill,
@@ -174,12 +187,15 @@ int lazy_new(struct server *s, const struct manifest *m, struct store_chain *fil
 			    .id = ++s->lazy_last_id,
 			    .memory_bytes = (uint64_t)m->cfg.mem_mib << 20,
 			    .fill = fill,
+			    .prefilled = true,
+			    .working_set_fd = -1,
 			    .memfd = -1,
 			    .clones_fd = -1,
 			    .status_fd = -1 };
 	memcpy(t->name, m->name, sizeof t->name);
 	memcpy(t->snapshot_id, m->id, sizeof t->snapshot_id);
 	LIST_INIT(&t->waiters);
+	LIST_INIT(&t->prefill_waiters);
 	LIST_INSERT_HEAD(&s->lazy_templates, t, link);
 	r = make_memory(t);
 	r = r ? r : make_status(t);
@@ -194,6 +210,15 @@ int lazy_new(struct server *s, const struct manifest *m, struct store_chain *fil
 	return 0;
 }
 
+void lazy_prefill(struct lazy *t, int working_set_fd)
+{
+	if (t->complete || t->working_set_fd >= 0 || working_set_fd < 0)
+		return;
+	t->working_set_fd = fcntl(working_set_fd, F_DUPFD_CLOEXEC, 3);
+	t->prefilled = t->working_set_fd < 0;
+	give_working_set(t);
+}
+
 void lazy_fill(struct lazy *t)
 {
 	if (t->fill || t->complete)
@@ -206,15 +231,44 @@ bool lazy_is_complete(const struct lazy *t) { return t->complete; }
 
 bool lazy_must_be_complete(const struct server *s) { return !s->has_uffd; }
 
-static void end_waiters(struct lazy *t, bool complete)
+static void end_list(struct lazy *t, struct lazy_waiters *list, bool complete)
 {
 	struct lazy_waiter *w;
 	lazy_ref(t);
-	while ((w = LIST_FIRST(&t->waiters))) {
+	while ((w = LIST_FIRST(list))) {
 		LIST_REMOVE(w, link);
 		w->fn(w->arg, complete);
 	}
 	lazy_unref(t);
+}
+
+static void end_prefill(struct lazy *t)
+{
+	t->prefilled = true;
+	end_list(t, &t->prefill_waiters, t->complete);
+}
+
+static void end_waiters(struct lazy *t, bool complete) { end_list(t, &t->waiters, complete); }
+
+void lazy_wait_prefilled(struct lazy *t, struct lazy_waiter *w, void (*fn)(void *arg, bool complete),
+			 void *arg)
+{
+	if (t->prefilled || t->complete) {
+		fn(arg, t->complete);
+		return;
+	}
+	*w = (struct lazy_waiter){ .fn = fn, .arg = arg };
+	LIST_INSERT_HEAD(&t->prefill_waiters, w, link);
+}
+
+void lazy_prefilled(struct server *s, uint64_t template_id)
+{
+	struct lazy *t;
+	LIST_FOREACH (t, &s->lazy_templates, link)
+		if (t->id == template_id)
+			break;
+	if (t)
+		end_prefill(t);
 }
 
 void lazy_wait(struct lazy *t, struct lazy_waiter *w, void (*fn)(void *arg, bool complete), void *arg)
@@ -262,6 +316,7 @@ js *lazy_json(const struct lazy *t)
 	js_put_uint(o, "zero_faults", p->zero_faults);
 	js_put_uint(o, "fills", p->fills);
 	js_put_uint(o, "background_fills", p->background_fills);
+	js_put_uint(o, "prefills", p->prefills);
 	js_put_uint(o, "damaged", p->bad);
 	return o;
 }
@@ -428,13 +483,18 @@ void lazy_give_all(struct server *s)
 
 void lazy_no_pager(struct server *s)
 {
-	struct lazy *t;
+	struct lazy *t, *next;
 	struct lazy_clone *c;
 	LIST_FOREACH (c, &s->lazy_clones, link)
 		if (c->with_uffd)
 			end_clone(c, "its memory can't be loaded: there is no pager");
-	LIST_FOREACH (t, &s->lazy_templates, link)
+	for (t = LIST_FIRST(&s->lazy_templates); t; t = next) {
+		lazy_ref(t);
 		end_waiters(t, false);
+		end_prefill(t);
+		next = LIST_NEXT(t, link);
+		lazy_unref(t);
+	}
 }
 
 void lazy_fini(struct server *s)

@@ -33,18 +33,26 @@ int lazy_new(struct server *s, const struct manifest *m, struct store_chain *fil
 struct lazy *lazy_ref(struct lazy *t);
 void lazy_unref(struct lazy *t); // NULL is fine
 void lazy_fill(struct lazy *t);  // in the background from now on
+// The pages of the working set before all others; the first one that is given counts. fd -1:
+// none. Borrowed.
+void lazy_prefill(struct lazy *t, int working_set_fd);
 
 // No new clones from it: the snapshot was deleted, or the template is to go.
 bool lazy_drop(struct server *s, const char *name); // false: there was none
 
 // fn is called once: when it is complete, or now when it is already. Waiting starts the
 // background fill. Damaged chunks: never.
+LIST_HEAD(lazy_waiters, lazy_waiter);
 struct lazy_waiter {
 	LIST_ENTRY(lazy_waiter) link;
 	void (*fn)(void *arg, bool complete); // false: it can't become complete
 	void *arg;
 };
 void lazy_wait(struct lazy *t, struct lazy_waiter *w, void (*fn)(void *arg, bool complete), void *arg);
+
+// The same for its working set: when the pager has loaded what it can of it (now, without one).
+void lazy_wait_prefilled(struct lazy *t, struct lazy_waiter *w, void (*fn)(void *arg, bool complete),
+			 void *arg);
 
 bool lazy_is_complete(const struct lazy *t);
 bool lazy_must_be_complete(const struct server *s); // there is no userfaultfd here
@@ -65,6 +73,7 @@ void lazy_metrics(struct server *s);      // sets the metrics of templates and t
 bool lazy_needs_pager(const struct server *s);
 void lazy_give_all(struct server *s);
 void lazy_complete(struct server *s, uint64_t template_id);
+void lazy_prefilled(struct server *s, uint64_t template_id);
 void lazy_damaged(struct server *s, uint64_t template_id);
 void lazy_corrupt(struct server *s, uint64_t clone_id, uint64_t chunk);
 void lazy_no_pager(struct server *s); // for good: what waits for pages is ended

@@ -22,6 +22,7 @@
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
 #include "api/prepare.h"
+#include "api/record.h"
 #include "api/routes.h"
 #include "api/spawn.h"
 #include "api/templates.h"
@@ -107,6 +108,7 @@ static js *item_json(const struct clone_item *it, uint64_t received_ns)
 	put_us(t, "ordered", vm->times.request, received_ns);
 	put_us(t, "running", vm->times.running, received_ns);
 	js_put(o, "timing_us", t);
+	record_json(o, vm);
 	return o;
 }
 
@@ -207,6 +209,22 @@ static int open_handler(const struct server *s, const char *path, struct vm_fds 
 	return vmfds_open_handler(path, &fds->handler, err);
 }
 
+// Recording sees what the guest touches, so nothing is loaded for it.
+static int add_working_set(struct vm *vm, const struct prepare *from, struct vm_fds *fds, struct api_err *err)
+{
+	if (vm->record.limit_ms && vm->page_handler[0])
+		return api_fail(err, API_INVALID_VALUE,
+				"record: what a page handler gave can't be told from what the guest wrote");
+	if (vm->record.limit_ms) {
+		if (fds->uffd < 0 && vm->srv->uffd_device_fd >= 0) // to see just the pages that are touched
+			fds->uffd = fcntl(vm->srv->uffd_device_fd, F_DUPFD_CLOEXEC, 3);
+		return record_begin(vm, &fds->record, err);
+	}
+	if (vm->populate && !vm->page_handler[0] && from->working_set_fd >= 0)
+		fds->working_set = fcntl(from->working_set_fd, F_DUPFD_CLOEXEC, 3);
+	return 0;
+}
+
 int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn *done, void *arg,
 		struct api_err *err)
 {
@@ -227,10 +245,11 @@ int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn 
 	} else {
 		fds.memory = fcntl(from->memory_fd, F_DUPFD_CLOEXEC, 3);
 	}
-	if (fds.state >= 0 && (fds.memory >= 0 || fds.handler >= 0))
+	r = add_working_set(vm, from, &fds, err);
+	if (!r && fds.state >= 0 && (fds.memory >= 0 || fds.handler >= 0))
 		return vm_launch(vm, MSG_RESTORE, run, &fds, done, arg, err);
 	ops_close_files(vm, &fds);
-	return api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
+	return r ? r : api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
 }
 
 static const char *handler_of(const struct clone_body *b, const struct clone_spec *spec)
@@ -283,6 +302,11 @@ static int start_cold(struct clone_item *it, struct api_err *err)
 {
 	struct clone_job *j = it->job;
 	int r = make_vm(it, &j->p->m.cfg, err);
+	if (!r && it->spec->has_record)
+		it->vm->record.limit_ms =
+			it->spec->record.limit_ms ? it->spec->record.limit_ms : RECORD_DEFAULT_MS;
+	if (!r)
+		it->vm->populate = it->spec->populate || !it->spec->has_populate;
 	if (!r)
 		memcpy(it->vm->page_handler, handler_of(&j->body, it->spec), sizeof it->vm->page_handler);
 	if (!r && (r = ops_restore(it->vm, j->p, j->body.run, on_restored, it, err)))
@@ -394,7 +418,8 @@ static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 	for (uint32_t i = 0; i < spec->n_nets; i++)
 		if (spec->net[i].has_socket || spec->net[i].user.present)
 			return false;
-	return !spec->n_drives && !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits &&
+	return !spec->ready.present && !spec->has_record && !spec->n_drives && !handler_of(&j->body, spec)[0] &&
+	       !j->body.policy.has_limits &&
 	       !spec->policy.has_limits && (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
@@ -415,6 +440,9 @@ static void on_forked(void *arg, struct vm_process *p, const struct api_err *err
 static int start_fork(struct clone_item *it, struct api_err *err)
 {
 	struct clone_job *j = it->job;
+	if (it->spec->has_record)
+		return api_fail(err, API_INVALID_VALUE,
+				"record: a working set is of a snapshot; a fork of a VM has none");
 	int r = make_vm(it, &j->parent_cfg, err);
 	if (r)
 		return r;
@@ -526,7 +554,7 @@ static struct clone_job *job_new(struct server *s, struct http_req *r)
 	j->req = r;
 	j->next_number = 1;
 	j->p = &j->own;
-	j->own.state_fd = j->own.memory_fd = -1;
+	j->own.state_fd = j->own.memory_fd = j->own.working_set_fd = -1;
 	if (!job_parse(j, r, &err))
 		return j;
 	fail_job(j, &err);

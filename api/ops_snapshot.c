@@ -15,10 +15,12 @@
 #include "api/ops_snapshot.h"
 #include "api/pool.h"
 #include "api/prepare.h"
+#include "api/record.h"
 #include "api/routes.h"
 #include "api/templates.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
+#include "snapshot/working_set.h"
 
 #define SNAPSHOT_TIMEOUT_MS 600000
 
@@ -350,6 +352,9 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 		js *o = manifest_json(s, &m);
 		put_chain(o, s, &m);
 		put_cpu(o, s, &m);
+		js *w = working_set_json(s, &m);
+		if (w)
+			js_put(o, "working_set", w);
 		const struct lazy *t = lazy_find(s, &m);
 		const struct pool *pool = pool_find(s, name);
 		if (t)
@@ -422,6 +427,26 @@ static void delete_done(struct worker_job *j)
 	free(o);
 }
 
+static void drop_set_run(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	o->result = ws_store_remove(&o->s->store, o->m.name, &o->err);
+}
+
+static void drop_set_done(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	struct api_err err;
+	if (o->result) {
+		snap_error(&err, &o->err, API_INTERNAL);
+		reply_err(o->req, &err);
+	} else {
+		store_index_forget(&o->s->index, o->m.name);
+		reply_empty(o->req);
+	}
+	free(o);
+}
+
 #define MAX_NAMED 3
 
 struct users {                 // VMs with a process that were cloned from a snapshot
@@ -464,6 +489,11 @@ static void by_worker(struct server *s, struct http_req *r, const char *name, bo
 void op_snap_verify(struct server *s, struct http_req *r, const char *name)
 {
 	by_worker(s, r, name, false, verify_run, verify_done);
+}
+
+void op_snap_drop_set(struct server *s, struct http_req *r, const char *name)
+{
+	by_worker(s, r, name, false, drop_set_run, drop_set_done);
 }
 
 void op_snap_delete(struct server *s, struct http_req *r, const char *name)

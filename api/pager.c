@@ -75,6 +75,8 @@ static void on_message(void *arg, uint32_t events)
 		return;
 	if (!r && m.type == PAGER_COMPLETE)
 		lazy_complete(s, m.id);
+	else if (!r && m.type == PAGER_PREFILLED)
+		lazy_prefilled(s, m.id);
 	else if (!r && m.type == PAGER_DAMAGED)
 		lazy_damaged(s, m.id);
 	else if (!r && m.type == PAGER_CORRUPT &&

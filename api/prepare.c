@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "api/prepare.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "api/ops_snapshot.h"
 #include "api/pager.h"
 #include "api/templates.h"
 #include "microvm/base/util.h"
+#include "snapshot/working_set.h"
 
 static bool is_lz4(const struct prepare *p)
 {
@@ -35,6 +37,14 @@ static void on_complete(void *arg, bool complete)
 	p->done(p, &err);
 }
 
+// As far as it can be loaded; a clone finds out what can't.
+static void on_prefilled(void *arg, bool complete)
+{
+	struct prepare *p = arg;
+	(void)complete;
+	p->done(p, NULL);
+}
+
 // A clone without a userfaultfd must find all of the memory.
 static void have_template(struct prepare *p)
 {
@@ -43,12 +53,13 @@ static void have_template(struct prepare *p)
 		fail(p, &e, API_INTERNAL);
 		return;
 	}
+	lazy_prefill(p->lazy, p->working_set_fd);
 	if (p->start_fill)
 		lazy_fill(p->lazy);
 	if (p->wait || lazy_must_be_complete(p->s))
 		lazy_wait(p->lazy, &p->waiter, on_complete, p);
 	else
-		p->done(p, NULL);
+		lazy_wait_prefilled(p->lazy, &p->waiter, on_prefilled, p);
 }
 
 // The other files were looked at by store_files().
@@ -130,7 +141,7 @@ void prepare_begin(struct prepare *p, struct server *s, const char *name, prepar
 {
 	p->s = s;
 	p->done = done;
-	p->state_fd = p->memory_fd = -1;
+	p->state_fd = p->memory_fd = p->working_set_fd = -1;
 	struct api_err err;
 	if (snap_name_check(name, &err)) {
 		done(p, &err);
@@ -141,6 +152,10 @@ void prepare_begin(struct prepare *p, struct server *s, const char *name, prepar
 		fail(p, &p->err, API_SNAPSHOT_CORRUPT);
 		return;
 	}
+	if (ws_store_open(&s->store, name, &p->working_set_fd, &p->err) == -ENOENT)
+		p->err.msg[0] = 0;
+	else if (p->working_set_fd < 0)
+		mv_log(MV_WARN, "%s; its clones load memory as they touch it", p->err.msg);
 	bool wants_template = is_lz4(p) && !p->no_memory;
 	const struct known_snapshot *known = wants_template ? NULL : template_get(s, &p->m);
 	struct lazy *t = wants_template ? lazy_find(s, &p->m) : NULL;
@@ -172,6 +187,7 @@ void prepare_fini(struct prepare *p)
 	mv_close(&p->state_fd);
 	mv_close(&p->memory_fd);
 	store_chain_close(&p->files);
+	mv_close(&p->working_set_fd);
 	cpu_report_fini(&p->cpu);
 	lazy_unref(p->lazy);
 	p->lazy = NULL;

@@ -41,6 +41,7 @@ const struct route api_routes[] = {
 	{ "POST", "/v1/snapshots/{name}/prepare", op_snap_prepare, { 0 }, "make its template" },
 	{ "DELETE", "/v1/snapshots/{name}/prepare", op_snap_unprepare, { 0 }, "free its template" },
 	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },
+	{ "DELETE", "/v1/snapshots/{name}/working-set", op_snap_drop_set, { 0 }, "forget its working set" },
 	{ "POST", "/v1/gc", op_gc, { 0 }, "remove leftovers of crashes" },
 	{ "GET", "/v1/events", op_events, { "since", "types", "follow" }, "what happened and happens" },
 	{ "GET", "/v1/metrics", op_metrics, { "per_vm" }, "counters, for Prometheus" },

@@ -109,9 +109,9 @@ static const struct command {
 	  "make its template, and a pool of clones to claim; --wait until all is there" },
 	{ "clone", 1,
 	  DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | BIT(O_PAGE_HANDLER) |
-		  POLICY,
+		  BIT(O_RECORD) | BIT(O_NO_POPULATE) | POLICY,
 	  cli_clone,
-	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--drive "
+	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--record | --no-populate] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...][,mac=MAC]]...\n"
 	  "         [--vsock path=SOCKET[,cid=N]] [--metadata FILE] [--page-handler SOCKET]\n" POLICY_USAGE

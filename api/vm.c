@@ -17,6 +17,7 @@
 #include "api/lifetime.h"
 #include "api/metadata.h"
 #include "api/metrics.h"
+#include "api/record.h"
 #include "api/spare.h"
 #include "api/spawn.h"
 #include "api/usernet.h"
@@ -64,7 +65,7 @@ struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
 	vm->refs = 1;
 	vm->cfg = *cfg;
 	vm->created_unix_ns = unix_ns();
-	vm->pidfd = vm->socket = vm->cgroup.fd = -1;
+	vm->pidfd = vm->socket = vm->cgroup.fd = vm->record.fd = -1;
 	LIST_INIT(&vm->calls);
 	LIST_INIT(&vm->user_nets);
 	LIST_INIT(&vm->waiters);
@@ -83,6 +84,7 @@ void vm_unref(struct vm *vm)
 	if (!vm || --vm->refs)
 		return;
 	lazy_clone_end(vm); // never got a process
+	mv_close(&vm->record.fd);
 	free(vm->console_tail);
 	free(vm->metadata);
 	free(vm);
@@ -374,6 +376,8 @@ static int receive(struct vm *vm)
 		return -EPROTO;
 	if (m.type == MSG_REPLY)
 		return on_reply(vm, &m);
+	if (m.type == MSG_RECORDED && m.id == 0)
+		return record_told(vm, &m);
 	return m.type == MSG_EVENT && m.id == 0 ? on_event(vm, &m) : -EPROTO;
 }
 
@@ -485,6 +489,7 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	mv_close(&vm->pidfd);
 	lazy_clone_end(vm);
 	tdelete(vm, &vm->srv->by_pid, by_pid);
+	record_drop(vm);
 	vm->pid = 0;
 	vm_reap_strays(vm->srv);
 	vm->srv->n_live--;
@@ -604,8 +609,10 @@ static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds
 	static struct msg_setup setup; // the loop's thread only
 	int list[VM_FDS_MAX];
 	setup = (struct msg_setup){
-		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell
+		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell,
+		.record_limit_ms = vm->record.limit_ms
 	};
+	memcpy(setup.snapshot_id, vm->from_snapshot_id, sizeof setup.snapshot_id);
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
 	int r = metadata_send_first(vm, err);
 	return r ? r

@@ -36,6 +36,13 @@ struct vm_waiter { // embedded in its owner
 
 struct usernet;
 
+struct vm_record { // of the snapshot's working set (record.c)
+	enum record_state { RECORD_NONE, RECORD_RUNNING, RECORD_DONE, RECORD_FAILED } state;
+	int fd; // the file, until its process has written it
+	uint32_t limit_ms; // 0: not to be recorded
+	char error[200];
+};
+
 struct vm {
 	struct server *srv;
 	unsigned refs;
@@ -86,6 +93,8 @@ struct vm {
 	bool corrupt;                   // was ended because its snapshot's memory is damaged
 	LIST_HEAD(, usernet) user_nets; // usernet.c
 	char *metadata;                 // for the guest (metadata.c); NULL: an empty object
+	struct vm_record record;
+	bool populate; // by the working set, before it runs
 	struct vm_calls calls;
 	LIST_HEAD(, vm_waiter) waiters, ready_waiters;
 };

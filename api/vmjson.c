@@ -213,6 +213,12 @@ static const struct js_field clone_vsock_fields[] = {
 };
 static DEFINE_JS(clone_vsock_table, clone_vsock_fields);
 
+static const struct js_field clone_record_fields[] = {
+	F_UINT(struct clone_record, limit_ms, "limit_ms", 0, 1, MSG_RECORD_MAX_MS,
+	       "ms of running after which the set is recorded, ready or not; default 10000"),
+};
+static DEFINE_JS(clone_record_table, clone_record_fields);
+
 static const struct js_field clone_spec_fields[] = {
 	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
 	F_TEXT(struct clone_spec, page_handler, "page_handler", JS_PATH, 0, "default: the request's"),
@@ -228,6 +234,12 @@ static const struct js_field clone_spec_fields[] = {
 	  .size = sizeof(struct vmcfg_ready), .sub = &ready_table,
 	  PRESENT(struct clone_spec, ready.present),
 	  .doc = "instead of the snapshot's; {}: none; default: the snapshot's" },
+	{ .name = "record", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, record),
+	  .size = sizeof(struct clone_record), .sub = &clone_record_table,
+	  PRESENT(struct clone_spec, has_record), .doc = "record the working set; default: no" },
+	{ .name = "populate", .type = JS_BOOL, .offset = MV_OFF(struct clone_spec, populate), .size = 1,
+	  PRESENT(struct clone_spec, has_populate),
+	  .doc = "load the working set's pages before it runs; default true, when there is one" },
 };
 static DEFINE_JS(clone_spec_table, clone_spec_fields);
 

@@ -45,8 +45,11 @@ struct clone_spec {                        // all zero: a plain clone
 	struct clone_vsock vsock;
 	char *metadata; // likewise
 	struct vmcfg_ready ready; // both empty: none
+	struct clone_record {
+		uint32_t limit_ms; // 0: the default
+	} record;
 	uint32_t n_nets, n_drives;
-	bool has_vsock;
+	bool has_vsock, has_record, populate, has_populate;
 	struct vm_policy policy; // what it has goes before the body's
 };
 struct clone_body {

@@ -9,6 +9,7 @@
 
 #include "api/events.h"
 #include "api/lifetime.h"
+#include "api/record.h"
 #include "api/vmjson.h"
 
 static int by_name(const void *a, const void *b)
@@ -162,6 +163,7 @@ js *vm_json(const struct vm *vm)
 	js_put(o, "timing_us", t);
 	if (vm->cfg.ready.present)
 		js_put_bool(o, "ready", vm->times.ready);
+	record_json(o, vm);
 	// Where timing_us counts from, for clients that compare it with a clock of their own.
 	js_put_uint(o, "timing_zero_ns", vm->requested_ns);
 	js_put(o, "lifetime", lifetime_json(vm));

@@ -31,7 +31,8 @@ int main(int argc, char **argv)
 		int (*run)(const struct bench_env *, struct bench_results *);
 	} parts[] = { { "boot", bench_boot }, { "restore", bench_restore }, { "freeze", bench_freeze },
 		      { "live", bench_live }, { "lazy", bench_lazy },       { "rest", bench_rest },
-		      { "pool", bench_pool } };
+		      { "pool", bench_pool },
+		      { "working-set", bench_working_set } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	const char *only = NULL;

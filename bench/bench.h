@@ -21,4 +21,5 @@ int bench_freeze(const struct bench_env *env, struct bench_results *res);  // fr
 int bench_live(const struct bench_env *env, struct bench_results *res);    // snapshot_live_*
 int bench_lazy(const struct bench_env *env, struct bench_results *res);    // compressed memory
 int bench_rest(const struct bench_env *env, struct bench_results *res);    // through the daemon
+int bench_working_set(const struct bench_env *env, struct bench_results *res); // ready_*
 int bench_pool(const struct bench_env *env, struct bench_results *res);    // clones made in advance, forks

@@ -55,6 +55,14 @@ static int on_lazy(struct vm *vm, const struct msg_lazy *lazy)
 	return msg_send(c->fd, MSG_LAZY, 0, &msg_lazy_table, lazy, &vm->uffd_fd, 1);
 }
 
+static void on_recorded(struct vm *vm, const struct msg_recorded *done)
+{
+	const struct control *c = vm->owner;
+	int r = msg_send(c->fd, MSG_RECORDED, 0, &msg_recorded_table, done, NULL, 0);
+	if (r)
+		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));
+}
+
 static void answer_reader(struct control *c, struct console_reader *rd)
 {
 	MV_FREE struct msg_reply *r = calloc(1, sizeof *r);
@@ -179,6 +187,8 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	c->used = true;
 	c->vm->times.request = mv_now_ns();
 	c->vm->lazy = m->type == MSG_RESTORE && (s->lazy || fds.handler >= 0);
+	c->vm->record.limit_ms = s->record_limit_ms;
+	memcpy(c->vm->snapshot_id, s->snapshot_id, sizeof s->snapshot_id);
 	// A device that waits for a page can't see the daemon go: the pager has then gone with it, and
 	// a page handler may be dead as well.
 	if (c->vm->lazy)
@@ -367,6 +377,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 	vm->owner = c;
 	vm->on_change = on_change;
 	vm->on_lazy = on_lazy;
+	vm->on_recorded = on_recorded;
 	vm->times.process_start = process_start_ns;
 	int r = mv_timer_init(&vm->loop, &c->timer, on_timer, c);
 	if (!r)

@@ -38,6 +38,25 @@ static int open_uffd(int device_fd)
 	return fd >= 0 ? fd : (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 }
 
+int lazy_exact(const struct gmem *m, int device_fd, int *ret_uffd)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = LAZY_EXACT };
+	MV_FD fd = open_uffd(device_fd);
+	if (fd < 0)
+		return -errno;
+	if (ioctl(fd, UFFDIO_API, &api))
+		return errno == EINVAL ? -ENOTSUP : -errno;
+	for (unsigned i = 0; i < m->n_regions; i++) {
+		struct uffdio_register reg = { .range = { (uintptr_t)m->region[i].hva,
+							  m->region[i].size_bytes },
+					       .mode = UFFDIO_REGISTER_MODE_WP };
+		if (ioctl(fd, UFFDIO_REGISTER, &reg))
+			return -errno;
+	}
+	*ret_uffd = MV_TAKE_FD(fd);
+	return 0;
+}
+
 int lazy_register(const struct gmem *m, int device_fd, uint64_t features, int *ret_uffd,
 		  struct msg_lazy *ret_lazy, struct mv_err *err)
 {
@@ -51,6 +70,7 @@ int lazy_register(const struct gmem *m, int device_fd, uint64_t features, int *r
 		const struct gmem_region *r = &m->region[i];
 		struct uffdio_register reg = { .range = { (uintptr_t)r->hva, r->size_bytes },
 					       .mode = UFFDIO_REGISTER_MODE_MISSING };
+		reg.mode |= features == LAZY_EXACT ? UFFDIO_REGISTER_MODE_WP : 0;
 		if (ioctl(fd, UFFDIO_REGISTER, &reg))
 			return mv_fail(err, errno, "userfaultfd can't watch guest memory: %s",
 				       strerror(errno));

@@ -12,11 +12,21 @@
 #include "microvm/base/log.h"
 #include "microvm/kvm.h"
 #include "microvm/lazy.h"
+#include "microvm/populate.h"
 #include "microvm/save.h"
 #include "microvm/vcpu.h"
 #include "microvm/zygote.h"
 
 #define RING_ENTRIES 256
+
+static void end_record(struct vm *vm)
+{
+	struct msg_recorded done;
+	if (record_take(&vm->record, &vm->mem, &done))
+		vm->on_recorded(vm, &done);
+}
+
+static void on_record_limit(void *arg) { end_record(arg); }
 
 // vCPU threads wake the loop through notify_fd; here their news is acted on.
 static void on_notify(void *arg, uint32_t events)
@@ -33,12 +43,15 @@ static void on_notify(void *arg, uint32_t events)
 		for (unsigned i = 0; i < vm->n_devs; i++)
 			vio_quiesce(vm->dev[i]);
 		vm->state = VM_EXITED;
+		record_fini(&vm->record);
 		vm->io_told = vm->io_seen;
 		vm->on_change(vm);
 	} else if (ready || (vm->io_seen && !vm->io_told)) {
 		vm->io_told = vm->io_seen;
 		vm->ready_told = vm->times.ready;
 		vm->on_change(vm);
+		if (ready)
+			end_record(vm);
 	}
 }
 
@@ -47,6 +60,7 @@ int vm_init(struct vm *vm, struct mv_err *err)
 	memset(vm, 0, sizeof *vm);
 	vm->kvm_fd = vm->vm_fd = vm->notify_fd = vm->serial.irq_fd = vm->uffd_fd = -1;
 	pthread_mutex_init(&vm->run_lock, NULL);
+	vm->record.fd = vm->record.uffd_fd = -1;
 	pthread_cond_init(&vm->changed, NULL);
 	int r = mv_loop_init(&vm->loop);
 	if (!r) {
@@ -205,7 +219,11 @@ static int watch_memory(struct vm *vm, const struct vm_fds *f, struct mv_err *er
 	struct msg_lazy lazy;
 	if (f->handler >= 0)
 		return lazy_register_with_handler(&vm->mem, f->uffd, f->handler, &vm->uffd_fd, err);
-	int r = lazy_register(&vm->mem, f->uffd, 0, &vm->uffd_fd, &lazy, err);
+	int r = -EINVAL;
+	if (f->record >= 0)
+		r = lazy_register(&vm->mem, f->uffd, LAZY_EXACT, &vm->uffd_fd, &lazy, err);
+	if (r == -EINVAL)
+		r = lazy_register(&vm->mem, f->uffd, 0, &vm->uffd_fd, &lazy, err);
 	if (!r && (r = vm->on_lazy(vm, &lazy)))
 		mv_fail(err, -r, "cannot give the userfaultfd away: %s", strerror(-r));
 	return r;
@@ -243,8 +261,10 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
 	if (vm->vm_fd < 0)
 		return -err->code;
-	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f, err))) ||
-	    (r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, memory_fd >= 0, err)) ||
+	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f, err))))
+		return r;
+	record_prepare(&vm->record, MV_TAKE_FD(f->record), &vm->mem, vm->lazy, f->uffd);
+	if ((r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, memory_fd >= 0, err)) ||
 	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, cfg->track_dirty, err)) || (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)
@@ -297,6 +317,8 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct 
 		r = saved_vm_read(f->state, cfg, &saved, err);
 	if (!r)
 		r = make_machine(vm, cfg, f, f->memory, err);
+	if (!r && f->working_set >= 0)
+		populate(&vm->mem, f->working_set, vm->snapshot_id, vm->lazy);
 	if (!r)
 		r = saved_vm_load(vm, &saved, err);
 	if (!r)
@@ -346,6 +368,7 @@ int vm_run(struct vm *vm, struct mv_err *err)
 	// the scheduler lets the guest run first, for a millisecond. The thread corrects this.
 	if (!vm->times.running)
 		vm->times.running = mv_now_ns();
+	record_start(&vm->record, &vm->loop, on_record_limit, vm);
 	vcpus_run(vm);
 	return 0;
 }
@@ -409,6 +432,7 @@ void vm_fini(struct vm *vm)
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		vcpu_close(&vm->vcpu[i]);
 	vm->n_vcpus = 0;
+	record_fini(&vm->record);
 	mv_close(&vm->vm_fd);
 	mv_close(&vm->kvm_fd);
 	dirty_fini(&vm->dirty, &vm->mem);

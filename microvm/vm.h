@@ -26,6 +26,7 @@
 #include "microvm/base/vmcfg.h"
 #include "microvm/dirty.h"
 #include "microvm/ready.h"
+#include "microvm/record.h"
 
 #define VM_MAX_DEVICES 16
 
@@ -82,6 +83,9 @@ struct vm {
 	int (*on_lazy)(struct vm *vm, const struct msg_lazy *lazy); // gives the userfaultfd away
 	uint8_t *metadata; // for the guest, by vsock; NULL: an empty object
 	uint32_t n_metadata;
+	char snapshot_id[MV_UUID_LEN];                              // restored from; for its working set
+	struct record record;
+	void (*on_recorded)(struct vm *vm, const struct msg_recorded *done); // called by the loop, lock held
 	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held
 	void *owner;
 };

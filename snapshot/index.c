@@ -107,3 +107,11 @@ void store_index_free(struct store_index *x)
 	free_entries(x);
 	*x = (struct store_index){ 0 };
 }
+
+void store_index_forget(struct store_index *x, const char *name)
+{
+	for (size_t i = 0; i < x->n; i++)
+		if (!strcmp(x->list[i].name, name))
+			x->list[i].inode = 0;
+	x->folder_ns = 0;
+}

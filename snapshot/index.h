@@ -23,4 +23,6 @@ struct store_index { // zero-initialised: empty
 
 // 0, or -errno with the index as it was.
 int store_index_refresh(struct store_index *x, struct store *s);
+// Its files changed: what they take is looked at again.
+void store_index_forget(struct store_index *x, const char *name);
 void store_index_free(struct store_index *x);

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Theory of operation. One epoll set: the daemon's socket and the clones' userfaultfds.
-// Faults go first; when there were none for IDLE_MS, templates are filled in the background, a
-// chunk at a time. Nothing is allocated but for new templates and clones.
+// Faults go first. Between two looks at the descriptors one piece of other work is done, in
+// this order: the working set of a new template; zeros of the working set for a new clone; what
+// lies ahead of a clone that goes in sequence; and, when there were no faults for IDLE_MS,
+// the rest of a template. Nothing is allocated but for new templates and clones.
+//
+// Of a chunk that the working set needs in part only those pages are written: what costs is
+// mostly the memory. It does not count as filled, so a fault writes it again as a whole, with
+// the same bytes.
 //
 // What a clone sends is hostile (its process may be taken over): addresses outside the
 // ranges it registered are ignored, its userfaultfd is only read without waiting, and what is
@@ -23,14 +29,19 @@
 #include "microvm/base/util.h"
 #include "snapshot/chain.h"
 #include "snapshot/uffd.h"
+#include "snapshot/working_set.h"
 
 enum {
 	PAGE = 4096,
 	IDLE_MS = 5,
-	EVENTS = 64,     // of epoll at a time
-	MESSAGES = 16,   // of one clone at a time, so that none keeps the others waiting
-	AHEAD = 2,       // chunks filled behind one that was touched in sequence
+	EVENTS = 64,   // of epoll at a time
+	MESSAGES = 16, // of one clone at a time, so that none keeps the others waiting
+	MIN_AHEAD = 2, // chunks filled behind one that was touched in sequence; doubled each time
+	MAX_AHEAD = 32,
 	ZERO_TRIES = 64, // steps over the pages of one chunk
+	CHUNK_PAGES = CHUNK_BYTES / PAGE,
+	WS_STEPS = 1024, // chunks of a working set looked at between two looks at the descriptors
+	WS_ZEROS = 64,   // of them, mapped as zeros
 };
 
 struct template
@@ -42,10 +53,16 @@ struct template
 	unsigned n_files;
 	struct pager_status *status;
 	size_t status_bytes;
-	uint8_t *filled, *bad; // bit maps; filled is in the status memfd
-	uint64_t sweep;        // of the background
-	uint64_t last;         // chunk that was needed
+	uint8_t *filled, *bad;     // bit maps; filled is in the status memfd
+	uint64_t sweep;            // of the background
+	uint64_t ahead, ahead_end; // chunks that a clone will probably want
 	bool fill, told;
+	struct working_set set;
+	struct ws_position {
+		uint32_t extent;
+		uint32_t page; // of the extent
+	} prefill;
+	bool prefilling;
 };
 
 struct clone {
@@ -54,10 +71,16 @@ struct clone {
 	struct template *template;
 	struct msg_lazy lazy;
 	int uffd;
+	uint64_t last;            // chunk that was needed
+	unsigned n_ahead;         // chunks that were filled behind it
+	struct ws_position zeros; // of the template's set; what comes before it is mapped
+	bool zeroing;
 };
 
 static struct pager {
 	int socket, epoll_fd;
+	unsigned n_zeroing;     // clones
+	struct template *ahead; // has chunks to fill ahead, or had
 	LIST_HEAD(, template) templates;
 	LIST_HEAD(, clone) clones;
 	uint64_t last_fault_ns;
@@ -87,12 +110,9 @@ static void check_complete(struct template *t)
 	tell(PAGER_COMPLETE, t->id, NULL, NULL);
 }
 
-// 0: the chunk is in the memfd. -EBADMSG: it is damaged or can't be read. -EAGAIN: no
-// memory for it now.
-static int fill(struct template *t, uint64_t i, bool background)
+// Decodes into p.chunk. -EBADMSG: it is damaged or can't be read.
+static int decode(struct template *t, uint64_t i)
 {
-	if (bit(t->filled, i))
-		return 0;
 	int r = bit(t->bad, i) ? -EBADMSG : chain_read(&t->chain, i, p.scratch, p.chunk);
 	if (r) {
 		if (!bit(t->bad, i)) {
@@ -104,11 +124,27 @@ static int fill(struct template *t, uint64_t i, bool background)
 		}
 		return -EBADMSG;
 	}
-	r = mv_pwrite_full(t->memfd, p.chunk, chain_len(&t->chain, i), i * CHUNK_BYTES);
-	if (r) {
+	return 0;
+}
+
+// Writes a part of p.chunk. -EAGAIN: no memory for it now.
+static int put(struct template *t, uint64_t i, uint32_t from, uint32_t to)
+{
+	int r = mv_pwrite_full(t->memfd, p.chunk + from, to - from, i * CHUNK_BYTES + from);
+	if (r)
 		mv_log_limited(MV_ERROR, "can't fill memory: %s", strerror(-r));
-		return -EAGAIN;
-	}
+	return r ? -EAGAIN : 0;
+}
+
+// 0: the chunk is in the memfd. Errors as of decode() and put().
+static int fill(struct template *t, uint64_t i, bool background)
+{
+	if (bit(t->filled, i))
+		return 0;
+	int r = decode(t, i);
+	r = r ? r : put(t, i, 0, chain_len(&t->chain, i));
+	if (r)
+		return r;
 	set_bit(t->filled, i);
 	t->status->fills++;
 	t->status->background_fills += background;
@@ -142,6 +178,15 @@ static const struct msg_lazy_region *region_of(const struct msg_lazy *l, uint64_
 	return NULL;
 }
 
+static const struct msg_lazy_region *region_at(const struct msg_lazy *l, uint64_t file_offset)
+{
+	for (uint32_t i = 0; i < l->n_regions; i++)
+		if (file_offset >= l->region[i].file_offset &&
+		    file_offset - l->region[i].file_offset < l->region[i].size_bytes)
+			return &l->region[i];
+	return NULL;
+}
+
 static void on_fault(struct clone *c, uint64_t address)
 {
 	struct template *t = c->template;
@@ -171,11 +216,17 @@ static void on_fault(struct clone *c, uint64_t address)
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	uffd_wake(c->uffd, from, to - from);
 	// While the thread goes on: what it will want next if it goes in sequence.
-	bool sequence = i > t->last && i - t->last <= AHEAD + 1;
-	t->last = i;
-	for (uint64_t k = i + 1; sequence && k <= i + AHEAD && k < t->chain.n_chunks; k++)
-		if (chain_is_zero(&t->chain, k) || fill(t, k, true))
-			break;
+	bool sequence = i > c->last && i - c->last <= c->n_ahead + 1;
+	c->n_ahead = !sequence ? 0 : c->n_ahead ? 2 * c->n_ahead : MIN_AHEAD;
+	if (c->n_ahead > MAX_AHEAD)
+		c->n_ahead = MAX_AHEAD;
+	c->last = i;
+	if (sequence) {
+		p.ahead = t;
+		t->ahead = i + 1;
+		t->ahead_end =
+			i + 1 + c->n_ahead < t->chain.n_chunks ? i + 1 + c->n_ahead : t->chain.n_chunks;
+	}
 	check_complete(t);
 }
 
@@ -190,6 +241,144 @@ static void serve(struct clone *c, uint32_t events)
 	for (ssize_t k = 0; k < n / (ssize_t)sizeof *m; k++)
 		if (m[k].event == UFFD_EVENT_PAGEFAULT)
 			on_fault(c, m[k].arg.pagefault.address);
+}
+
+// --- ahead of faults ---
+
+// The next chunk that the set has pages of, and which (bit per page); moves the position behind
+// them. False: there is none (more).
+static bool next_of_set(const struct working_set *w, struct ws_position *at, uint64_t *ret_chunk,
+			uint32_t *ret_pages)
+{
+	uint64_t chunk = UINT64_MAX;
+	uint32_t pages = 0;
+	while (at->extent < w->n_extents) {
+		const struct ws_extent *e = &w->extent[at->extent];
+		uint64_t page = (uint64_t)e->page + at->page;
+		if (chunk == UINT64_MAX)
+			chunk = page / CHUNK_PAGES;
+		if (page / CHUNK_PAGES != chunk)
+			break;
+		pages |= 1u << page % CHUNK_PAGES;
+		if (++at->page == e->n_pages)
+			*at = (struct ws_position){ at->extent + 1, 0 };
+	}
+	*ret_chunk = chunk;
+	*ret_pages = pages;
+	return pages;
+}
+
+// The next run of set bits at or behind *from; *ret_to is behind it. False: there is none.
+static bool next_run(uint32_t pages, uint32_t *from, uint32_t *ret_to)
+{
+	while (*from < CHUNK_PAGES && !(pages >> *from & 1))
+		++*from;
+	for (*ret_to = *from; *ret_to < CHUNK_PAGES && pages >> *ret_to & 1;)
+		++*ret_to;
+	return *ret_to > *from;
+}
+
+static int fill_pages(struct template *t, uint64_t i, uint32_t pages)
+{
+	if (pages == (1u << chain_len(&t->chain, i) / PAGE) - 1)
+		return fill(t, i, true);
+	int r = decode(t, i);
+	for (uint32_t from = 0, to; !r && next_run(pages, &from, &to); from = to)
+		r = put(t, i, from * PAGE, to * PAGE);
+	t->status->prefills += !r;
+	return r;
+}
+
+// One chunk of the working set.
+static void prefill(struct template *t)
+{
+	uint64_t i;
+	uint32_t pages;
+	for (int n = 0; n < WS_STEPS; n++) {
+		bool more = next_of_set(&t->set, &t->prefill, &i, &pages);
+		if (more && (chain_is_zero(&t->chain, i) || bit(t->filled, i)))
+			continue;
+		if (more && fill_pages(t, i, pages) != -EAGAIN)
+			return;
+		t->prefilling = false;
+		tell(PAGER_PREFILLED, t->id, NULL, NULL);
+		check_complete(t);
+		return;
+	}
+}
+
+// Maps zeros where the set has pages in chunks of zeros, so that a clone that populates its
+// memory does not come with a fault for each.
+static void map_set_zeros(struct clone *c)
+{
+	const struct template *t = c->template;
+	uint64_t i;
+	uint32_t pages;
+	for (int n = 0; n < WS_ZEROS; n++) {
+		if (!next_of_set(&t->set, &c->zeros, &i, &pages)) {
+			c->zeroing = false;
+			p.n_zeroing--;
+			return;
+		}
+		if (!chain_is_zero(&t->chain, i))
+			continue;
+		for (uint32_t from = 0, to; next_run(pages, &from, &to); from = to) {
+			uint64_t at = i * CHUNK_BYTES + from * PAGE, len = (to - from) * PAGE;
+			const struct msg_lazy_region *r = region_at(&c->lazy, at);
+			if (r && at + len <= r->file_offset + r->size_bytes)
+				map_zeros(c->uffd, r->hva + (at - r->file_offset),
+					  r->hva + (at - r->file_offset) + len);
+		}
+	}
+}
+
+// The next chunk that lies ahead of a sequence and is not there.
+static bool next_ahead(uint64_t *ret_chunk)
+{
+	struct template *t = p.ahead;
+	for (; t && t->ahead < t->ahead_end; t->ahead++)
+		if (!chain_is_zero(&t->chain, t->ahead) && !bit(t->filled, t->ahead) &&
+		    !bit(t->bad, t->ahead)) {
+			*ret_chunk = t->ahead;
+			return true;
+		}
+	p.ahead = NULL;
+	return false;
+}
+
+static struct template *next_prefill(void)
+{
+	struct template *t;
+	LIST_FOREACH (t, &p.templates, link)
+		if (t->prefilling)
+			return t;
+	return NULL;
+}
+
+static bool has_urgent(void)
+{
+	uint64_t chunk;
+	return next_prefill() || p.n_zeroing || next_ahead(&chunk);
+}
+
+static void urgent_step(void)
+{
+	struct template *t = next_prefill();
+	struct clone *c;
+	uint64_t chunk;
+	if (t) {
+		prefill(t);
+	} else if (p.n_zeroing) {
+		LIST_FOREACH (c, &p.clones, link)
+			if (c->zeroing)
+				break;
+		map_set_zeros(c);
+	} else if (next_ahead(&chunk)) {
+		t = p.ahead;
+		if (fill(t, chunk, true) == -EAGAIN)
+			t->ahead_end = t->ahead;
+		check_complete(t);
+	}
 }
 
 // --- templates and clones ---
@@ -235,6 +424,7 @@ static void template_free(struct template *t)
 	chain_fini(&t->chain);
 	close_files(&t->file_fd, &t->n_files);
 	mv_close(&t->memfd);
+	ws_fini(&t->set);
 	free(t->bad);
 	free(t);
 }
@@ -298,6 +488,21 @@ static int on_template(struct msg *m, struct mv_err *err)
 	return 0;
 }
 
+// One that can't be used is as none.
+static int on_working_set(struct msg *m, struct mv_err *err)
+{
+	struct pager_working_set body;
+	struct mv_err why;
+	int r = mv_state_load(&pager_working_set_table, m->body, m->body_len, &body, err);
+	struct template *t = r ? NULL : template_find(m->id);
+	if (!t || m->n_fds != 1 || t->set.n_extents)
+		return mv_fail(err, EPROTO, "malformed working set");
+	if (t->chain.n_chunks && ws_read(m->fds[0], body.snapshot_id, t->chain.memory_bytes, &t->set, &why))
+		mv_log(MV_WARN, "template %llu: %s", (unsigned long long)t->id, why.msg);
+	t->prefilling = true; // of none: done at once
+	return 0;
+}
+
 static int on_clone(struct msg *m, struct mv_err *err)
 {
 	struct pager_clone body;
@@ -313,6 +518,8 @@ static int on_clone(struct msg *m, struct mv_err *err)
 	struct epoll_event e = { .events = EPOLLIN, .data.ptr = c };
 	if (epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, c->uffd, &e))
 		return mv_fail(err, errno, "epoll: %s", strerror(errno));
+	c->zeroing = t->set.n_extents;
+	p.n_zeroing += c->zeroing;
 	// Faults whose messages another pager had read come again.
 	for (uint32_t i = 0; i < c->lazy.n_regions; i++)
 		uffd_wake(c->uffd, c->lazy.region[i].hva, c->lazy.region[i].size_bytes);
@@ -328,6 +535,7 @@ static void end_clone(uint64_t id)
 	if (!c)
 		return;
 	LIST_REMOVE(c, link);
+	p.n_zeroing -= c->zeroing;
 	epoll_ctl(p.epoll_fd, EPOLL_CTL_DEL, c->uffd, NULL); // others hold the open file
 	mv_close(&c->uffd);
 	free(c);
@@ -343,6 +551,7 @@ static void end_template(uint64_t id)
 	if (!t)
 		return;
 	LIST_REMOVE(t, link);
+	p.ahead = p.ahead == t ? NULL : p.ahead;
 	template_free(t);
 }
 
@@ -366,6 +575,7 @@ static int on_message(void)
 	case PAGER_CLONE: r = on_clone(&m, &err); break;
 	case PAGER_END_CLONE: end_clone(m.id); break;
 	case PAGER_END_TEMPLATE: end_template(m.id); break;
+	case PAGER_WORKING_SET: r = on_working_set(&m, &err); break;
 	case PAGER_FILL: start_fill(m.id); break;
 	case PAGER_FILES: r = on_files(&m, &err); break;
 	default: r = mv_fail(&err, EPROTO, "unknown message %u", m.type);
@@ -393,8 +603,10 @@ static bool next_chunk(struct template **ret_template, uint64_t *ret_chunk)
 	return false;
 }
 
-static int timeout_ms(bool work)
+static int timeout_ms(bool urgent, bool work)
 {
+	if (urgent)
+		return 0;
 	if (!work)
 		return -1;
 	return mv_now_ns() - p.last_fault_ns < IDLE_MS * 1000000ull ? IDLE_MS : 0;
@@ -411,10 +623,12 @@ int pager_run(int socket_fd)
 	if (p.epoll_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, socket_fd, e))
 		return -errno;
 	for (;;) {
-		bool work = next_chunk(&t, &chunk), message = false;
-		int n = epoll_wait(p.epoll_fd, e, EVENTS, timeout_ms(work));
+		bool urgent = has_urgent(), work = !urgent && next_chunk(&t, &chunk), message = false;
+		int n = epoll_wait(p.epoll_fd, e, EVENTS, timeout_ms(urgent, work));
 		if (n < 0 && errno != EINTR)
 			return -errno;
+		if (n == 0 && urgent)
+			urgent_step();
 		if (n == 0 && work) {
 			if (fill(t, chunk, true) == -EAGAIN)
 				t->fill = false; // the host has no memory for it

@@ -27,9 +27,12 @@ enum pager_msg {
 	PAGER_END_TEMPLATE, // id: the template's, which has no clones any more
 	PAGER_FILL,         // id: the template's: fill in the background from now on
 	PAGER_FILES,        // id: of the template that comes next; fds: memory files, newest first
+	PAGER_WORKING_SET,  // id: the template's; struct pager_working_set; fd: snapshot/working_set.h:
+			    // its pages are loaded before all others
 	// pager -> daemon
 	PAGER_COMPLETE = 100, // id: the template's: every chunk is there; may come twice
 	PAGER_DAMAGED,        // id: the template's: a chunk was found that can't be read
+	PAGER_PREFILLED,      // id: the template's: its working set is there, as far as it can be
 	PAGER_CORRUPT,        // id: the clone's; struct pager_corrupt: it waits for a bad chunk
 };
 
@@ -40,6 +43,9 @@ struct pager_template {
 };
 
 #define PAGER_FILES_MAX 100u // in one message; as many messages as it takes
+struct pager_working_set {
+	char snapshot_id[MV_UUID_LEN]; // that it must be of
+};
 
 struct pager_clone {
 	uint64_t template_id;
@@ -50,7 +56,8 @@ struct pager_corrupt {
 	uint64_t chunk;
 };
 
-extern const struct mv_table pager_template_table, pager_clone_table, pager_corrupt_table;
+extern const struct mv_table pager_template_table, pager_clone_table, pager_corrupt_table,
+	pager_working_set_table;
 
 // The status memfd: counters, then a bit per chunk that is filled. Written by the pager
 // alone; the daemon reads the counters.
@@ -58,6 +65,7 @@ struct pager_status {
 	_Atomic uint64_t faults, zero_faults; // messages of userfaultfd; those of chunks of zeros
 	_Atomic uint64_t fills;               // chunks decoded into the memfd
 	_Atomic uint64_t background_fills;    // of them, without a fault
+	_Atomic uint64_t prefills;            // chunks decoded for some pages only, of the working set
 	_Atomic uint64_t filled, stored;      // chunks that are there; all that have to be
 	_Atomic uint64_t bad;                 // found damaged
 };

@@ -19,3 +19,8 @@ static const struct mv_field corrupt_fields[] = {
 	MV_INT(struct pager_corrupt, chunk, 1, MV_U64, 0, UINT64_MAX),
 };
 MV_DEFINE_TABLE(pager_corrupt_table, struct pager_corrupt, corrupt_fields);
+
+static const struct mv_field working_set_fields[] = {
+	MV_STRING(struct pager_working_set, snapshot_id, 1),
+};
+MV_DEFINE_TABLE(pager_working_set_table, struct pager_working_set, working_set_fields);

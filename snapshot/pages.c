@@ -15,9 +15,9 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 
 #include "microvm/base/util.h"
+#include "snapshot/pagemap_scan.h"
 
 enum {
 	PAGE = SNAP_PAGE_BYTES,
@@ -39,20 +39,6 @@ static int found(struct walk *w, const uint8_t *from, const uint8_t *to)
 }
 
 // --- finding present pages of anonymous memory ---
-
-// From linux/fs.h of Linux 6.7; older headers lack it.
-struct scan_region {
-	uint64_t start, end, categories;
-};
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, category_mask,
-		category_anyof_mask, return_mask;
-};
-#define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
-#define SCAN_IS_FILE (1u << 2)
-#define SCAN_IS_PRESENT (1u << 3)
-#define SCAN_IS_SWAPPED (1u << 4)
-#define SCAN_IS_PFNZERO (1u << 5)
 
 // Present or swapped, but not the shared page of zeros that a mere read maps, nor a page of a
 // file. (In an anonymous mapping there are none of those.)

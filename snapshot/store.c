@@ -32,6 +32,7 @@
 #include "snapshot/format.h"
 #include "snapshot/store_chain.h"
 #include "snapshot/store_dir.h"
+#include "snapshot/working_set.h"
 
 enum {
 	MAX_DIR_ENTRIES = 2 * MANIFEST_MAX_FILES, // a folder with more is none of ours
@@ -721,8 +722,11 @@ struct store_usage store_usage(struct store *s, const struct manifest *m)
 	char path[VMCFG_NAME_LEN + sizeof m->file[0].name + 1];
 	struct stat st;
 
-	for (uint32_t i = 0; i <= m->n_files; i++) {
-		snprintf(path, sizeof path, "%s/%s", m->name, i < m->n_files ? m->file[i].name : "manifest");
+	for (uint32_t i = 0; i < m->n_files + 2; i++) {
+		snprintf(path, sizeof path, "%s/%s", m->name,
+			 i < m->n_files    ? m->file[i].name
+			 : i == m->n_files ? "manifest"
+					   : WS_FILE);
 		if (fstatat(s->snapshots_fd, path, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
 			continue;
 		u.apparent_bytes += (uint64_t)st.st_size;
@@ -835,7 +839,8 @@ int store_list(struct store *s,
 
 static bool is_ours(const struct manifest *m, const char *file)
 {
-	return !strcmp(file, "manifest") || !strcmp(file, "state") || !strcmp(file, "memory") ||
+	return !strcmp(file, WS_FILE) || !strcmp(file, WS_NEW_FILE) || !strcmp(file, "manifest") ||
+	       !strcmp(file, "state") || !strcmp(file, "memory") ||
 	       !strncmp(file, LAYER_PREFIX, strlen(LAYER_PREFIX)) || manifest_file_find(m, file);
 }
 

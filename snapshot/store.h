@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The snapshot store: a folder of snapshots, each a folder that describes itself:
-//   <root>/snapshots/<name>/{manifest,state,memory,layer-<drive>.<n>...}
+//   <root>/snapshots/<name>/{manifest,state,memory,layer-<drive>.<n>...}, and working-set
+//   (working_set.h), which alone may come later, be replaced and go
 // A snapshot is published by one rename(2) of a finished, synced folder from
 // <root>/incoming/, so it is there whole or not at all; leftovers of a crash are
 // removed at open. Published files are immutable. All files are hostile until checked.

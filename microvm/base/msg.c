@@ -23,6 +23,8 @@ static const struct mv_field setup_fields[] = {
 	MV_FLAG(struct msg_setup, run, 3),
 	MV_FLAG(struct msg_setup, lazy, 4),
 	MV_FLAG(struct msg_setup, shell, 5),
+	MV_OPT_INT(struct msg_setup, record_limit_ms, 6, MV_U32, 0, MSG_RECORD_MAX_MS),
+	MV_OPT_STRING(struct msg_setup, snapshot_id, 7),
 };
 MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
 
@@ -58,6 +60,12 @@ static const struct mv_field lazy_fields[] = {
 	MV_ARRAY(struct msg_lazy, region, n_regions, 1, lazy_region_table),
 };
 MV_DEFINE_TABLE(msg_lazy_table, struct msg_lazy, lazy_fields);
+
+static const struct mv_field recorded_fields[] = {
+	MV_INT(struct msg_recorded, code, 1, MV_U32, 0, 4095),
+	MV_STRING(struct msg_recorded, text, 2),
+};
+MV_DEFINE_TABLE(msg_recorded_table, struct msg_recorded, recorded_fields);
 
 static const struct mv_field stop_fields[] = {
 	MV_INT(struct msg_stop, mode, 1, MV_U32, VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL),

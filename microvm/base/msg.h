@@ -14,6 +14,7 @@
 #define VMM_CONTROL_FD 3
 #define MSG_MAX_BYTES (128u * 1024)
 #define MSG_CONSOLE_BYTES (32u * 1024)
+#define MSG_RECORD_MAX_MS 600000u
 
 enum msg_type {
 	// daemon -> VM; each is answered by one MSG_REPLY with the same id
@@ -35,6 +36,7 @@ enum msg_type {
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
+	MSG_RECORDED,    // struct msg_recorded, id 0, once, after MSG_RESTORE with a file for the record
 	MSG_LAZY,        // struct msg_lazy, id 0, once, after MSG_RESTORE with lazy set; fd: userfaultfd
 };
 
@@ -73,6 +75,9 @@ struct msg_setup {
 	bool run;
 	bool lazy;  // restore: the memory file fills up on demand, by userfaultfd
 	bool shell; // restore, but do not run: who it is comes by MSG_CLAIM
+	// restore, with descriptors record and working_set
+	uint32_t record_limit_ms;      // not ready by then: recorded anyway
+	char snapshot_id[MV_UUID_LEN]; // of the snapshot that the working set must be of
 };
 
 // What makes a shell, a VM that was restored in advance, somebody's clone.
@@ -106,6 +111,12 @@ struct msg_lazy_region {
 struct msg_lazy {
 	struct msg_lazy_region region[4];
 	uint32_t n_regions;
+};
+
+// The working set is in its file (snapshot/working_set.h), or why not.
+struct msg_recorded {
+	uint32_t code; // 0 or a positive errno
+	char text[360];
 };
 
 struct msg_stop {
@@ -176,7 +187,7 @@ struct msg_event {
 	uint8_t data[MSG_CONSOLE_BYTES];
 };
 
-extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_stop_table,
+extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table, msg_stop_table,
 	msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table, msg_reply_table,
 	msg_event_table, msg_forked_table;
 

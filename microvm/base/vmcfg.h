@@ -133,10 +133,12 @@ struct vm_fds {
 	int tap[VMCFG_MAX_NETS];                       // or the connected socket in its place
 	int vsock;                                     // listening Unix socket at vsock.path
 	int layer[VMCFG_MAX_DRIVES][VMCFG_MAX_LAYERS]; // oldest first; the last is open for writing
-	int uffd;                                      // lazy restore only, optional: /dev/userfaultfd
-	int handler; // restore only, instead of memory: the page handler's socket, opened with O_PATH
+	int uffd;        // restore only, optional: /dev/userfaultfd, for lazy memory or an exact record
+	int handler;     // restore only, instead of memory: the page handler's socket, opened with O_PATH
+	int record;      // restore only, optional: an empty file for the working set
+	int working_set; // restore only, optional: one to populate memory by
 };
-#define VM_FDS_MAX (8 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
+#define VM_FDS_MAX (10 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1

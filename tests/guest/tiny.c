@@ -403,6 +403,23 @@ static void do_sum(char *args)
 	put("\n");
 }
 
+// work SEED READS WRITES PAGES: the first words of pages here and there among the first PAGES;
+// what is written is what is read there plus one.
+static void do_work(char *args)
+{
+	u64 seed, reads, writes, n, h = 0;
+	if (!arg_number(&args, &seed) || !arg_number(&args, &reads) || !arg_number(&args, &writes) ||
+	    !arg_number(&args, &n) || !n || !in_heap(0, n))
+		return error("bad numbers");
+	for (u64 i = 0; i < reads; i++)
+		h = mix(h ^ *heap_page(mix(seed + i) % n));
+	for (u64 i = 0; i < writes; i++)
+		++*heap_page(mix(~seed - i) % n);
+	put("OK ");
+	put_hex(h, 16);
+	put("\n");
+}
+
 static void do_rand(char *args)
 {
 	u64 n;
@@ -641,6 +658,7 @@ static const struct {
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },
+	{ "work", do_work },
 };
 
 static void run_line(char *line)
