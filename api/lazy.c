@@ -298,8 +298,11 @@ void lazy_complete(struct server *s, uint64_t template_id)
 	event_emit(s, EVENT_TEMPLATE_COMPLETE,
 		   &(struct event_info){ .snapshot = t->name, .snapshot_id = t->snapshot_id });
 	if (!t->n_clones)
-		unserve(t);
+		unserve(t); // so the pager may never come to tell that the working set is there
+	lazy_ref(t);
+	end_prefill(t);
 	end_waiters(t, true);
+	lazy_unref(t);
 }
 
 js *lazy_json(const struct lazy *t)

@@ -5,6 +5,8 @@
 // lies ahead of a clone that goes in sequence; and, when there were no faults for IDLE_MS,
 // the rest of a template. Nothing is allocated but for new templates and clones.
 //
+// A second thread decodes, too (pager_helper.h), one chunk at a time of what is wanted ahead.
+//
 // Of a chunk that the working set needs in part only those pages are written: what costs is
 // mostly the memory. It does not count as filled, so a fault writes it again as a whole, with
 // the same bytes.
@@ -19,6 +21,7 @@
 #include <linux/userfaultfd.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/queue.h>
@@ -28,6 +31,7 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 #include "snapshot/chain.h"
+#include "snapshot/pager_helper.h"
 #include "snapshot/uffd.h"
 #include "snapshot/working_set.h"
 
@@ -81,6 +85,9 @@ static struct pager {
 	int socket, epoll_fd;
 	unsigned n_zeroing;     // clones
 	struct template *ahead; // has chunks to fill ahead, or had
+	struct template *out;   // the helper has a chunk of it; NULL: none
+	uint64_t out_chunk;
+	int helper_fd;
 	LIST_HEAD(, template) templates;
 	LIST_HEAD(, clone) clones;
 	uint64_t last_fault_ns;
@@ -102,6 +109,11 @@ static void tell(uint16_t type, uint64_t id, const struct mv_table *table, const
 
 // --- filling ---
 
+static uint32_t all_pages(const struct template *t, uint64_t i)
+{
+	return (1u << chain_len(&t->chain, i) / PAGE) - 1;
+}
+
 static void check_complete(struct template *t)
 {
 	if (t->told || !t->chain.n_chunks || t->status->filled < t->chain.n_stored)
@@ -110,46 +122,77 @@ static void check_complete(struct template *t)
 	tell(PAGER_COMPLETE, t->id, NULL, NULL);
 }
 
-// Decodes into p.chunk. -EBADMSG: it is damaged or can't be read.
-static int decode(struct template *t, uint64_t i)
+// A chunk that was decoded and written, by either thread, as far as that worked.
+static int settle(const struct helper_job *j, bool background)
 {
-	int r = bit(t->bad, i) ? -EBADMSG : chain_read(&t->chain, i, p.scratch, p.chunk);
-	if (r) {
-		if (!bit(t->bad, i)) {
-			set_bit(t->bad, i);
-			t->status->bad++;
-			tell(PAGER_DAMAGED, t->id, NULL, NULL);
-			mv_log(MV_ERROR, "template %llu: chunk %llu is damaged (%s)",
-			       (unsigned long long)t->id, (unsigned long long)i, strerror(-r));
-		}
-		return -EBADMSG;
+	struct template *t = j->owner;
+	uint64_t i = j->chunk;
+	if (j->result == -EBADMSG && !bit(t->bad, i)) {
+		set_bit(t->bad, i);
+		t->status->bad++;
+		tell(PAGER_DAMAGED, t->id, NULL, NULL);
+		mv_log(MV_ERROR, "template %llu: chunk %llu is damaged (%s)", (unsigned long long)t->id,
+		       (unsigned long long)i, strerror(j->error));
+	} else if (j->result == -EAGAIN) {
+		mv_log_limited(MV_ERROR, "can't fill memory: %s", strerror(j->error));
+	} else if (!j->result && j->pages != all_pages(t, i)) {
+		t->status->prefills++;
+	} else if (!j->result && !bit(t->filled, i)) {
+		set_bit(t->filled, i);
+		t->status->fills++;
+		t->status->background_fills += background;
+		t->status->filled++;
+		check_complete(t);
 	}
-	return 0;
+	return j->result;
 }
 
-// Writes a part of p.chunk. -EAGAIN: no memory for it now.
-static int put(struct template *t, uint64_t i, uint32_t from, uint32_t to)
+static struct helper_job job_of(struct template *t, uint64_t i, uint32_t pages)
 {
-	int r = mv_pwrite_full(t->memfd, p.chunk + from, to - from, i * CHUNK_BYTES + from);
-	if (r)
-		mv_log_limited(MV_ERROR, "can't fill memory: %s", strerror(-r));
-	return r ? -EAGAIN : 0;
+	return (struct helper_job){ &t->chain, t->memfd, i, pages, t, 0, 0 };
 }
 
-// 0: the chunk is in the memfd. Errors as of decode() and put().
-static int fill(struct template *t, uint64_t i, bool background)
+// What the helper has out, or brings back, is settled.
+static void collect(bool wait)
 {
+	struct helper_job j;
+	if (wait ? helper_wait(&j) : helper_take(&j)) {
+		settle(&j, true);
+		p.out = NULL;
+	}
+}
+
+// Of a chunk, some pages: 0: they are in the memfd. -EBADMSG: it is damaged or can't be read.
+// -EAGAIN: no memory for it now.
+static int fill_pages(struct template *t, uint64_t i, uint32_t pages, bool background)
+{
+	if (p.out == t && p.out_chunk == i)
+		collect(true);
 	if (bit(t->filled, i))
 		return 0;
-	int r = decode(t, i);
-	r = r ? r : put(t, i, 0, chain_len(&t->chain, i));
-	if (r)
-		return r;
-	set_bit(t->filled, i);
-	t->status->fills++;
-	t->status->background_fills += background;
-	t->status->filled++;
-	return 0;
+	if (bit(t->bad, i))
+		return -EBADMSG;
+	struct helper_job j = job_of(t, i, pages);
+	helper_run(&j, p.scratch, p.chunk);
+	return settle(&j, background);
+}
+
+static int fill(struct template *t, uint64_t i, bool background)
+{
+	return fill_pages(t, i, all_pages(t, i), background);
+}
+
+// The same, later, by the helper. False: it is busy, or there is none.
+static bool fill_elsewhere(struct template *t, uint64_t i, uint32_t pages)
+{
+	struct helper_job j = job_of(t, i, pages);
+	collect(false);
+	if (bit(t->bad, i) || !helper_free())
+		return false;
+	p.out = t;
+	p.out_chunk = i;
+	helper_give(&j);
+	return true;
 }
 
 // --- answering ---
@@ -227,7 +270,6 @@ static void on_fault(struct clone *c, uint64_t address)
 		t->ahead_end =
 			i + 1 + c->n_ahead < t->chain.n_chunks ? i + 1 + c->n_ahead : t->chain.n_chunks;
 	}
-	check_complete(t);
 }
 
 static void serve(struct clone *c, uint32_t events)
@@ -278,18 +320,7 @@ static bool next_run(uint32_t pages, uint32_t *from, uint32_t *ret_to)
 	return *ret_to > *from;
 }
 
-static int fill_pages(struct template *t, uint64_t i, uint32_t pages)
-{
-	if (pages == (1u << chain_len(&t->chain, i) / PAGE) - 1)
-		return fill(t, i, true);
-	int r = decode(t, i);
-	for (uint32_t from = 0, to; !r && next_run(pages, &from, &to); from = to)
-		r = put(t, i, from * PAGE, to * PAGE);
-	t->status->prefills += !r;
-	return r;
-}
-
-// One chunk of the working set.
+// A chunk of the working set, or two at a time.
 static void prefill(struct template *t)
 {
 	uint64_t i;
@@ -298,11 +329,13 @@ static void prefill(struct template *t)
 		bool more = next_of_set(&t->set, &t->prefill, &i, &pages);
 		if (more && (chain_is_zero(&t->chain, i) || bit(t->filled, i)))
 			continue;
-		if (more && fill_pages(t, i, pages) != -EAGAIN)
+		if (more && fill_elsewhere(t, i, pages))
+			continue;
+		if (more && fill_pages(t, i, pages, true) != -EAGAIN)
 			return;
+		collect(true);
 		t->prefilling = false;
 		tell(PAGER_PREFILLED, t->id, NULL, NULL);
-		check_complete(t);
 		return;
 	}
 }
@@ -338,7 +371,7 @@ static bool next_ahead(uint64_t *ret_chunk)
 	struct template *t = p.ahead;
 	for (; t && t->ahead < t->ahead_end; t->ahead++)
 		if (!chain_is_zero(&t->chain, t->ahead) && !bit(t->filled, t->ahead) &&
-		    !bit(t->bad, t->ahead)) {
+		    !bit(t->bad, t->ahead) && (p.out != t || p.out_chunk != t->ahead)) {
 			*ret_chunk = t->ahead;
 			return true;
 		}
@@ -375,9 +408,10 @@ static void urgent_step(void)
 		map_set_zeros(c);
 	} else if (next_ahead(&chunk)) {
 		t = p.ahead;
+		if (fill_elsewhere(t, chunk, all_pages(t, chunk)))
+			return;
 		if (fill(t, chunk, true) == -EAGAIN)
 			t->ahead_end = t->ahead;
-		check_complete(t);
 	}
 }
 
@@ -550,6 +584,8 @@ static void end_template(uint64_t id)
 			return;
 	if (!t)
 		return;
+	if (p.out == t)
+		collect(true);
 	LIST_REMOVE(t, link);
 	p.ahead = p.ahead == t ? NULL : p.ahead;
 	template_free(t);
@@ -622,6 +658,13 @@ int pager_run(int socket_fd)
 	p.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (p.epoll_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, socket_fd, e))
 		return -errno;
+	p.helper_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	e->data.ptr = &p.helper_fd;
+	if (p.helper_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, p.helper_fd, e))
+		return -errno;
+	int r = helper_start(p.helper_fd);
+	if (r)
+		mv_log(MV_INFO, "one thread: %s", strerror(-r));
 	for (;;) {
 		bool urgent = has_urgent(), work = !urgent && next_chunk(&t, &chunk), message = false;
 		int n = epoll_wait(p.epoll_fd, e, EVENTS, timeout_ms(urgent, work));
@@ -632,17 +675,20 @@ int pager_run(int socket_fd)
 		if (n == 0 && work) {
 			if (fill(t, chunk, true) == -EAGAIN)
 				t->fill = false; // the host has no memory for it
-			check_complete(t);
 		}
 		for (int i = 0; i < n; i++) {
 			if (!e[i].data.ptr) {
 				message = true; // last: it may free a clone that has an event here
 				continue;
 			}
+			if (e[i].data.ptr == &p.helper_fd) {
+				collect(false);
+				continue;
+			}
 			serve(e[i].data.ptr, e[i].events);
 			p.last_fault_ns = mv_now_ns();
 		}
-		int r = message ? on_message() : 0;
+		r = message ? on_message() : 0;
 		if (r && r != -EAGAIN)
 			return r == -EPIPE ? 0 : r;
 	}

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from test_lazy import PAGES, clone, flip, freeze, need_userfaultfd, pager_pid, prepare, template
+from test_lazy import PAGES, flip, freeze, index_of, need_userfaultfd, pager_pid, prepare, template
 from thawlib import Daemon, main, need_kvm, thaw, wait_until
 
 READS, WRITES = 300, 60
@@ -221,6 +221,25 @@ def test_a_damaged_set_is_ignored():
             unprepare(d)
             start(d, "c")
             assert work(d, "c") == out
+
+
+def test_a_damaged_chunk_of_the_set():
+    need_userfaultfd()
+    with Daemon() as d:
+        freeze(d)
+        record(d)
+        unprepare(d)
+        memory = f"{d.state_dir}/snapshots/snap/memory"
+        stored = [e for e in index_of(memory) if e[2]]
+        offset, n, _ = stored[len(stored) // 2]
+        flip(memory, offset + n // 2)
+        r = d.post("/v1/snapshots/snap/clone", {"clones": [{"name": "a"}]})
+        assert r.status == 422 and r.code == "snapshot_corrupt", r
+        assert template(d)["damaged"] == 1 and d.get("/v1/vms/a").status == 404
+        clone_spec = {"clones": [{"name": "b", "populate": False}]}
+        assert d.post("/v1/snapshots/snap/clone", clone_spec).status == 201
+        d.expect("b", "RESTORED\n")
+        assert d.say("b", "load") == "OK frozen"
 
 
 def test_of_another_snapshot():
