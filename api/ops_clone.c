@@ -418,9 +418,9 @@ static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 	for (uint32_t i = 0; i < spec->n_nets; i++)
 		if (spec->net[i].has_socket || spec->net[i].user.present)
 			return false;
-	return !spec->ready.present && !spec->has_record && !spec->n_drives && !handler_of(&j->body, spec)[0] &&
-	       !j->body.policy.has_limits &&
-	       !spec->policy.has_limits && (!spec->has_vsock || j->p->m.cfg.vsock.present);
+	return !spec->ready.present && !spec->has_record && !spec->n_drives &&
+	       !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits && !spec->policy.has_limits &&
+	       (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
 // --- of a running VM ----------------------------------------------------------------------------

@@ -19,15 +19,15 @@ struct prepare { // embedded in its owner
 	struct server *s;
 	struct manifest m;
 	int state_fd, memory_fd;
-	int working_set_fd;       // -1: the snapshot has none
-	struct store_chain files; // of a template that is to be made
-	struct lazy *lazy;        // a reference; NULL: a raw memory file
-	bool no_memory;           // a page handler has it: the memory file is not looked at, it may be gone
-	bool fill;                // a new template also fills in the background
-	bool start_fill;          // so does one that is there already
-	bool wait;                // until it is complete, where it is needed or asked for
+	int working_set_fd;        // -1: the snapshot has none
+	struct store_chain files;  // of a template that is to be made
+	struct lazy *lazy;         // a reference; NULL: a raw memory file
+	bool no_memory;            // a page handler has it: the memory file is not looked at, it may be gone
+	bool fill;                 // a new template also fills in the background
+	bool start_fill;           // so does one that is there already
+	bool wait;                 // until it is complete, where it is needed or asked for
 	struct lazy_waiter waiter; // for all of the template, or for its working set
-	struct cpu_report cpu; // n_missing: why done was called with API_CPU_INCOMPATIBLE
+	struct cpu_report cpu;     // n_missing: why done was called with API_CPU_INCOMPATIBLE
 	int result;
 	struct mv_err err;
 	prepare_fn *done;

@@ -608,10 +608,11 @@ static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds
 {
 	static struct msg_setup setup; // the loop's thread only
 	int list[VM_FDS_MAX];
-	setup = (struct msg_setup){
-		.cfg = vm->cfg, .run = run, .lazy = lazy_clone_waits(vm), .shell = vm->shell,
-		.record_limit_ms = vm->record.limit_ms
-	};
+	setup = (struct msg_setup){ .cfg = vm->cfg,
+				    .run = run,
+				    .lazy = lazy_clone_waits(vm),
+				    .shell = vm->shell,
+				    .record_limit_ms = vm->record.limit_ms };
 	memcpy(setup.snapshot_id, vm->from_snapshot_id, sizeof setup.snapshot_id);
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
 	int r = metadata_send_first(vm, err);

@@ -38,7 +38,7 @@ struct usernet;
 
 struct vm_record { // of the snapshot's working set (record.c)
 	enum record_state { RECORD_NONE, RECORD_RUNNING, RECORD_DONE, RECORD_FAILED } state;
-	int fd; // the file, until its process has written it
+	int fd;            // the file, until its process has written it
 	uint32_t limit_ms; // 0: not to be recorded
 	char error[200];
 };

@@ -43,7 +43,7 @@ struct clone_spec {                        // all zero: a plain clone
 	struct clone_net net[VMCFG_MAX_NETS];
 	struct clone_drive drive[VMCFG_MAX_DRIVES];
 	struct clone_vsock vsock;
-	char *metadata; // likewise
+	char *metadata;           // likewise
 	struct vmcfg_ready ready; // both empty: none
 	struct clone_record {
 		uint32_t limit_ms; // 0: the default

@@ -15,11 +15,11 @@ struct bench_env {
 	bool quick, verbose;
 };
 
-int bench_boot(const struct bench_env *env, struct bench_results *res);    // boot_*
-int bench_restore(const struct bench_env *env, struct bench_results *res); // floor_*, clone_cold_*
-int bench_freeze(const struct bench_env *env, struct bench_results *res);  // freeze_*
-int bench_live(const struct bench_env *env, struct bench_results *res);    // snapshot_live_*
-int bench_lazy(const struct bench_env *env, struct bench_results *res);    // compressed memory
-int bench_rest(const struct bench_env *env, struct bench_results *res);    // through the daemon
+int bench_boot(const struct bench_env *env, struct bench_results *res);        // boot_*
+int bench_restore(const struct bench_env *env, struct bench_results *res);     // floor_*, clone_cold_*
+int bench_freeze(const struct bench_env *env, struct bench_results *res);      // freeze_*
+int bench_live(const struct bench_env *env, struct bench_results *res);        // snapshot_live_*
+int bench_lazy(const struct bench_env *env, struct bench_results *res);        // compressed memory
+int bench_rest(const struct bench_env *env, struct bench_results *res);        // through the daemon
 int bench_working_set(const struct bench_env *env, struct bench_results *res); // ready_*
-int bench_pool(const struct bench_env *env, struct bench_results *res);    // clones made in advance, forks
+int bench_pool(const struct bench_env *env, struct bench_results *res); // clones made in advance, forks

@@ -73,8 +73,8 @@ struct vm {
 	char exit_detail[128];
 	struct msg_times times;
 	bool io_seen, io_told;
-	bool shell;                 // restored in advance, not yet claimed
-	const struct vm_seed *seed; // of a forked process: memory and state are there (zygote.h)
+	bool shell;                   // restored in advance, not yet claimed
+	const struct vm_seed *seed;   // of a forked process: memory and state are there (zygote.h)
 	struct ready_text ready_text; // of cfg.ready.console
 	bool ready_told;
 	// Lazily loaded memory; uffd_fd -1: it is not. Kept until the process ends (lazy.h).
@@ -83,7 +83,7 @@ struct vm {
 	int (*on_lazy)(struct vm *vm, const struct msg_lazy *lazy); // gives the userfaultfd away
 	uint8_t *metadata; // for the guest, by vsock; NULL: an empty object
 	uint32_t n_metadata;
-	char snapshot_id[MV_UUID_LEN];                              // restored from; for its working set
+	char snapshot_id[MV_UUID_LEN]; // restored from; for its working set
 	struct record record;
 	void (*on_recorded)(struct vm *vm, const struct msg_recorded *done); // called by the loop, lock held
 	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held

@@ -12,7 +12,9 @@ from thawlib import B, BIN, GUEST, main, need_kvm
 NAMES = {"floor_cold_restore": "us", "floor_pooled_restore": "us", "boot_monitor_share": "us",
          "clone_cold_inproc": "us", "clone_cold_total": "us", "clone_cold_over_floor": "ratio",
          "snapshot_live_pause": "us", "teardown": "us", "clone_prepared_total": "us", "clone_prepared_inproc": "us",
-         "clone_burst_1000": "us", "clone_rate_sustained": "1/s", "clone_prepared_total_at_1000": "us", "fork_live_pause": "us", "api_overhead": "us", "idle_clone_all_in": "bytes"}
+         "clone_burst_1000": "us", "clone_rate_sustained": "1/s", "clone_prepared_total_at_1000": "us", "fork_live_pause": "us", "api_overhead": "us", "idle_clone_all_in": "bytes",
+         "fill_first_clone": "us", "fill_floor": "us", "ready_lazy": "us", "ready_ws": "us",
+         "ready_ws_speedup": "ratio", "fault_reduction_ws": "ratio"}
 
 
 def test_bench():
@@ -32,6 +34,7 @@ def test_bench():
     for name, unit in NAMES.items():
         assert first[name]["unit"] == unit, name
     assert first["clone_cold_over_floor"]["p50"] < 2.5, first["clone_cold_over_floor"]
+    assert first["fault_reduction_ws"]["p50"] <= 0.1, first["fault_reduction_ws"]
     assert first["idle_clone_all_in"]["p50"] < 2 << 20, first["idle_clone_all_in"]
     assert first["clone_prepared_total"]["p50"] < first["clone_cold_total"]["p50"] / 2, first["clone_prepared_total"]
 

@@ -110,6 +110,30 @@ def test_clones_count_anew():
         assert r.status == 400 and "vsock" in r.message, r
 
 
+def test_of_a_pool_and_of_a_running_vm():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src", ready={"console": "OK done"})
+        d.expect("src", "READY\n")
+        d.say("src", "echo done")
+        assert d.post("/v1/snapshots", {"name": "s", "vm": "src"}).status == 201
+        r = d.post("/v1/snapshots/s/prepare", {"wait": True, "pool": {"size": 2}})
+        assert r.status == 200, r
+        for spec, prepared in (({"name": "a"}, True), ({"name": "b", "ready": {"console": "RESTORED"}}, False)):
+            r = d.post("/v1/snapshots/s/clone", {"clones": [spec]})
+            assert r.status == 201 and r.json["clones"][0]["prepared"] is prepared, r
+        d.expect("a", "RESTORED\n")
+        assert d.vm("a")["ready"] is False and wait_ready(d, "b").status == 200
+        d.say("a", "echo done")
+        assert wait_ready(d, "a").status == 200
+        r = d.post("/v1/vms/a/clone", {"clones": [{"name": "fork"}]})
+        assert r.status == 201, r
+        d.expect("fork", "RESTORED\n")
+        assert d.vm("fork")["ready"] is False
+        d.say("fork", "echo done")
+        assert wait_ready(d, "fork").status == 200
+
+
 def test_the_command_line():
     need_kvm()
     with Daemon() as d:

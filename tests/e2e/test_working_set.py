@@ -242,6 +242,23 @@ def test_a_damaged_chunk_of_the_set():
         assert d.say("b", "load") == "OK frozen"
 
 
+def test_with_a_pool_and_of_a_fork():
+    need_kvm()
+    with Daemon() as d:
+        freeze(d, "raw")
+        assert d.post("/v1/snapshots/snap/prepare", {"wait": True, "pool": {"size": 1}}).status == 200
+        r = d.post("/v1/snapshots/snap/clone", {"clones": [{"name": "rec", "ready": READY, "record": {}}]})
+        assert r.status == 201 and r.json["clones"][0]["prepared"] is False, r
+        out = work(d, "rec")
+        assert recorded(d, "rec")["read_pages"] > READS * 0.7
+        r = d.post("/v1/snapshots/snap/clone", {"clones": [{"name": "a"}]})
+        assert r.status == 201 and r.json["clones"][0]["prepared"] is True, r
+        d.expect("a", "RESTORED\n")
+        assert d.say("a", WORK) == out
+        r = d.post("/v1/vms/a/clone", {"clones": [{"record": {}}]})
+        assert r.status == 400 and r.code == "invalid_value", r
+
+
 def test_of_another_snapshot():
     need_kvm()
     with Daemon() as d:

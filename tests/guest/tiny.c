@@ -657,8 +657,7 @@ static const struct {
 	{ "genid", do_genid },     { "cmdline", do_cmdline }, { "mem", do_mem },       { "heap", do_heap },
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
-	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },
-	{ "work", do_work },
+	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },   { "work", do_work },
 };
 
 static void run_line(char *line)
