@@ -79,6 +79,7 @@ struct clone {
 	unsigned n_ahead;         // chunks that were filled behind it
 	struct ws_position zeros; // of the template's set; what comes before it is mapped
 	bool zeroing;
+	bool waits; // for the chunk that the helper has; woken when it is back
 };
 
 static struct pager {
@@ -152,14 +153,30 @@ static struct helper_job job_of(struct template *t, uint64_t i, uint32_t pages)
 	return (struct helper_job){ &t->chain, t->memfd, i, pages, t, 0, 0 };
 }
 
+static void wake_chunk(const struct clone *c, uint64_t i)
+{
+	uint64_t from = i * CHUNK_BYTES, to = from + CHUNK_BYTES;
+	for (uint32_t k = 0; k < c->lazy.n_regions; k++) {
+		const struct msg_lazy_region *r = &c->lazy.region[k];
+		uint64_t end = r->file_offset + r->size_bytes;
+		uint64_t a = from > r->file_offset ? from : r->file_offset, b = to < end ? to : end;
+		if (a < b)
+			uffd_wake(c->uffd, r->hva + (a - r->file_offset), b - a);
+	}
+}
+
 // What the helper has out, or brings back, is settled.
 static void collect(bool wait)
 {
 	struct helper_job j;
-	if (wait ? helper_wait(&j) : helper_take(&j)) {
-		settle(&j, true);
-		p.out = NULL;
-	}
+	struct clone *c;
+	if (!(wait ? helper_wait(&j) : helper_take(&j)))
+		return;
+	settle(&j, true);
+	LIST_FOREACH (c, &p.clones, link)
+		if (MV_TAKE_AS(c->waits, false)) // what is still missing faults again
+			wake_chunk(c, j.chunk);
+	p.out = NULL;
 }
 
 // Of a chunk, some pages: 0: they are in the memfd. -EBADMSG: it is damaged or can't be read.
@@ -243,10 +260,13 @@ static void on_fault(struct clone *c, uint64_t address)
 	from = r->hva + (from > r->file_offset ? from - r->file_offset : 0);
 	to = r->hva + (to < region_end ? to : region_end) - r->file_offset;
 
+	bool later = false;
 	int result = i < t->chain.n_chunks ? 0 : -EBADMSG;
 	if (!result && chain_is_zero(&t->chain, i)) {
 		t->status->zero_faults++;
 		map_zeros(c->uffd, from, to);
+	} else if (!result && p.out == t && p.out_chunk == i) {
+		later = c->waits = true; // not we: there is something to decode meanwhile
 	} else if (!result) {
 		result = fill(t, i, false);
 	}
@@ -257,7 +277,8 @@ static void on_fault(struct clone *c, uint64_t address)
 	}
 	if (result) // the fault comes again
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
-	uffd_wake(c->uffd, from, to - from);
+	if (!later)
+		uffd_wake(c->uffd, from, to - from);
 	// While the thread goes on: what it will want next if it goes in sequence.
 	bool sequence = i > c->last && i - c->last <= c->n_ahead + 1;
 	c->n_ahead = !sequence ? 0 : c->n_ahead ? 2 * c->n_ahead : MIN_AHEAD;
