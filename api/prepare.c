@@ -176,7 +176,7 @@ void prepare_begin(struct prepare *p, struct server *s, const char *name, prepar
 void prepare_take(struct prepare *p, struct prepare *to)
 {
 	*to = *p;
-	p->state_fd = p->memory_fd = -1;
+	p->state_fd = p->memory_fd = p->working_set_fd = -1;
 	p->files = (struct store_chain){ 0 };
 	p->lazy = NULL;
 	p->cpu = (struct cpu_report){ 0 };
