@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A guest says that it is ready, and who waits for it is told. The tiny guest has no vsock
-driver: that way is tested in tests/devices/test_vsock.c."""
+"""A guest says that it is ready, and who waits for it is told."""
 import threading
 import time
 
@@ -108,6 +107,18 @@ def test_clones_count_anew():
         assert "ready" not in d.vm("none") and wait_ready(d, "none").code == "invalid_value"
         r = d.post("/v1/snapshots/s/clone", {"clones": [{"ready": {"vsock_port": 9}}]})
         assert r.status == 400 and "vsock" in r.message, r
+
+
+def test_a_stream_to_the_host():
+    need_kvm()
+    with Daemon() as d:
+        d.create("a", vsock={"cid": 5}, ready={"console": "never", "vsock_port": 52})
+        d.expect("a", "READY\n")
+        d.say("a", "vsock 53")  # another port
+        assert d.vm("a")["ready"] is False
+        waiting = answer_of(lambda: wait_ready(d, "a"))
+        d.say("a", "vsock 52")  # nobody listens: it is reset, and ready
+        assert waiting().json["timing_us"]["ready"] > 0
 
 
 def test_of_a_pool_and_of_a_running_vm():
