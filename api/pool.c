@@ -183,7 +183,7 @@ static int start_shell(struct pool *p, struct api_err *err)
 	if (!h->vm) {
 		r = api_fail(err, API_OUT_OF_MEMORY, "no memory for a shell");
 	} else {
-		h->vm->shell = true;
+		h->vm->shell = h->vm->populate = true;
 		r = ops_restore(h->vm, &p->src, false, on_restored, h, err);
 	}
 	if (r)
@@ -443,6 +443,11 @@ int pool_set(struct prepare *from, const struct pool_settings *set, struct api_e
 	int r = p ? 0 : pool_new(from, &p, err);
 	if (r)
 		return r;
+	// Recorded since the pool was made: the shells are made anew, with it.
+	if (p->src.working_set_fd < 0 && from->working_set_fd >= 0) {
+		p->src.working_set_fd = MV_TAKE_FD(from->working_set_fd);
+		end_shells(p, 0);
+	}
 	p->set = *set;
 	p->failures = 0;
 	p->error[0] = 0;

@@ -18,7 +18,7 @@
 
 enum { QUEUE_SIZE = 256, PACKETS_PER_KICK = 128 };
 
-#define SETTLE_NS (100ull * 1000 * 1000)
+#define SETTLE_NS (2ull * 1000 * 1000 * 1000) // a guest whose memory comes page by page is slow
 enum { EVENT_TRANSPORT_RESET = 0 };
 
 #define F_STREAM (1ULL << 0) // section 5.10.3

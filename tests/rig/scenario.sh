@@ -111,7 +111,13 @@ show_logs() {
 	note "daemon:"
 	tail -n 15 "$DIR/thawd.log" | sed 's/^/#   /'
 }
-no_vmm_left() { ! pidof thaw-vmm >/dev/null; }
+# But those that are to be the next VMs.
+no_vmm_left() {
+	spares=$(t info --json | tr -d ' \n' | sed 's/.*"spare_pids":\[\([0-9,]*\)\].*/\1/' | tr , ' ')
+	for p in $(pidof thaw-vmm); do
+		case " $spares " in *" $p "*) ;; *) return 1 ;; esac
+	done
+}
 write_nonce() { # VM TEXT: to the disk's sector 8, past the page cache
 	guest "$1" "echo $2 | dd of=/dev/vda bs=512 seek=8 conv=sync,fsync,notrunc 2>/dev/null"
 }
@@ -326,6 +332,74 @@ again() {
 	check "no VM process left" until_ok no_vmm_left
 }
 
+# copies: incremental snapshots, live forks and a pool.
+copies() {
+	check "a VM that tracks what it writes" t create warm --kernel "$KERNEL" --initrd "$INITRD" \
+		--cmdline "console=ttyS0 quiet panic=-1 reboot=k$CMDLINE" --vcpus "$VCPUS" --memory 128 --track-dirty \
+		--drive "id=layered,path=$DIR/base.img,layer=ephemeral" \
+		--vsock "cid=3,path=$DIR/warm.vsock" --start &&
+		check "boots to user space" timeout "$BOOT" \
+			thaw --socket "$DIR/thawd.sock" wait warm --console GUEST-READY --timeout "$BOOT" &&
+		check "answers over vsock" until_ok guest warm true && chain && forks && pooled
+	for v in warm w-1 w-2 f-1 f-2 g p-1 p-2; do t delete "$v" >/dev/null 2>&1; done
+	check "no VM process left" until_ok no_vmm_left
+}
+# What each link of the chain has written is there in the next.
+chain() {
+	check "it has a nonce in RAM" guest warm "echo $NONCE >/run/nonce"
+	check "full snapshot" t snapshot warm w0 --format lz4 || return 1
+	check "it writes" guest warm "echo later >/run/later; dd if=/dev/urandom of=/run/bytes bs=64k count=16; md5sum </run/bytes >/run/sum"
+	check "incremental snapshot" t snapshot warm w1 --incremental || return 1
+	note "$round: full $(($(wc -c <"$DIR/state/snapshots/w0/memory") / 1024)) KiB, then $(($(wc -c <"$DIR/state/snapshots/w1/memory") / 1024))"
+	check "clone of it" t clone w1 --name w-1 --vsock "path=$DIR/w-1.vsock" || return 1
+	check "it answers" until_ok guest w-1 true || return 1
+	same "it has what was written since" later guest w-1 cat /run/later
+	check "byte for byte" guest w-1 'test "$(md5sum </run/bytes)" = "$(cat /run/sum)"'
+	check "its wall clock is right" right_time w-1
+	check "it writes, too" guest w-1 "echo third >/run/third"
+	check "a third one" t snapshot w-1 w2 --incremental || return 1
+	check "flattened" t snapshot-flatten w2
+	for v in w1 w0; do check "delete $v" t snapshot-delete $v --force; done
+	check "every byte of it is good" t snapshot-verify w2
+	check "clone of the flattened one" t clone w2 --name w-2 --vsock "path=$DIR/w-2.vsock" || return 1
+	check "it answers" until_ok guest w-2 true || return 1
+	same "it has all three" "$NONCE later third" guest w-2 'echo $(cat /run/nonce /run/later /run/third)'
+	check "byte for byte" guest w-2 'test "$(md5sum </run/bytes)" = "$(cat /run/sum)"'
+	check "it counts on" counts w-2
+}
+forks() {
+	check "two forks of the running VM" t fork warm --count 2 --name f --vsock "path=$DIR/f-{n}.vsock" || return 1
+	: >"$DIR/random"
+	for v in f-1 f-2; do
+		check "$v answers" until_ok guest $v true || return 1
+		guest $v "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
+		same "$v has the nonce in RAM" "$NONCE" guest $v cat /run/nonce
+		check "$v counts on" counts $v
+		check "$v: its wall clock is right" right_time $v
+	done
+	same "different random bytes" 2 sh -c "sort -u '$DIR/random' | grep -c ."
+	check "the parent counts on" counts warm
+	check "fork of a fork" t fork f-1 --name g --vsock "path=$DIR/g.vsock" || return 1
+	for v in warm f-1; do check "delete $v" t delete $v; done
+	check "it answers without them" until_ok guest g true || return 1
+	same "it has the nonce in RAM" "$NONCE" guest g cat /run/nonce
+	check "f-2 counts on" counts f-2
+}
+pooled() {
+	check "a pool of two" has "2 of 2 ready" t snapshot-prepare w2 --pool size=2 --wait || return 1
+	: >"$DIR/random"
+	for v in p-1 p-2; do
+		check "$v is claimed" has '"prepared": true' t clone w2 --name $v --vsock "path=$DIR/$v.vsock" --json || return 1
+		check "$v answers" until_ok guest $v true || return 1
+		guest $v "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
+		same "$v has all three" "$NONCE later third" guest $v 'echo $(cat /run/nonce /run/later /run/third)'
+		check "$v counts on" counts $v
+		check "$v: its wall clock is right" right_time $v
+	done
+	same "different random bytes" 2 sh -c "sort -u '$DIR/random' | grep -c ."
+	check "the pool goes" t snapshot-delete w2 --force
+}
+
 fetch_metadata() { vsock-call -t "$LIMIT" "$DIR/$1.vsock" "fetch 29800"; } # VM
 # The last line of a page. busybox's wget, linked statically, does not work without name services;
 # and passt of 2023 passes no end on to who has closed his direction first, hence the sleep.
@@ -411,7 +485,7 @@ scenario() { # SERIES KIND VCPUS
 	if check "the daemon starts" start_daemon; then
 		check "doctor" t doctor
 		if boot && freeze; then
-			clones && ends && again && user_net
+			clones && ends && again && copies && user_net
 		else
 			show_logs src
 		fi
