@@ -20,6 +20,7 @@
 #include "api/templates.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
+#include "snapshot/memory.h"
 #include "snapshot/working_set.h"
 
 #define SNAPSHOT_TIMEOUT_MS 600000
@@ -227,7 +228,7 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 
 static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct api_err *err)
 {
-	struct msg_snapshot body = { .lz4 = b->format == MANIFEST_LZ4,
+	struct msg_snapshot body = { .lz4 = b->format,
 				     .incremental = b->incremental,
 				     .confirmed = o->vm->confirmed };
 	struct mv_err e = { 0 };
@@ -237,7 +238,7 @@ static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct
 		return r;
 	if (store_begin(&o->s->store, b->name, &o->draft, &e))
 		return snap_error(err, &e, API_INTERNAL);
-	o->m.file[1].format = b->format;
+	o->m.file[1].format = b->format == SNAP_MEMORY_RAW ? MANIFEST_RAW : MANIFEST_LZ4;
 	struct layer_fds layers;
 	r = layers_freeze(o->vm, &layers, err);
 	if (!r) {
@@ -289,8 +290,8 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 	(void)name;
 	int result = js_decode(&snapshot_table, r->body, r->body_len, &b, &err);
 	if (b.format == SNAPSHOT_FORMAT_DEFAULT)
-		b.format = b.incremental ? MANIFEST_LZ4 : MANIFEST_RAW;
-	if (!result && b.incremental && b.format == MANIFEST_RAW)
+		b.format = b.incremental ? SNAP_MEMORY_LZ4 : SNAP_MEMORY_RAW;
+	if (!result && b.incremental && b.format == SNAP_MEMORY_RAW)
 		result = api_fail(&err, API_INVALID_VALUE,
 				  "format: an incremental snapshot is lz4; flatten it to get a raw one");
 	if (!result && (result = snapshot_vm(s, r, &b, &err)))

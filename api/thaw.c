@@ -90,7 +90,7 @@ static const struct command {
 	{ "metadata", 1, BIT(O_SET), cli_metadata, "NAME [--set FILE|-]",
 	  "the document that the guest reads over vsock: show or replace it" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
-	  "VM NAME [--format raw|lz4] [--incremental]\n"
+	  "VM NAME [--format raw|lz4|lz4-high] [--incremental]\n"
 	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
 	  "take a snapshot; the VM goes on" },
 	{ "snapshots", 0, BIT(O_TREE), cli_snapshots, "[--tree]", "list snapshots" },
@@ -101,7 +101,8 @@ static const struct command {
 	  "         --force: with the snapshots that need it, and although clones of it run",
 	  "delete a snapshot" },
 	{ "snapshot-flatten", 1, BIT(O_FORMAT) | BIT(O_NAME), cli_snapshot_flatten,
-	  "NAME [--format raw|lz4] [--name NEW]", "give it all of its memory, so that it needs no parent" },
+	  "NAME [--format raw|lz4|lz4-high] [--name NEW]",
+	  "give it all of its memory, so that it needs no parent" },
 	{ "snapshot-export", 2, 0, cli_snapshot_export, "NAME FILE|-", "write it to a file as one stream" },
 	{ "snapshot-import", 2, 0, cli_snapshot_import, "NAME FILE|-", "make a snapshot from such a file" },
 	{ "snapshot-prepare", 1, BIT(O_NO_FILL) | BIT(O_WAIT) | BIT(O_POOL), cli_snapshot_prepare,

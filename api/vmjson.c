@@ -36,7 +36,7 @@ static const char *const protocol_words[] = { "tcp", "udp", NULL }; // enum vmcf
 static const char *const layer_words[] = { "none", "ephemeral", "kept", NULL };
 static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
 static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
-static const char *const format_words[] = { "raw", "lz4", NULL }; // enum manifest_format
+static const char *const format_words[] = { "raw", "lz4", "lz4-high", NULL }; // enum snap_memory_kind
 
 // --- a VM's configuration ------------------------------------------------------------
 static const struct js_field drive_fields[] = {

@@ -74,14 +74,14 @@ enum stop_mode {
 
 struct snapshot_body {
 	char name[VMCFG_NAME_LEN], vm[VMCFG_NAME_LEN];
-	uint32_t format; // enum manifest_format, or SNAPSHOT_FORMAT_DEFAULT
+	uint32_t format; // enum snap_memory_kind, or SNAPSHOT_FORMAT_DEFAULT
 	bool incremental;
 };
 #define SNAPSHOT_FORMAT_DEFAULT UINT32_MAX
 
 struct flatten_body {
 	char name[VMCFG_NAME_LEN]; // empty: in place
-	uint32_t format;           // enum manifest_format
+	uint32_t format;           // enum snap_memory_kind, or STORE_FORMAT_KEEP
 };
 
 struct prepare_body {

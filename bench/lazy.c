@@ -53,7 +53,8 @@ static double lz4_rate(const struct gmem *m)
 	MV_FREE uint8_t *to = malloc(codec_bound(CHUNK_BYTES));
 	uint64_t start = mv_now_ns();
 	for (uint64_t at = 0; state && to && at < m->total_bytes; at += CHUNK_BYTES)
-		codec_compress(state, m->region[0].hva + at, CHUNK_BYTES, to, codec_bound(CHUNK_BYTES));
+		codec_compress(state, false, m->region[0].hva + at, CHUNK_BYTES, to,
+			       codec_bound(CHUNK_BYTES));
 	return (double)m->total_bytes * 1e9 / (double)(mv_now_ns() - start);
 }
 
@@ -90,7 +91,7 @@ static int write_rates(const struct bench_env *env, const struct gmem *m, struct
 		MV_FD fd = open_scratch(env);
 		double cpu0 = cpu_seconds(), lz4 = lz4_rate(m), cpu1 = cpu_seconds();
 		uint64_t start = mv_now_ns();
-		int r = fd < 0 ? fd : chunk_write(fd, m, 0, &bytes, &err);
+		int r = fd < 0 ? fd : chunk_write(fd, m, false, 0, &bytes, &err);
 		if (r)
 			return r;
 		double rate = (double)m->total_bytes * 1e9 / (double)(mv_now_ns() - start);
@@ -218,7 +219,7 @@ static int fill_rates(const struct bench_env *env, const struct gmem *m, struct 
 	struct mv_err err = { 0 };
 	uint64_t bytes;
 	MV_FD file = open_scratch(env);
-	int r = file < 0 ? file : chunk_write(file, m, 0, &bytes, &err);
+	int r = file < 0 ? file : chunk_write(file, m, false, 0, &bytes, &err);
 	for (int i = 0; !r && i < (env->quick ? 5 : 20); i++) {
 		double a = 0, b = 0, c = 0;
 		r = fill_once(env, &file, 1, m->total_bytes, &a, &b);
@@ -345,8 +346,8 @@ static int write_incremental(const struct bench_env *env, const struct gmem *m, 
 			uint64_t bytes = 0, start = mv_now_ns();
 			MV_FD fd = open_scratch(env);
 			r = fd < 0 ? fd
-			    : full ? chunk_write(fd, &clone, 0, &bytes, &err)
-				   : chunk_write_changed(fd, &clone, NULL, 0, &bytes, &err);
+			    : full ? chunk_write(fd, &clone, false, 0, &bytes, &err)
+				   : chunk_write_changed(fd, &clone, NULL, false, 0, &bytes, &err);
 			bench_add(s[full], (double)(mv_now_ns() - start) / 1000);
 			bench_add(s[2 + full], (double)bytes);
 		}
@@ -379,8 +380,8 @@ static int fill_chains(const struct bench_env *env, const struct gmem *m, struct
 			change(&now, n);
 		*fd = changed ? open_scratch(env) : -ENOMEM;
 		r = *fd < 0 ? *fd
-		    : n     ? chunk_write_changed(*fd, &now, changed, 0, &bytes, &err)
-			    : chunk_write(*fd, &now, 0, &bytes, &err);
+		    : n     ? chunk_write_changed(*fd, &now, changed, false, 0, &bytes, &err)
+			    : chunk_write(*fd, &now, false, 0, &bytes, &err);
 		free(changed);
 	}
 	for (unsigned k = 0; !r && k < MV_ARRAY_LEN(depths); k++) {

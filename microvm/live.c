@@ -37,11 +37,11 @@ static void keep_only(int state_fd, int memory_fd, int result_fd)
 
 // No userfaultfd in here: what a lazily loaded VM lacks is not touched. It was never written, so
 // it is not in the set either, but for what a device gave back unwritten.
-static int write_changed(const struct vm *vm, struct live_result *result, struct mv_err *err)
+static int write_changed(const struct vm *vm, bool high, struct live_result *result, struct mv_err *err)
 {
 	uint64_t *set = vm->dirty.set;
 	int r = set && vm->uffd_fd >= 0 ? dirty_keep_private(set, &vm->mem, err) : 0;
-	r = r ? r : chunk_write_changed(FD_MEMORY, &vm->mem, set, 0, &result->memory_bytes, err);
+	r = r ? r : chunk_write_changed(FD_MEMORY, &vm->mem, set, high, 0, &result->memory_bytes, err);
 	result->memory_data_bytes = result->memory_bytes;
 	return r;
 }
@@ -59,7 +59,7 @@ child_main(const struct vm *vm, const struct msg_snapshot *how, const struct mv_
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
 	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
 	if (!r && how->incremental)
-		r = write_changed(vm, &result, &err);
+		r = write_changed(vm, how->lz4 == SNAP_MEMORY_LZ4_HIGH, &result, &err);
 	else if (!r)
 		r = snap_memory_write_as(how->lz4, FD_MEMORY, &vm->mem, &result.memory_bytes,
 					 &result.memory_data_bytes, &err);

@@ -55,15 +55,15 @@ struct chunk_index {
 
 // Writes the memory of a VM that stands still to `fd`, an empty file, with up to n_threads
 // threads (0: one per CPU). ret_file_bytes: length of the file. No sync. -EINVAL: not an
-// empty file; -ENOSPC and the like with a sentence.
-int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_file_bytes,
+// empty file; -ENOSPC and the like with a sentence. high: smaller and slower, see codec.h.
+int chunk_write(int fd, const struct gmem *m, bool high, unsigned n_threads, uint64_t *ret_file_bytes,
 		struct mv_err *err);
 
 // The same as an incremental file: of the pages that `changed` names, a bit for each page of
 // 4 KiB by its place in the memory file, or, when it is NULL, of the private pages of the
 // mapping: what copy-on-write made of a clone's memory since it was mapped. Pages that did not
 // change are not touched. -ENOTSUP: NULL, and this system can't tell which pages those are.
-int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, unsigned n_threads,
+int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, bool high, unsigned n_threads,
 			uint64_t *ret_file_bytes, struct mv_err *err);
 
 // Reads and checks header and index. -EINVAL: damaged, not of memory_bytes, or it needs a

@@ -33,6 +33,7 @@ _Static_assert(PAGES == 16, "a mask has a bit per page");
 struct writer {
 	int fd;
 	const struct gmem *mem;
+	bool high;         // codec.h
 	bool changed_only; // incremental: mask says what changed
 	uint64_t n_chunks;
 	uint16_t *mask;
@@ -139,7 +140,7 @@ static int add_chunk(struct writer *w, struct scratch *s, uint64_t i)
 		return 0;
 	}
 	// Less than a sixteenth saved is not worth the time to decompress.
-	uint32_t n = (uint32_t)codec_compress(s->state, from, len, to + head, len - len / 16);
+	uint32_t n = (uint32_t)codec_compress(s->state, w->high, from, len, to + head, len - len / 16);
 	if (!n) {
 		memcpy(to + head, from, n = len);
 		kind = kind == CHUNK_LZ4 ? CHUNK_RAW : kind;
@@ -227,15 +228,19 @@ static int choose_pages(struct writer *w, const uint64_t *changed)
 	return 0;
 }
 
-static int write_file(int fd, const struct gmem *m, bool changed_only, const uint64_t *changed,
+static int write_file(int fd, const struct gmem *m, bool high, bool changed_only, const uint64_t *changed,
 		      unsigned n_threads, uint64_t *ret_file_bytes, struct mv_err *err)
 {
 	uint64_t n = (m->total_bytes + CHUNK_BYTES - 1) / CHUNK_BYTES, file_bytes = 0;
 	MV_FREE uint16_t *mask = calloc(n, sizeof *mask);
 	MV_FREE struct chunk_entry *entry = calloc(n, sizeof *entry);
-	struct writer w = {
-		.fd = fd, .mem = m, .changed_only = changed_only, .n_chunks = n, .mask = mask, .entry = entry
-	};
+	struct writer w = { .fd = fd,
+			    .mem = m,
+			    .high = high,
+			    .changed_only = changed_only,
+			    .n_chunks = n,
+			    .mask = mask,
+			    .entry = entry };
 	struct stat st;
 
 	if (fstat(fd, &st))
@@ -260,14 +265,14 @@ static int write_file(int fd, const struct gmem *m, bool changed_only, const uin
 	return 0;
 }
 
-int chunk_write(int fd, const struct gmem *m, unsigned n_threads, uint64_t *ret_file_bytes,
+int chunk_write(int fd, const struct gmem *m, bool high, unsigned n_threads, uint64_t *ret_file_bytes,
 		struct mv_err *err)
 {
-	return write_file(fd, m, false, NULL, n_threads, ret_file_bytes, err);
+	return write_file(fd, m, high, false, NULL, n_threads, ret_file_bytes, err);
 }
 
-int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, unsigned n_threads,
+int chunk_write_changed(int fd, const struct gmem *m, const uint64_t *changed, bool high, unsigned n_threads,
 			uint64_t *ret_file_bytes, struct mv_err *err)
 {
-	return write_file(fd, m, true, changed, n_threads, ret_file_bytes, err);
+	return write_file(fd, m, high, true, changed, n_threads, ret_file_bytes, err);
 }

@@ -21,7 +21,7 @@ enum { PAGE = CHUNK_PAGE_BYTES, MAX_THREADS = 64 };
 struct job {
 	const struct chain *chain;
 	int fd;
-	bool lz4;
+	enum snap_memory_kind kind;
 	struct chunk_entry *entry;
 	atomic_uint_fast64_t next, end; // end: of the compressed file so far
 	atomic_int failed;              // -errno of the first failure
@@ -40,7 +40,8 @@ static int put_lz4(struct job *j, struct scratch *s, uint64_t i, uint32_t len)
 	if (is_zero(s->chunk, len))
 		return 0;
 	// Less than a sixteenth saved is not worth the time to decompress.
-	size_t n = codec_compress(s->codec, s->chunk, len, s->out, len - len / 16);
+	size_t n = codec_compress(s->codec, j->kind == SNAP_MEMORY_LZ4_HIGH, s->chunk, len, s->out,
+				  len - len / 16);
 	const uint8_t *from = n ? s->out : s->chunk;
 	uint32_t stored = n ? (uint32_t)n : len;
 	uint64_t at = atomic_fetch_add(&j->end, stored);
@@ -72,7 +73,7 @@ static int put_chunk(struct job *j, struct scratch *s, uint64_t i)
 		atomic_store(&j->damaged, i + 1);
 	if (r)
 		return r;
-	return j->lz4 ? put_lz4(j, s, i, len) : put_raw(j, s, i, len);
+	return j->kind != SNAP_MEMORY_RAW ? put_lz4(j, s, i, len) : put_raw(j, s, i, len);
 }
 
 static void *work(void *arg)
@@ -107,10 +108,11 @@ static int run_threads(struct job *j, unsigned n)
 	return atomic_load(&j->failed);
 }
 
-int chain_flatten(const struct chain *c, int fd, bool lz4, unsigned n_threads, struct mv_err *err)
+int chain_flatten(const struct chain *c, int fd, enum snap_memory_kind kind, unsigned n_threads,
+		  struct mv_err *err)
 {
 	MV_FREE struct chunk_entry *entry = calloc(c->n_chunks + 1, sizeof *entry);
-	struct job j = { .chain = c, .fd = fd, .lz4 = lz4, .entry = entry };
+	struct job j = { .chain = c, .fd = fd, .kind = kind, .entry = entry };
 	struct stat st;
 
 	if (!entry)
@@ -118,9 +120,9 @@ int chain_flatten(const struct chain *c, int fd, bool lz4, unsigned n_threads, s
 	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size)
 		return mv_fail(err, EINVAL, "memory: not an empty file");
 	atomic_init(&j.end, CHUNK_HEAD_BYTES);
-	int r = !lz4 && ftruncate(fd, (off_t)c->memory_bytes) ? -errno : 0;
+	int r = kind == SNAP_MEMORY_RAW && ftruncate(fd, (off_t)c->memory_bytes) ? -errno : 0;
 	r = r ? r : run_threads(&j, n_threads);
-	if (!r && lz4)
+	if (!r && kind != SNAP_MEMORY_RAW)
 		r = chunk_finish(fd, c->memory_bytes, false, entry, atomic_load(&j.end));
 	uint64_t damaged = atomic_load(&j.damaged);
 	if (damaged && (r == -EBADMSG || r == -ENODATA))

@@ -89,12 +89,12 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 	return snap_memory_write_by(SNAP_MEMORY_AUTO, fd, m, ret_bytes, ret_data_bytes, err);
 }
 
-int snap_memory_write_as(bool lz4, int fd, const struct gmem *m, uint64_t *ret_bytes,
+int snap_memory_write_as(enum snap_memory_kind kind, int fd, const struct gmem *m, uint64_t *ret_bytes,
 			 uint64_t *ret_data_bytes, struct mv_err *err)
 {
-	if (!lz4)
+	if (kind == SNAP_MEMORY_RAW)
 		return snap_memory_write(fd, m, ret_bytes, ret_data_bytes, err);
-	int r = chunk_write(fd, m, 0, ret_bytes, err);
+	int r = chunk_write(fd, m, kind == SNAP_MEMORY_LZ4_HIGH, 0, ret_bytes, err);
 	if (!r)
 		*ret_data_bytes = *ret_bytes;
 	return r;

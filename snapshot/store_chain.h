@@ -32,10 +32,10 @@ void store_chain_close(struct store_chain *c); // idempotent
 int store_chain_check(const struct store_chain *c, struct mv_err *err);
 
 // Writes the whole memory of a snapshot to one file. new_name NULL: in its place, with the same id,
-// so that children of it stay good; else as a new snapshot. format: enum manifest_format, or
+// so that children of it stay good; else as a new snapshot. kind: enum snap_memory_kind, or
 // STORE_FORMAT_KEEP. Nothing to do (complete, of that format, in place): *ret_changed is false.
 // All CPUs decode and compress; memory used does not depend on the VM's. Errors as of
 // store_chain_open and store_commit; the snapshot is then as it was.
 #define STORE_FORMAT_KEEP UINT32_MAX
-int store_flatten(struct store *s, const char *name, const char *new_name, uint32_t format,
+int store_flatten(struct store *s, const char *name, const char *new_name, uint32_t kind,
 		  struct manifest *ret_m, bool *ret_changed, struct mv_err *err);

@@ -9,8 +9,8 @@
 #include "snapshot/store_chain.h"
 #include "snapshot/store_dir.h"
 
-static int write_memory(struct store *s, const struct manifest *m, struct store_draft *d, bool lz4,
-			struct mv_err *err)
+static int write_memory(struct store *s, const struct manifest *m, struct store_draft *d,
+			enum snap_memory_kind kind, struct mv_err *err)
 {
 	struct store_chain files;
 	struct chain chain;
@@ -20,7 +20,7 @@ static int write_memory(struct store *s, const struct manifest *m, struct store_
 		return r;
 	r = chain_open(files.fd, files.n, files.raw_base, files.memory_bytes, &chain, err);
 	if (!r) {
-		r = chain_flatten(&chain, d->memory_fd, lz4, 0, err);
+		r = chain_flatten(&chain, d->memory_fd, kind, 0, err);
 		chain_fini(&chain);
 	}
 	if (r)
@@ -47,7 +47,7 @@ static void set_format(struct manifest *m, uint32_t format)
 	m->needs_parent = false;
 }
 
-static int make(struct store *s, int dir_fd, struct manifest *m, const char *new_name, uint32_t format,
+static int make(struct store *s, int dir_fd, struct manifest *m, const char *new_name, uint32_t kind,
 		bool new_memory, struct mv_err *err)
 {
 	struct store_draft d;
@@ -57,12 +57,12 @@ static int make(struct store *s, int dir_fd, struct manifest *m, const char *new
 		return r;
 	r = link_files(&d, dir_fd, m, !new_memory, err);
 	if (!r && new_memory)
-		r = write_memory(s, m, &d, format == MANIFEST_LZ4, err);
+		r = write_memory(s, m, &d, kind, err);
 	if (r) {
 		store_abort(s, &d);
 		return r;
 	}
-	set_format(m, format);
+	set_format(m, kind == SNAP_MEMORY_RAW ? MANIFEST_RAW : MANIFEST_LZ4);
 	if (new_name) {
 		clock_gettime(CLOCK_REALTIME, &t);
 		m->created_unix_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
@@ -71,7 +71,7 @@ static int make(struct store *s, int dir_fd, struct manifest *m, const char *new
 	return store_commit_copy(s, &d, m, new_memory, !new_name, err);
 }
 
-int store_flatten(struct store *s, const char *name, const char *new_name, uint32_t format,
+int store_flatten(struct store *s, const char *name, const char *new_name, uint32_t kind,
 		  struct manifest *ret_m, bool *ret_changed, struct mv_err *err)
 {
 	MV_FREE struct manifest *m = malloc(sizeof *m);
@@ -87,12 +87,12 @@ int store_flatten(struct store *s, const char *name, const char *new_name, uint3
 		return r;
 	}
 	const struct manifest_file *f = manifest_file_find(m, "memory");
-	uint32_t was = f ? f->format : MANIFEST_RAW;
-	if (format == STORE_FORMAT_KEEP)
-		format = was;
-	bool new_memory = m->needs_parent || was != format;
+	uint32_t was = f && f->format == MANIFEST_LZ4 ? SNAP_MEMORY_LZ4 : SNAP_MEMORY_RAW;
+	if (kind == STORE_FORMAT_KEEP)
+		kind = was;
+	bool new_memory = m->needs_parent || was != kind; // nobody knows how hard it was compressed
 	if (new_memory || new_name)
-		r = make(s, dir_fd, m, new_name, format, new_memory, err);
+		r = make(s, dir_fd, m, new_name, kind, new_memory, err);
 	if (r)
 		return r;
 	*ret_changed = new_memory || new_name;

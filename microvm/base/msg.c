@@ -43,7 +43,7 @@ static const struct mv_field metadata_fields[] = {
 MV_DEFINE_TABLE(msg_metadata_table, struct msg_metadata, metadata_fields);
 
 static const struct mv_field snapshot_fields[] = {
-	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 1),
+	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 2),
 	MV_OPT_INT(struct msg_snapshot, incremental, 2, MV_U32, 0, 1),
 	MV_OPT_INT(struct msg_snapshot, confirmed, 3, MV_U32, 0, 1),
 };

@@ -497,5 +497,23 @@ def test_the_command_line():
         assert thaw(d, "snapshot-flatten", "../s1").returncode == 2
 
 
+def test_high_compression():
+    with Daemon() as d:
+        need_kvm()
+        want = source(d, "fast", fmt="lz4")
+        size = d.get("/v1/snapshots/fast").json["files"]["memory"]["size_bytes"]
+        r = d.post("/v1/snapshots/fast/flatten", {"format": "lz4-high", "name": "high"})
+        assert r.status == 201 and r.json["changed"], r
+        m = r.json["files"]["memory"]
+        assert m["format"] == "lz4" and m["size_bytes"] <= size, (m, size)
+        clone(d, "high", "c")
+        assert total(d, "c") == want
+        take(d, "c", "again", format="lz4-high")
+        clone(d, "again", "cc")
+        assert total(d, "cc") == want
+        r = d.post("/v1/snapshots", {"vm": "c", "name": "x", "format": "lz5"})
+        assert r.status == 400 and "lz4-high" in r.message, r
+
+
 if __name__ == "__main__":
     main(globals())

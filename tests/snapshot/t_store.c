@@ -33,7 +33,7 @@ static void write_changed(int fd, const char *name)
 	assert_int_equal(gmem_add(&mem, 0, T_MEM_MIB << 20), 0);
 	assert_int_equal(gmem_map(&mem, -1, NULL), 0);
 	strcpy((char *)mem.region[0].hva + 3 * 4096, name);
-	assert_int_equal(chunk_write_changed(fd, &mem, changed, 1, &bytes, NULL), 0);
+	assert_int_equal(chunk_write_changed(fd, &mem, changed, false, 1, &bytes, NULL), 0);
 	gmem_fini(&mem);
 }
 

@@ -64,7 +64,7 @@ static void add(struct history *h, const uint64_t *changed)
 	assert_true(h->n < MV_ARRAY_LEN(h->fd));
 	memmove(h->fd + 1, h->fd, h->n++ * sizeof h->fd[0]);
 	h->fd[0] = t_file();
-	if (chunk_write_changed(h->fd[0], &h->m, changed, 1, &bytes, &err))
+	if (chunk_write_changed(h->fd[0], &h->m, changed, false, 1, &bytes, &err))
 		fail_msg("%s", err.msg);
 }
 
@@ -378,7 +378,8 @@ static void flattened(void **state)
 			flat.n = 1;
 			flat.raw_base = !lz4;
 			flat.fd[0] = t_file();
-			if (chain_flatten(&c, flat.fd[0], lz4, k / 2, &err))
+			if (chain_flatten(&c, flat.fd[0], lz4 ? SNAP_MEMORY_LZ4_HIGH : SNAP_MEMORY_RAW, k / 2,
+					  &err))
 				fail_msg("%s", err.msg);
 			check(&flat);
 			assert_int_equal(chain_flatten(&c, flat.fd[0], lz4, 1, &err), -EINVAL); // not empty
@@ -450,8 +451,8 @@ static int make_golden(const char *folder)
 		snprintf(path, sizeof path, "%s/%u", folder, i);
 		MV_FD fd = open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
 		golden_turn(&m, i, golden_changed[i]);
-		r = i ? chunk_write_changed(fd, &m, &golden_changed[i], 1, &bytes, NULL)
-		      : chunk_write(fd, &m, 1, &bytes, NULL);
+		r = i ? chunk_write_changed(fd, &m, &golden_changed[i], false, 1, &bytes, NULL)
+		      : chunk_write(fd, &m, false, 1, &bytes, NULL);
 	}
 	gmem_fini(&m);
 	return r;

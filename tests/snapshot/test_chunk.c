@@ -46,7 +46,7 @@ static int write_file(const struct gmem *m, unsigned n_threads)
 	struct stat st;
 	uint64_t bytes = 0;
 	int fd = t_file();
-	if (chunk_write(fd, m, n_threads, &bytes, &err))
+	if (chunk_write(fd, m, false, n_threads, &bytes, &err))
 		fail_msg("%s", err.msg);
 	assert_int_equal(fstat(fd, &st), 0);
 	assert_int_equal(bytes, st.st_size);
@@ -241,7 +241,7 @@ static void refuses_a_file_with_content(void **state)
 	make(&m);
 	int fd = t_file();
 	assert_int_equal(write(fd, "x", 1), 1);
-	assert_int_equal(chunk_write(fd, &m, 1, &bytes, &err), -EINVAL);
+	assert_int_equal(chunk_write(fd, &m, false, 1, &bytes, &err), -EINVAL);
 	assert_int_equal(bytes, 7);
 	close(fd);
 	gmem_fini(&m);
@@ -261,7 +261,7 @@ static void a_write_error_ends_all_threads(void **state)
 	small.rlim_cur = PAGE;
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
 	int fd = t_file();
-	int r = chunk_write(fd, &m, 3, &bytes, &err);
+	int r = chunk_write(fd, &m, false, 3, &bytes, &err);
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
 	assert_int_equal(r, -EFBIG);
 	assert_message(err, "cannot write");

@@ -51,7 +51,7 @@ static int write_file(const struct gmem *m, const uint64_t *changed, unsigned n_
 	struct stat st;
 	uint64_t bytes = 0;
 	int fd = t_file();
-	if (chunk_write_changed(fd, m, changed, n_threads, &bytes, &err))
+	if (chunk_write_changed(fd, m, changed, false, n_threads, &bytes, &err))
 		fail_msg("%s", err.msg);
 	assert_int_equal(fstat(fd, &st), 0);
 	assert_int_equal(bytes, st.st_size);

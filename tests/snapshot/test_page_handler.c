@@ -38,7 +38,7 @@ static int make_file(bool lz4, char ret_path[40])
 	assert_int_equal(gmem_map(&m, -1, &err), 0);
 	fill_pages(m.region[0].hva);
 	if (lz4)
-		assert_int_equal(chunk_write(fd, &m, 1, &bytes, &err), 0);
+		assert_int_equal(chunk_write(fd, &m, false, 1, &bytes, &err), 0);
 	else
 		assert_int_equal(mv_pwrite_full(fd, m.region[0].hva, PAGES * PAGE, 0), 0);
 	gmem_fini(&m);

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "snapshot/chain.h"
+#include "snapshot/memory.h"
 #include "snapshot/store_chain.h"
 #include "tests/snapshot/t_store.h"
 
@@ -193,7 +194,7 @@ static void flatten_every_way(void **state)
 	make_chain(t, 2);
 	assert_int_equal(store_show(&t->s, "s1", &was, &t->err), 0);
 	int before = open(t_store_path(t, "snapshots/s1/memory"), O_RDONLY | O_CLOEXEC);
-	assert_int_equal(store_flatten(&t->s, "s1", "copy", MANIFEST_RAW, &m, &changed, &t->err), 0);
+	assert_int_equal(store_flatten(&t->s, "s1", "copy", SNAP_MEMORY_RAW, &m, &changed, &t->err), 0);
 	assert_true(changed && strcmp(m.id, was.id));
 	assert_string_equal(m.name, "copy");
 	check_memory(t, "copy", "s1");
@@ -204,7 +205,7 @@ static void flatten_every_way(void **state)
 	assert_int_equal(m.file[0].xxh3, was.file[0].xxh3);
 	assert_int_equal(store_flatten(&t->s, "s1", NULL, STORE_FORMAT_KEEP, &m, &changed, &t->err), 0);
 	assert_false(changed);
-	assert_int_equal(store_flatten(&t->s, "s1", NULL, MANIFEST_RAW, &m, &changed, &t->err), 0);
+	assert_int_equal(store_flatten(&t->s, "s1", NULL, SNAP_MEMORY_RAW, &m, &changed, &t->err), 0);
 	assert_true(changed);
 	assert_int_equal(store_flatten(&t->s, "s1", "copy", STORE_FORMAT_KEEP, &m, &changed, &t->err),
 			 -EEXIST);
