@@ -20,7 +20,6 @@
 #include "api/templates.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
-#include "snapshot/memory.h"
 #include "snapshot/working_set.h"
 
 #define SNAPSHOT_TIMEOUT_MS 600000

@@ -16,6 +16,8 @@ enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
 
 #define MANIFEST_MAX_FILES (4 + VMCFG_MAX_DRIVES * VMCFG_MAX_LAYERS)
 
+// How a memory file is to be written; the last two are of format MANIFEST_LZ4 (snapshot/codec.h).
+enum snap_memory_kind { SNAP_MEMORY_RAW, SNAP_MEMORY_LZ4, SNAP_MEMORY_LZ4_HIGH };
 enum manifest_format { MANIFEST_RAW, MANIFEST_LZ4 }; // of a memory file: snapshot/memory.h, chunk.h
 
 struct manifest_file {

@@ -8,6 +8,7 @@
 
 #include "microvm/base/err.h"
 #include "microvm/base/gmem.h"
+#include "snapshot/manifest.h"
 #include "snapshot/pages.h"
 
 // Fills `fd`, an empty file open for writing, up to m->total_bytes (no sync).
@@ -22,6 +23,5 @@ int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gm
 			 uint64_t *ret_data_bytes, struct mv_err *err);
 
 // The same, or a compressed memory file (snapshot/chunk.h), of which all bytes are data.
-enum snap_memory_kind { SNAP_MEMORY_RAW, SNAP_MEMORY_LZ4, SNAP_MEMORY_LZ4_HIGH };
 int snap_memory_write_as(enum snap_memory_kind kind, int fd, const struct gmem *m, uint64_t *ret_bytes,
 			 uint64_t *ret_data_bytes, struct mv_err *err);

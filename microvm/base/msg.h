@@ -98,7 +98,7 @@ struct msg_metadata {
 };
 
 struct msg_snapshot {
-	uint32_t lz4;	      // enum snap_memory_kind of snapshot/memory.h
+	uint32_t lz4;         // enum snap_memory_kind of snapshot/manifest.h
 	uint32_t incremental; // 1: only what changed, see live.h; needs lz4
 	uint32_t confirmed;   // 1: the snapshot before this one was published
 };
