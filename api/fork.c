@@ -39,10 +39,9 @@ static int open_child(pid_t pid, pid_t parent)
 	return MV_TAKE_FD(pidfd);
 }
 
-static void answer(struct fork_source *f, struct fork_wait *w, struct vm_process *p,
-		   const struct api_err *err)
+// The last one that is answered may free what the source is part of.
+static void answer(struct fork_wait *w, struct vm_process *p, const struct api_err *err)
 {
-	TAILQ_REMOVE(&f->waiting, w, link);
 	mv_close(&w->socket); // not taken: whoever has the other end ends
 	w->fn(w->arg, p, err);
 }
@@ -51,11 +50,15 @@ static void end(struct fork_source *f, const char *why)
 {
 	struct api_err err;
 	struct fork_wait *w;
+	TAILQ_HEAD(, fork_wait) waiting = TAILQ_HEAD_INITIALIZER(waiting);
+	TAILQ_CONCAT(&waiting, &f->waiting, link);
 	mv_watch_del(&f->watch);
 	mv_close(&f->socket);
 	api_fail(&err, API_VM_FAILED, "the fork of the VM failed: %s", why);
-	while ((w = TAILQ_FIRST(&f->waiting)))
-		answer(f, w, NULL, &err);
+	while ((w = TAILQ_FIRST(&waiting))) {
+		TAILQ_REMOVE(&waiting, w, link);
+		answer(w, NULL, &err);
+	}
 }
 
 static void on_late(void *arg)
@@ -74,20 +77,21 @@ static int on_forked(struct fork_source *f, const struct msg *m)
 	    mv_state_load(&msg_forked_table, m->body, m->body_len, &body, NULL))
 		return -EPROTO;
 	struct vm_process p = { .socket = w->socket, .pid = (pid_t)body.pid, .pidfd = -1 };
+	if (!body.code && (p.pidfd = open_child(p.pid, f->pid)) < 0)
+		return -EPROTO;
+	TAILQ_REMOVE(&f->waiting, w, link);
+	if (!TAILQ_EMPTY(&f->waiting))
+		mv_timer_arm(&f->timer, FORK_WAIT_NS);
 	if (body.code) {
 		api_fail(&err, API_LIMIT_REACHED, "cannot fork the VM: %s; free memory, or pids",
 			 strerror((int)body.code));
-		answer(f, w, NULL, &err);
-	} else if ((p.pidfd = open_child(p.pid, f->pid)) < 0) {
-		return -EPROTO;
-	} else {
-		w->socket = -1;
-		answer(f, w, &p, NULL);
-		mv_close(&p.socket);
-		mv_close(&p.pidfd);
+		answer(w, NULL, &err);
+		return 0;
 	}
-	if (!TAILQ_EMPTY(&f->waiting))
-		mv_timer_arm(&f->timer, FORK_WAIT_NS);
+	w->socket = -1;
+	answer(w, &p, NULL);
+	mv_close(&p.socket);
+	mv_close(&p.pidfd);
 	return 0;
 }
 
