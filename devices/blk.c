@@ -365,3 +365,8 @@ void vio_blk_freeze_end(struct vio_dev *d, bool commit)
 {
 	disk_freeze_end(&MV_CONTAINER(d, struct vio_blk, dev)->disk, commit);
 }
+
+unsigned vio_blk_layers(const struct vio_dev *d)
+{
+	return MV_CONTAINER(d, const struct vio_blk, dev)->disk.n_layers;
+}

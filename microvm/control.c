@@ -7,8 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include "devices/devices.h"
 #include "microvm/base/log.h"
 #include "microvm/kvm.h"
 
@@ -44,6 +46,8 @@ static void on_change(struct vm *vm)
 		e->n_data = serial_output(&vm->serial, &from, e->data, MSG_CONSOLE_BYTES);
 		mv_loop_stop(&vm->loop);
 	}
+	if (c->orphan.waits)
+		return; // who adopts it asks for all of this
 	int r = msg_send(c->fd, MSG_EVENT, 0, &msg_event_table, e, NULL, 0);
 	if (r)
 		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));
@@ -185,6 +189,8 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
 	m->n_fds = 0; // they are in fds now
 	c->used = true;
+	c->orphan.listen_fd = MV_TAKE_FD(fds.orphan);
+	c->orphan.timeout_s = s->orphan_s;
 	c->vm->times.request = mv_now_ns();
 	c->vm->lazy = m->type == MSG_RESTORE && (s->lazy || fds.handler >= 0);
 	c->vm->record.limit_ms = s->record_limit_ms;
@@ -288,6 +294,29 @@ static int do_fork(struct control *c, struct msg *m, struct msg_reply *rep, stru
 	return r;
 }
 
+// 1: it ends, and nobody waits for an answer.
+static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
+{
+	struct vm *vm = c->vm;
+	struct msg_adopt a;
+	int r = mv_state_load(&msg_adopt_table, m->body, m->body_len, &a, err);
+	if (r)
+		return r;
+	if (!c->orphan.waits || strcmp(a.id, vm->cfg.id))
+		return mv_fail(err, EINVAL, "this is VM %s, and not to be adopted", vm->cfg.id);
+	if (a.end) {
+		mv_log(MV_WARN, "vm %s: unknown to the daemon that came: it ends", vm->cfg.name);
+		mv_loop_stop(&vm->loop);
+		return 1;
+	}
+	c->orphan.timeout_s = a.orphan_s;
+	orphan_end(&c->orphan);
+	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
+		if (vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
+			rep->layers[i] = (uint8_t)vio_blk_layers(vm->dev[i]);
+	return 0;
+}
+
 static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	struct msg_stop s;
@@ -310,6 +339,10 @@ static void handle(struct control *c, struct msg *m)
 
 	if (!rep)
 		return;
+	if (c->orphan.waits && m->type != MSG_ADOPT) {
+		reply(c, m->id, rep, mv_fail(&err, EPROTO, "this VM is not adopted yet"), &err);
+		return;
+	}
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
@@ -330,6 +363,11 @@ static void handle(struct control *c, struct msg *m)
 			return;
 		break;
 	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
+	case MSG_ADOPT:
+		r = do_adopt(c, m, rep, &err);
+		if (r > 0)
+			return;
+		break;
 	case MSG_STOP: r = do_stop(c, m, &err); break;
 	case MSG_CONSOLE_WRITE: r = do_console_write(c, m, &err); break;
 	case MSG_ACTIVITY:
@@ -349,6 +387,46 @@ static void handle(struct control *c, struct msg *m)
 		malloc_trim(0);
 }
 
+static void on_message(void *arg, uint32_t events);
+
+static void on_connected(void *arg, int fd)
+{
+	struct control *c = arg;
+	const int room = 4 * (int)MSG_MAX_BYTES; // as spawn_socket() gives it
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	c->fd = fd;
+	int r = mv_watch_add(&c->vm->loop, &c->watch, fd, EPOLLIN, on_message, c);
+	if (r) {
+		mv_log(MV_ERROR, "cannot watch the new daemon: %s", strerror(-r));
+		mv_loop_stop(&c->vm->loop);
+	}
+}
+
+static void on_late(void *arg) { mv_loop_stop(&((struct control *)arg)->vm->loop); }
+
+// What was under way, nobody wants any more.
+static void abort_all(struct control *c)
+{
+	live_abort(&c->snapshot);
+	for (int i = 0; i < CONTROL_ZYGOTES; i++)
+		zygote_abort(&c->zygote[i]);
+	memset(c->reader, 0, sizeof c->reader);
+	c->claim_id = 0;
+}
+
+// The daemon is gone, or wants this VM gone (then it was killed).
+static void on_gone(struct control *c)
+{
+	struct vm *vm = c->vm;
+	bool loaded = vm->state == VM_CREATED || vm->state == VM_RUNNING || vm->state == VM_PAUSED;
+	mv_watch_del(&c->watch);
+	mv_close(&c->fd);
+	abort_all(c);
+	// Its memory fills by the daemon's templates, which are gone as well: see do_setup().
+	if (!loaded || vm->shell || vm->lazy || vm->uffd_fd >= 0 || orphan_begin(&c->orphan, &vm->loop))
+		mv_loop_stop(&vm->loop);
+}
+
 static void on_message(void *arg, uint32_t events)
 {
 	struct control *c = arg;
@@ -357,9 +435,13 @@ static void on_message(void *arg, uint32_t events)
 	int r = msg_recv(c->fd, c->buf, &m);
 	if (r == -EAGAIN)
 		return;
-	if (r) { // -EPIPE: the daemon is gone or wants this VM gone
-		if (r != -EPIPE)
-			mv_log(MV_ERROR, "bad message from the daemon: %s", strerror(-r));
+	if (r && r != -EPIPE)
+		mv_log(MV_ERROR, "bad message from the daemon: %s", strerror(-r));
+	if (r == -EPIPE || (r && c->orphan.waits)) { // the latter: whoever that is, no daemon
+		on_gone(c);
+		return;
+	}
+	if (r) {
 		mv_loop_stop(&c->vm->loop);
 		return;
 	}
@@ -374,6 +456,10 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 	c->gathering = c->used = false;
 	c->claim_id = 0;
 	memset(c->reader, 0, sizeof c->reader);
+	// A forked process has its parent's.
+	memset(c->zygote, 0, sizeof c->zygote);
+	c->snapshot = (struct live_snapshot){ 0 };
+	orphan_init(&c->orphan, on_connected, on_late, c);
 	vm->owner = c;
 	vm->on_change = on_change;
 	vm->on_lazy = on_lazy;
@@ -389,9 +475,8 @@ void control_fini(struct control *c)
 {
 	if (c->vm->state == VM_EXITED)
 		live_finish(&c->snapshot);
-	live_abort(&c->snapshot); // the daemon is gone, nobody wants it
-	for (int i = 0; i < CONTROL_ZYGOTES; i++)
-		zygote_abort(&c->zygote[i]);
+	abort_all(c);
+	orphan_fini(&c->orphan);
 	mv_watch_del(&c->watch);
 	mv_timer_fini(&c->timer);
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The VM process's side of the daemon's messages (microvm/base/msg.h). Runs on the VM's
 // loop, lock held. What comes in is checked as hostile; a malformed message or the end
-// of the connection ends the process: a VM without its daemon has no owner.
+// of the connection ends the process, unless the VM can wait for another daemon (orphan.h): it is
+// completely loaded, somebody's, and has a listening socket.
 #pragma once
 #include "microvm/live.h"
+#include "microvm/orphan.h"
 #include "microvm/zygote.h"
 
 #define CONTROL_ZYGOTES 4 // frozen copies that fork at the same time
@@ -11,7 +13,7 @@
 
 struct control {
 	struct vm *vm;
-	int fd;
+	int fd; // -1: no daemon
 	struct mv_watch watch;
 	struct mv_timer timer; // answers console reads
 	bool gathering;        // output came for a reader; the timer runs for it
@@ -22,6 +24,7 @@ struct control {
 	} reader[CONTROL_READERS];
 	bool used;         // BOOT or RESTORE came
 	uint64_t claim_id; // of a claim that is answered when the loop is back; 0: none
+	struct orphan orphan;
 	struct live_snapshot snapshot;
 	struct zygote zygote[CONTROL_ZYGOTES];
 	uint64_t snapshot_id; // of the message that is answered when it is written

@@ -44,6 +44,7 @@ int main(int argc, char **argv)
 	mv_log_init("thaw-vmm", MV_INFO);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);  // the kernel's, to a stopped process whose parent ends: the daemon crashed
 	signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is an error of the write, not the end of the VM
 	vcpu_setup_signal();
 	return vmm_serve(start, NULL);

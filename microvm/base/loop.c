@@ -132,6 +132,8 @@ void mv_loop_return(struct mv_loop *l)
 	pthread_cond_broadcast(&l->changed);
 }
 
+void mv_loop_again(struct mv_loop *l) { __atomic_store_n(&l->stop, false, __ATOMIC_RELEASE); }
+
 void mv_loop_stop(struct mv_loop *l)
 {
 	uint64_t one = 1;

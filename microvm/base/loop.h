@@ -47,7 +47,8 @@ static inline void mv_loop_unlock(struct mv_loop *l) { pthread_mutex_unlock(&l->
 
 // Runs until mv_loop_stop(); 0, or -errno when epoll itself fails.
 int mv_loop_run(struct mv_loop *l);
-void mv_loop_stop(struct mv_loop *l); // any thread; a signal handler too
+void mv_loop_stop(struct mv_loop *l);  // any thread; a signal handler too
+void mv_loop_again(struct mv_loop *l); // after a stop: it may be run again
 
 // From a callback: once it is over, the thread in mv_loop_borrow() drives the loop, until a
 // callback calls mv_loop_return(). Then mv_loop_run() goes on, by on_return (may be NULL, lock held), while

@@ -25,6 +25,7 @@ static const struct mv_field setup_fields[] = {
 	MV_FLAG(struct msg_setup, shell, 5),
 	MV_OPT_INT(struct msg_setup, record_limit_ms, 6, MV_U32, 0, MSG_RECORD_MAX_MS),
 	MV_OPT_STRING(struct msg_setup, snapshot_id, 7),
+	MV_INT(struct msg_setup, orphan_s, 20, MV_U32, 0, MSG_MAX_ORPHAN_S),
 };
 MV_DEFINE_TABLE(msg_setup_table, struct msg_setup, setup_fields);
 
@@ -41,6 +42,13 @@ static const struct mv_field metadata_fields[] = {
 	MV_VAR(struct msg_metadata, data, n_data, 1),
 };
 MV_DEFINE_TABLE(msg_metadata_table, struct msg_metadata, metadata_fields);
+
+static const struct mv_field adopt_fields[] = {
+	MV_STRING(struct msg_adopt, id, 1),
+	MV_FLAG(struct msg_adopt, end, 2),
+	MV_INT(struct msg_adopt, orphan_s, 3, MV_U32, 0, MSG_MAX_ORPHAN_S),
+};
+MV_DEFINE_TABLE(msg_adopt_table, struct msg_adopt, adopt_fields);
 
 static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 2),
@@ -99,6 +107,7 @@ static const struct mv_field reply_fields[] = {
 	MV_FLAG(struct msg_reply, layers_frozen, 12),
 	MV_INT(struct msg_reply, pid, 13, MV_U32, 0, INT32_MAX),
 	MV_INT(struct msg_reply, activity, 14, MV_U64, 0, UINT64_MAX),
+	MV_RAW(struct msg_reply, layers, 20),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 

@@ -15,6 +15,10 @@
 #define MSG_MAX_BYTES (128u * 1024)
 #define MSG_CONSOLE_BYTES (32u * 1024)
 #define MSG_RECORD_MAX_MS 600000u
+// Of all that is said here. VM processes outlive their daemon: raise it with every change that an
+// older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
+#define MSG_VERSION 1
+#define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {
 	// daemon -> VM; each is answered by one MSG_REPLY with the same id
@@ -33,6 +37,7 @@ enum msg_type {
 	MSG_CLAIM,         // struct msg_claim; fds vsock: a shell becomes a clone
 	MSG_ACTIVITY,      // empty
 	MSG_METADATA,      // struct msg_metadata: at any time, also before the VM is made
+	MSG_ADOPT = 50,    // struct msg_adopt: the first one of a new daemon
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -78,6 +83,7 @@ struct msg_setup {
 	// restore, with descriptors record and working_set
 	uint32_t record_limit_ms;      // not ready by then: recorded anyway
 	char snapshot_id[MV_UUID_LEN]; // of the snapshot that the working set must be of
+	uint32_t orphan_s;             // how long it goes on without a daemon; 0: not at all
 };
 
 // What makes a shell, a VM that was restored in advance, somebody's clone.
@@ -95,6 +101,12 @@ struct msg_claim {
 struct msg_metadata {
 	uint32_t n_data;
 	uint8_t data[MSG_METADATA_BYTES];
+};
+
+struct msg_adopt {
+	char id[MV_UUID_LEN]; // of the VM that should be there
+	bool end;             // it is unknown to the daemon: the process ends, without an answer
+	uint32_t orphan_s;    // as in struct msg_setup
 };
 
 struct msg_snapshot {
@@ -151,7 +163,8 @@ struct msg_reply {
 	char text[360];
 	uint32_t state; // enum vm_state
 	struct msg_times times;
-	uint32_t pid; // MSG_FORK: the zygote's
+	uint32_t pid;                     // MSG_FORK: the zygote's
+	uint8_t layers[VMCFG_MAX_DRIVES]; // MSG_ADOPT: of each drive, in use
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
 	uint64_t pause_ns;                                     // how long the vCPUs stood still; MSG_FORK too
@@ -189,7 +202,7 @@ struct msg_event {
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
-	msg_reply_table, msg_event_table, msg_forked_table;
+	msg_adopt_table, msg_reply_table, msg_event_table, msg_forked_table;
 
 struct msg {
 	uint16_t type;

@@ -137,8 +137,9 @@ struct vm_fds {
 	int handler;     // restore only, instead of memory: the page handler's socket, opened with O_PATH
 	int record;      // restore only, optional: an empty file for the working set
 	int working_set; // restore only, optional: one to populate memory by
+	int orphan;      // optional: Unix socket to listen for the next daemon (microvm/orphan.h)
 };
-#define VM_FDS_MAX (10 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
+#define VM_FDS_MAX (11 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1

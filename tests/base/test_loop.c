@@ -227,6 +227,14 @@ static void stop_from_another_thread(void **state)
 	assert_int_equal(mv_loop_run(&f->l), 0);
 	pthread_join(t, NULL);
 	assert_int_equal(mv_loop_run(&f->l), 0); // stopped before it starts: returns at once
+	f->fired = 0;
+	struct mv_timer timer;
+	assert_int_equal(mv_timer_init(&f->l, &timer, on_timer, f), 0);
+	assert_int_equal(mv_timer_arm(&timer, 1000000), 0);
+	mv_loop_again(&f->l);
+	assert_int_equal(mv_loop_run(&f->l), 0);
+	assert_int_equal(f->fired, 1);
+	mv_timer_fini(&timer);
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
