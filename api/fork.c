@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -13,21 +12,12 @@
 
 #define FORK_WAIT_NS (10ull * 1000 * 1000 * 1000) // for one answer
 
-// The parent of a process, 0: there is no such process. proc(5): the fourth field of stat, behind
-// a name in brackets that may hold anything.
+// 0: there is no such process.
 static pid_t parent_of(pid_t pid)
 {
-	char path[32], text[512];
-	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-	FILE *f = fopen(path, "re");
-	size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
-	if (f)
-		fclose(f);
-	text[n] = 0;
-	const char *end = strrchr(text, ')');
-	char state;
-	int parent;
-	return end && sscanf(end + 1, " %c %d", &state, &parent) == 2 ? parent : 0;
+	pid_t parent;
+	uint64_t start_ticks;
+	return spawn_stat(pid, &parent, &start_ticks) ? 0 : parent;
 }
 
 // The pidfd comes first: as long as the process it refers to is there, its number is its own.
@@ -116,6 +106,7 @@ int fork_source_init(struct fork_source *f, struct server *s, int socket, pid_t 
 		     struct api_err *err)
 {
 	*f = (struct fork_source){ .s = s, .socket = socket, .pid = pid };
+	s->n_forks++;
 	TAILQ_INIT(&f->waiting);
 	if (pid <= 0 || parent_of(pid) != parent_pid) {
 		mv_close(&f->socket);
@@ -136,6 +127,8 @@ void fork_source_fini(struct fork_source *f)
 	mv_watch_del(&f->watch);
 	mv_timer_fini(&f->timer);
 	mv_close(&f->socket);
+	f->s->n_forks--;
+	server_try_end(f->s);
 	f->s = NULL;
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "api/vmrec.h"
 #include "microvm/base/util.h"
 
 #define OPEN_DIR (O_RDONLY | O_DIRECTORY | O_CLOEXEC)
@@ -83,7 +84,7 @@ int layers_init(struct server *s, const char *state_dir, struct mv_err *err)
 	if (!d)
 		return mv_fail(err, errno, "%s: %s", path, strerror(errno));
 	while ((e = readdir(d)))
-		if (e->d_name[0] != '.')
+		if (e->d_name[0] != '.' && !vmrec_owns(s, e->d_name))
 			remove_folder(s->layers_fd, e->d_name);
 	closedir(d);
 	return 0;
@@ -293,4 +294,24 @@ int layers_link(struct vm *vm, struct store_draft *d, struct mv_err *err)
 		}
 	}
 	return r;
+}
+
+// --- after a restart of the daemon -----------------------------------------------------------
+// The earlier daemon may have ended between making a fresh file and hearing that the VM took it.
+int layers_adopt(struct vm *vm, const uint8_t n_layers[VMCFG_MAX_DRIVES])
+{
+	for (uint32_t i = 0; i < vm->cfg.n_drives; i++) {
+		if (vm->cfg.drive[i].layer == VMCFG_LAYER_NONE)
+			continue;
+		vm->owns_layers = true;
+		MV_FD dir_fd = open_folder(vm, i);
+		if (dir_fd < 0)
+			return -errno;
+		uint32_t n = n_layers[i];
+		if (!n || n > VMCFG_MAX_LAYERS || n > count_files(dir_fd))
+			return -EINVAL;
+		unlinkat(dir_fd, number(n).text, 0);
+		vm->n_layers[i] = n;
+	}
+	return 0;
 }

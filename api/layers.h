@@ -19,7 +19,7 @@
 #include "snapshot/manifest.h"
 #include "snapshot/store.h"
 
-// Makes <state>/layers and removes what a killed daemon left there.
+// Makes <state>/layers and removes what is there of VMs that have no record (vmrec.h).
 int layers_init(struct server *s, const char *state_dir, struct mv_err *err);
 
 // What a clone's layers are put over: those of a snapshot, or the first n_layers of each drive of
@@ -43,6 +43,9 @@ int layers_freeze(struct vm *vm, struct layer_fds *ret_fds, struct api_err *err)
 void layer_fds_close(struct layer_fds *f);
 void layers_freeze_end(struct vm *vm, bool frozen); // no freeze in progress: nothing happens
 int layers_link(struct vm *vm, struct store_draft *d, struct mv_err *err);
+
+// A VM of an earlier daemon says how many layers of each drive it uses. -errno: it can't be.
+int layers_adopt(struct vm *vm, const uint8_t n_layers[VMCFG_MAX_DRIVES]);
 
 // The VM is gone: removes its ephemeral layers. Idempotent.
 void layers_remove(struct vm *vm);

@@ -28,6 +28,7 @@
 #include "api/templates.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
+#include "api/vmrec.h"
 #include "api/vms.h"
 #include "microvm/base/util.h"
 
@@ -120,8 +121,11 @@ static void answer(struct clone_job *j)
 		status = api_code_info(j->items[0].err->code)->status;
 		js_put(o, "error", err_json(j->items[0].err));
 	}
-	for (uint32_t i = 0; i < j->body.count; i++)
+	for (uint32_t i = 0; i < j->body.count; i++) {
 		js_add(list, item_json(&j->items[i], j->req->received_ns));
+		if (!j->items[i].err)
+			vmrec_keep(j->items[i].vm);
+	}
 	if (j->parent)
 		js_put_uint(o, "pause_us", j->pause_ns / 1000);
 	js_put(o, "clones", list);

@@ -15,6 +15,7 @@
 #include "api/usernet.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
+#include "api/vmrec.h"
 #include "api/vms.h"
 #include "microvm/base/util.h"
 
@@ -143,6 +144,7 @@ static void on_create_done(void *arg, struct vm *vm, const struct api_err *err, 
 	} else {
 		metrics_add(M_BOOTS, 0, 1);
 		vm_show(vm);
+		vmrec_keep(vm);
 		vm->op = NULL;
 		op_reply_vm(o, 201);
 	}
@@ -415,8 +417,7 @@ void op_vm_resume(struct server *s, struct http_req *r, const char *name)
 // --- stop, delete ---------------------------------------------------------------------------
 static void on_stopped(void *arg, struct vm *vm)
 {
-	(void)vm;
-	op_reply_vm(arg, 200);
+	op_reply_vm(arg, vm->state == VM_EXITED ? 200 : 202); // 202: the daemon leaves it
 }
 
 static void on_stop_late(void *arg) { op_reply_vm(arg, 202); }

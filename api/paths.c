@@ -115,12 +115,13 @@ int paths_make_dirs(const char *path, mode_t mode, struct mv_err *err)
 	return 0;
 }
 
-void paths_remove_sockets(const char *dir)
+void paths_remove_sockets(const char *dir, bool (*keep)(const void *arg, const char *name), const void *arg)
 {
 	DIR *d = opendir(dir);
 	struct stat st;
 	for (struct dirent *e; d && (e = readdir(d));)
-		if (!fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) && S_ISSOCK(st.st_mode))
+		if (!keep(arg, e->d_name) && !fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) &&
+		    S_ISSOCK(st.st_mode))
 			unlinkat(dirfd(d), e->d_name, 0);
 	if (d)
 		closedir(d);

@@ -2,6 +2,7 @@
 // Default paths, for daemon and client alike; each function fills only an empty string.
 #pragma once
 #include <limits.h>
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "microvm/base/err.h"
@@ -14,4 +15,5 @@ int paths_default_vmm(char path[PATH_MAX], struct mv_err *err); // must be there
 
 // mkdir -p
 int paths_make_dirs(const char *path, mode_t mode, struct mv_err *err);
-void paths_remove_sockets(const char *dir); // all socket files in it
+// All socket files in it but those to keep.
+void paths_remove_sockets(const char *dir, bool (*keep)(const void *arg, const char *name), const void *arg);

@@ -43,6 +43,9 @@ struct vm_process {
 struct pool;
 LIST_HEAD(pool_list, pool);
 
+struct vm;
+LIST_HEAD(vm_list, vm);
+
 struct pager_process {
 	pid_t pid; // 0: none
 	int pidfd, socket;
@@ -56,6 +59,9 @@ struct server {
 	const char *pager_path; // empty: there is none
 	char vsock_dir[54]; // default place of vsock sockets; leaves room for <id>.vsock_<port> in sun_path
 	int layers_fd;      // folder of ephemeral layers (layers.c)
+	char vms_dir[66];   // records and sockets of VMs (vmrec.c); leaves room for /<id>.sock in sun_path
+	int vms_fd;
+	uint32_t orphan_s; // how long VMs go on without a daemon; 0: not at all
 	// parts
 	struct mv_loop loop;
 	struct http *http;
@@ -67,11 +73,18 @@ struct server {
 	void *by_name, *by_id;  // tsearch(3) trees
 	void *by_pid;           // of those with a process
 	unsigned n_vms, n_live; // listed; with a process
-	bool stopping;          // no new work; the loop ends with the last VM
 	struct events *events;  // events.c
 	struct lifetimes lifetimes;
 	struct cgroup_base cgroup;  // where VMs with limits are (cgroup.h)
 	struct worker usage_worker; // reads what VMs use (ops_metrics.c); made when first needed
+	unsigned n_forks;           // in progress (fork.c)
+	bool stopping;              // no new work; the loop ends with the last VM and fork
+	// records that are to be written (vmrec.c)
+	struct vm_list vmrecs_due;
+	struct mv_timer vmrecs_timer;
+	struct worker recorder;
+	unsigned n_adopting; // VMs of an earlier daemon that have not answered yet (adopt.c)
+	bool adopt_waits;
 	// messages that wait for an answer (vm.c)
 	struct vm_calls calls;
 	struct mv_timer call_timer;
@@ -96,3 +109,9 @@ struct server {
 	int uffd_device_fd; // /dev/userfaultfd; -1: by system call
 	bool has_uffd;
 };
+
+static inline void server_try_end(struct server *s)
+{
+	if (s->stopping && !s->n_live && !s->n_forks)
+		mv_loop_stop(&s->loop);
+}

@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -78,6 +79,28 @@ int spawn_socket(int *ret_ours, int *ret_theirs, struct mv_err *err)
 	setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 	*ret_ours = pair[0];
 	*ret_theirs = pair[1];
+	return 0;
+}
+
+// The name, in brackets, may hold anything.
+int spawn_stat(pid_t pid, pid_t *ret_parent, uint64_t *ret_start_ticks)
+{
+	char path[32], text[1024], state;
+	unsigned long long start_ticks;
+	int parent;
+	snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+	FILE *f = fopen(path, "re");
+	size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+	if (f)
+		fclose(f);
+	text[n] = 0;
+	const char *end = strrchr(text, ')');
+	if (!end ||
+	    sscanf(end + 1, " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+		   &state, &parent, &start_ticks) != 3)
+		return -ESRCH;
+	*ret_parent = parent;
+	*ret_start_ticks = start_ticks;
 	return 0;
 }
 

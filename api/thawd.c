@@ -14,6 +14,7 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
+#include "api/adopt.h"
 #include "api/events.h"
 #include "api/layers.h"
 #include "api/lazy.h"
@@ -24,10 +25,12 @@
 #include "api/routes.h"
 #include "api/spare.h"
 #include "api/templates.h"
+#include "api/vmrec.h"
 #include "api/vms.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
+#define ORPHAN_S 600
 #define STOP_WAIT_NS (5ull * 1000 * 1000 * 1000) // for VM processes to go when we end
 
 struct options {
@@ -36,6 +39,7 @@ struct options {
 	bool no_userfaultfd;
 	uint64_t pool_max_bytes; // 0: the default
 	unsigned spares;
+	uint32_t orphan_s;
 	enum mv_level level;
 };
 
@@ -54,10 +58,12 @@ static const char help[] =
 	"  --cgroup PATH     a cgroup v2 without processes of its own, for VMs with limits (default: the\n"
 	"                    daemon's own where systemd has delegated it)\n"
 	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
+	"  --orphan-timeout SEC  how long VMs go on without a daemon (default 600; 0: they end with it)\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --version, --help\n\n"
-	"SIGTERM or SIGINT ends it and all its VMs. Exit status: 0 ended as asked, 1 an error,\n"
-	"2 wrong usage.\n";
+	"SIGTERM or SIGINT ends it and all its VMs. SIGHUP ends it alone: its VMs go on, and the next\n"
+	"daemon with this state directory takes them over, as after a crash. Exit status: 0 ended as\n"
+	"asked, 1 an error, 2 wrong usage.\n";
 
 enum {
 	OPT_SOCKET = 256,
@@ -68,6 +74,7 @@ enum {
 	OPT_SPARES,
 	OPT_CGROUP,
 	OPT_NO_UFFD,
+	OPT_ORPHAN,
 	OPT_LEVEL,
 	OPT_VERSION,
 	OPT_HELP,
@@ -82,6 +89,7 @@ static const struct option long_options[] = {
 	{ "spares", required_argument, NULL, OPT_SPARES },
 	{ "cgroup", required_argument, NULL, OPT_CGROUP },
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
+	{ "orphan-timeout", required_argument, NULL, OPT_ORPHAN },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "version", no_argument, NULL, OPT_VERSION },
 	{ "help", no_argument, NULL, OPT_HELP },
@@ -127,6 +135,15 @@ static bool parse_spares(const char *s, unsigned *ret_n)
 	return true;
 }
 
+static bool parse_seconds(const char *s, uint32_t max, uint32_t *ret_s)
+{
+	uint64_t n = 0;
+	if (!parse_number(s, max, &n))
+		return false;
+	*ret_s = (uint32_t)n;
+	return true;
+}
+
 static bool set(char *dst, const char *src) { return !mv_strcpy(dst, PATH_MAX, src); }
 
 // 0: go on; otherwise the exit status + 1.
@@ -143,6 +160,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_POOL_MEMORY: ok = parse_mib(optarg, &o->pool_max_bytes); break;
 		case OPT_CGROUP: o->cgroup = optarg; break;
 		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
+		case OPT_ORPHAN: ok = parse_seconds(optarg, MSG_MAX_ORPHAN_S, &o->orphan_s); break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
 		case OPT_HELP: fputs(help, stdout); return 1;
@@ -175,8 +193,10 @@ static void raise_fd_limit(void)
 	}
 }
 
-// Where unnamed vsock sockets go. It is ours alone (the store is locked), so what is in it
-// is left over from a daemon that was killed.
+// Where unnamed vsock sockets go. It is ours alone (the store is locked), so what is in it and of no VM
+// with a record is left over from a daemon that was killed.
+static bool owned(const void *s, const char *name) { return vmrec_owns(s, name); }
+
 static int open_vsock_dir(struct server *s, const char *state_dir, struct mv_err *err)
 {
 	int n = snprintf(s->vsock_dir, sizeof s->vsock_dir, "%s/vsock", state_dir);
@@ -186,7 +206,7 @@ static int open_vsock_dir(struct server *s, const char *state_dir, struct mv_err
 			       state_dir, sizeof s->vsock_dir - sizeof "/vsock");
 	if (mkdir(s->vsock_dir, 0750) && errno != EEXIST)
 		return mv_fail(err, errno, "%s: %s", s->vsock_dir, strerror(errno));
-	paths_remove_sockets(s->vsock_dir);
+	paths_remove_sockets(s->vsock_dir, owned, s);
 	return 0;
 }
 
@@ -199,19 +219,28 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		mv_log(MV_INFO, "leftovers of unfinished work: %u removed, %llu bytes freed, %u stay",
 		       s->store.cleaned.removed, (unsigned long long)s->store.cleaned.freed_bytes,
 		       s->store.cleaned.kept);
+	if (!r && ((r = vm_calls_init(s)) || (r = lifetime_init(s)) || (r = pools_init(s))))
+		mv_fail(err, -r, "no timer: %s", strerror(-r));
+	if (!r)
+		r = events_new(s, err);
+	if (!r)
+		r = vmrecs_init(s, o->state_dir, err);
+	if (!r)
+		adopt_begin(s);
 	if (!r)
 		r = open_vsock_dir(s, o->state_dir, err);
 	if (!r)
 		r = layers_init(s, o->state_dir, err);
 	if (!r)
 		r = cgroup_base_open(&s->cgroup, o->cgroup, true, err);
-	if (!r && ((r = vm_calls_init(s)) || (r = lifetime_init(s)) || (r = pools_init(s)) ||
-		   (r = spares_init(s, o->spares))))
+	if (!r && (r = adopt_wait(s)))
+		mv_fail(err, -r, "event loop: %s", strerror(-r));
+	if (!r && s->stopping)
+		return 0;
+	if (!r && (r = spares_init(s, o->spares)))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
-	if (!r)
-		r = events_new(s, err);
 	if (!r)
 		r = listen_unix(o->socket, ret_listen_fd, err);
 	if (r)
@@ -240,6 +269,12 @@ static void kill_vm(void *arg, struct vm *vm)
 	vm_kill(vm);
 }
 
+static void leave_vm(void *arg, struct vm *vm)
+{
+	(void)arg;
+	vm_leave(vm);
+}
+
 static void on_stop_late(void *arg)
 {
 	mv_log(MV_ERROR, "some VM processes did not go in time");
@@ -259,15 +294,18 @@ static void on_signal(void *arg, uint32_t events)
 	}
 	if (g->s->stopping)
 		return;
-	mv_log(MV_INFO, "ending on signal %u; %u VMs have a process", si.ssi_signo, g->s->n_live);
+	bool leave = si.ssi_signo == SIGHUP;
+	mv_log(MV_INFO, "ending on signal %u; %u VMs have a process%s", si.ssi_signo, g->s->n_live,
+	       leave ? "; they go on if they can" : "");
 	g->s->stopping = true;
-	http_quiesce(g->s->http);
+	if (g->s->http)
+		http_quiesce(g->s->http);
 	pools_stop(g->s);
 	spares_stop(g->s);
-	vms_each(g->s, kill_vm, NULL);
-	if (!g->s->n_live)
-		mv_loop_stop(&g->s->loop);
-	else if (!mv_timer_init(&g->s->loop, &g->timer, on_stop_late, g))
+	vmrecs_flush(g->s);
+	vms_each(g->s, leave ? leave_vm : kill_vm, NULL);
+	server_try_end(g->s);
+	if (!mv_timer_init(&g->s->loop, &g->timer, on_stop_late, g))
 		mv_timer_arm(&g->timer, STOP_WAIT_NS);
 }
 
@@ -277,6 +315,7 @@ static int take_signals(struct server *s, struct signals *g)
 	sigemptyset(&set_);
 	sigaddset(&set_, SIGTERM);
 	sigaddset(&set_, SIGINT);
+	sigaddset(&set_, SIGHUP);
 	sigaddset(&set_, SIGCHLD);
 	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); // of VMs forked by VMs
 	signal(SIGPIPE, SIG_IGN);
@@ -322,6 +361,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	templates_free(s);
 	store_index_free(&s->index);
 	mv_close(&s->layers_fd);
+	vmrecs_fini(s);
 	store_close(&s->store);
 	mv_timer_fini(&s->call_timer);
 	mv_timer_fini(&g->timer);
@@ -333,7 +373,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 int main(int argc, char **argv)
 {
 	static struct server s;
-	static struct options o = { .kvm = "/dev/kvm", .level = MV_INFO, .spares = 2 };
+	static struct options o = { .kvm = "/dev/kvm", .orphan_s = ORPHAN_S, .level = MV_INFO, .spares = 2 };
 	struct signals g = { .fd = -1 };
 	struct mv_err err = { 0 };
 	int listen_fd = -1;
@@ -356,8 +396,9 @@ int main(int argc, char **argv)
 	lazy_init(&s, o.no_userfaultfd);
 	s.kvm_path = o.kvm;
 	s.pool_max_bytes = o.pool_max_bytes;
+	s.orphan_s = o.orphan_s;
 	s.store = (struct store)STORE_CLOSED;
-	s.layers_fd = s.cgroup.fd = -1;
+	s.layers_fd = s.cgroup.fd = s.vms_fd = -1;
 	r = mv_loop_init(&s.loop);
 	if (!r)
 		r = take_signals(&s, &g); // before any thread: all inherit the mask

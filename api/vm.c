@@ -21,11 +21,13 @@
 #include "api/spare.h"
 #include "api/spawn.h"
 #include "api/usernet.h"
+#include "api/vmrec.h"
 #include "api/vms.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
 #define LOAD_TIMEOUT_MS 30000
+#define ADOPT_TIMEOUT_MS 30000
 #define MAX_CALLS 64         // waiting for one VM
 #define MESSAGES_PER_TURN 16 // of one VM, so that none keeps the loop to itself
 #define MESSAGES_AT_END 1024
@@ -65,7 +67,7 @@ struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
 	vm->refs = 1;
 	vm->cfg = *cfg;
 	vm->created_unix_ns = unix_ns();
-	vm->pidfd = vm->socket = vm->cgroup.fd = vm->record.fd = -1;
+	vm->pidfd = vm->socket = vm->cgroup.fd = vm->record.fd = vm->orphan_fd = -1;
 	LIST_INIT(&vm->calls);
 	LIST_INIT(&vm->user_nets);
 	LIST_INIT(&vm->waiters);
@@ -277,6 +279,8 @@ static void state_after(struct vm *vm, enum msg_type type)
 		set_state(vm, VM_PAUSED);
 	else if (type == MSG_RESTORE || type == MSG_CLAIM)
 		set_state(vm, reply.state == VM_RUNNING ? VM_RUNNING : VM_PAUSED);
+	else if (type == MSG_ADOPT && reply.state && reply.state != VM_EXITED)
+		set_state(vm, reply.state);
 }
 
 void vm_setup_check(struct vm *vm)
@@ -440,7 +444,10 @@ static void fail_calls(struct vm *vm)
 	struct vm_call *c;
 	while ((c = LIST_FIRST(&vm->calls))) {
 		struct api_err err = { 0 };
-		if (c->timed_out)
+		if (vm->state != VM_EXITED)
+			api_fail(&err, API_SHUTTING_DOWN, "the daemon is ending; VM %s goes on (%s)",
+				 vm->cfg.name, c->what);
+		else if (c->timed_out)
 			api_fail(&err, API_VM_TIMEOUT,
 				 "VM %s did not answer (%s) within %llu ms and was ended", vm->cfg.name,
 				 c->what, (unsigned long long)c->timeout_ms);
@@ -477,12 +484,8 @@ void vm_reap_strays(struct server *s)
 	}
 }
 
-static void finish(struct vm *vm, const siginfo_t *si)
+static void forget_process(struct vm *vm)
 {
-	struct vm_waiter *w;
-	int r = 0;
-	for (int i = 0; !r && vm->socket_watch.loop && i < MESSAGES_AT_END; i++)
-		r = receive(vm); // what it said last
 	mv_watch_del(&vm->socket_watch);
 	mv_watch_del(&vm->pid_watch);
 	mv_close(&vm->socket);
@@ -491,8 +494,44 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	tdelete(vm, &vm->srv->by_pid, by_pid);
 	record_drop(vm);
 	vm->pid = 0;
-	vm_reap_strays(vm->srv);
 	vm->srv->n_live--;
+}
+
+// The last of a process, also of one that goes on.
+static void end_waits(struct vm *vm)
+{
+	struct vm_waiter *w;
+	fail_calls(vm);
+	while ((w = LIST_FIRST(&vm->waiters))) {
+		vm_wait_cancel(w);
+		w->fn(w->arg, vm);
+	}
+	if (vm->state == VM_EXITED && vm->policy.auto_delete && vm->shown)
+		vms_remove(vm);
+	server_try_end(vm->srv);
+	vm_unref(vm); // the process's
+}
+
+void vm_leave(struct vm *vm)
+{
+	if (!vm->pid || vm->kill_sent)
+		return;
+	if (!vm->outlives || !vm->shown) {
+		vm_kill(vm);
+		return;
+	}
+	forget_process(vm);
+	end_waits(vm);
+}
+
+static void finish(struct vm *vm, const siginfo_t *si)
+{
+	int r = 0;
+	for (int i = 0; !r && vm->socket_watch.loop && i < MESSAGES_AT_END; i++)
+		r = receive(vm); // what it said last
+	forget_process(vm);
+	vm_reap_strays(vm->srv);
+	vmrec_remove(vm);
 	if (vm->owns_vsock)
 		unlink(vm->cfg.vsock.path);
 	vm->owns_vsock = false;
@@ -505,16 +544,7 @@ static void finish(struct vm *vm, const siginfo_t *si)
 		mv_log(vm->exit_reason == VM_EXIT_CRASHED ? MV_WARN : MV_INFO, "vm %s: exited, %s%s%s",
 		       vm->cfg.name, vm_exit_name(vm->exit_reason), vm->exit_detail[0] ? ": " : "",
 		       vm->exit_detail);
-	fail_calls(vm);
-	while ((w = LIST_FIRST(&vm->waiters))) {
-		vm_wait_cancel(w);
-		w->fn(w->arg, vm);
-	}
-	if (vm->policy.auto_delete && vm->shown)
-		vms_remove(vm);
-	if (vm->srv->stopping && !vm->srv->n_live)
-		mv_loop_stop(&vm->srv->loop);
-	vm_unref(vm); // the process's
+	end_waits(vm);
 }
 
 static void on_pidfd(void *arg, uint32_t events)
@@ -612,10 +642,14 @@ static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds
 				    .run = run,
 				    .lazy = lazy_clone_waits(vm),
 				    .shell = vm->shell,
-				    .record_limit_ms = vm->record.limit_ms };
+				    .record_limit_ms = vm->record.limit_ms,
+				    .orphan_s = vm->srv->orphan_s };
 	memcpy(setup.snapshot_id, vm->from_snapshot_id, sizeof setup.snapshot_id);
+	int r = vmrec_listen(vm, fds, err);
+	if (r)
+		return r;
 	unsigned n = vm_fds_pack(fds, list, &setup.fd_mask);
-	int r = metadata_send_first(vm, err);
+	r = metadata_send_first(vm, err);
 	return r ? r
 		 : vm_call(vm, type, &msg_setup_table, &setup, list, n, LOAD_TIMEOUT_MS,
 			   type == MSG_BOOT ? "boot" : "restore", done, arg, err);
@@ -660,6 +694,7 @@ static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err
 		return 0;
 	}
 	abandon_process(vm);
+	vmrec_remove(vm);
 	if (vm->owns_vsock)
 		unlink(vm->cfg.vsock.path);
 	vm->owns_vsock = false;
@@ -680,4 +715,31 @@ int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, 
 {
 	vm->owns_vsock = fds->vsock >= 0;
 	return started(vm, fds, adopt_process(vm, p, MSG_RESTORE, run, fds, done, arg, err), err);
+}
+
+int vm_attach(struct vm *vm, struct vm_process *p, vm_done_fn *done, void *arg, struct api_err *err)
+{
+	static struct msg_adopt body; // the loop's thread only
+	int r = 0;
+	vm->socket = MV_TAKE_FD(p->socket);
+	vm->pidfd = MV_TAKE_FD(p->pidfd);
+	vm->pid = p->pid;
+	body = (struct msg_adopt){ .orphan_s = vm->srv->orphan_s };
+	memcpy(body.id, vm->cfg.id, sizeof body.id);
+	if (tfind(vm, &vm->srv->by_pid, by_pid))
+		r = api_fail(err, API_INTERNAL, "another VM has process %d", (int)vm->pid);
+	r = r ? r
+	      : vm_call(vm, MSG_ADOPT, &msg_adopt_table, &body, NULL, 0, ADOPT_TIMEOUT_MS, "adopt", done, arg,
+			err);
+	r = r ? r : watch(vm, err);
+	if (!r && !tsearch(vm, &vm->srv->by_pid, by_pid))
+		r = api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
+	if (r) {
+		vm->pid = 0; // not to be killed
+		abandon_process(vm);
+		return r;
+	}
+	vm->srv->n_live++;
+	vm_ref(vm); // the process's, until finish()
+	return 0;
 }

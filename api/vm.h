@@ -83,6 +83,11 @@ struct vm {
 		bool asking;
 	} life;
 	struct cgroup cgroup;
+	// What it takes to be found by the next daemon (vmrec.c)
+	int orphan_fd;  // its socket, until its record is written
+	bool vmrec_due; // is in the server's list
+	bool outlives;  // its record is there
+	LIST_ENTRY(vm) vmrec_link;
 	// layers of drives (layers.c)
 	bool owns_layers, freezing;
 	uint32_t n_layers[VMCFG_MAX_DRIVES];
@@ -119,6 +124,14 @@ int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, 
 
 // It is loaded: from here on the API shows it, and its events are told.
 void vm_show(struct vm *vm);
+
+// The same with the process of a VM that an earlier daemon started: MSG_ADOPT. Takes all of p. On failure
+// the process is left alone.
+int vm_attach(struct vm *vm, struct vm_process *p, vm_done_fn *done, void *arg, struct api_err *err);
+
+// Forgets the process, which goes on for the next daemon; what waits for it fails. One that can't go
+// on is killed instead.
+void vm_leave(struct vm *vm);
 
 // Sends one message; 0: `done` will be called once, always later, never from in here.
 // `what` (static) names the operation in errors.

@@ -178,15 +178,16 @@ static int open_socket(const struct vmcfg_net *n, int *ret_fd, struct api_err *e
 }
 
 // A socket file nobody listens on is a leftover and is replaced; anything else is kept.
-static bool remove_stale(const struct sockaddr_un *a)
+bool vmfds_remove_stale(const char *path)
 {
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	struct stat st;
-	if (lstat(a->sun_path, &st) || !S_ISSOCK(st.st_mode))
+	if (mv_strcpy(a.sun_path, sizeof a.sun_path, path) || lstat(path, &st) || !S_ISSOCK(st.st_mode))
 		return false;
 	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0 || connect(fd, (const struct sockaddr *)a, sizeof *a) == 0 || errno != ECONNREFUSED)
+	if (fd < 0 || connect(fd, (const struct sockaddr *)&a, sizeof a) == 0 || errno != ECONNREFUSED)
 		return false;
-	return unlink(a->sun_path) == 0;
+	return unlink(path) == 0;
 }
 
 int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
@@ -198,7 +199,7 @@ int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
 	if (fd < 0)
 		return open_error("vsock", v->path, errno, true, err);
 	int r = bind(fd, (struct sockaddr *)&a, sizeof a);
-	if (r && errno == EADDRINUSE && remove_stale(&a))
+	if (r && errno == EADDRINUSE && vmfds_remove_stale(v->path))
 		r = bind(fd, (struct sockaddr *)&a, sizeof a);
 	if (r && errno == EADDRINUSE)
 		return api_fail(err, API_IN_USE, "vsock: %s exists and is in use; give another path",

@@ -18,5 +18,7 @@ enum vmfds_for { VMFDS_BOOT, VMFDS_CLONE, VMFDS_SHELL };
 int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *ret_fds,
 	       struct api_err *err);
 
+bool vmfds_remove_stale(const char *path); // a socket file nobody listens on; else nothing happens
+
 // The socket file of a page handler, for its clone to connect to (microvm/lazy.h).
 int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err);

@@ -62,6 +62,8 @@ static int on_lazy(struct vm *vm, const struct msg_lazy *lazy)
 static void on_recorded(struct vm *vm, const struct msg_recorded *done)
 {
 	const struct control *c = vm->owner;
+	if (c->orphan.ever)
+		return; // the file was another daemon's
 	int r = msg_send(c->fd, MSG_RECORDED, 0, &msg_recorded_table, done, NULL, 0);
 	if (r)
 		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));

@@ -56,6 +56,7 @@ int orphan_begin(struct orphan *o, struct mv_loop *l)
 		r = r ? r : mv_timer_arm(&o->timer, o->timeout_s * 1000000000ull);
 	}
 	o->waits = !r;
+	o->ever = true;
 	return r ? r : mv_watch_add(l, &o->watch, o->listen_fd, EPOLLIN, on_connect, o);
 }
 

@@ -20,6 +20,7 @@ struct orphan {
 	int listen_fd;      // -1: it ends with its daemon
 	uint32_t timeout_s; // 0: likewise
 	bool waits;         // no daemon has adopted it yet
+	bool ever;          // it has lost one: what was only for that one is dropped
 	struct mv_watch watch;
 	struct mv_timer timer;
 	void (*connected)(void *arg, int fd); // a socket to take; nobody else is listened to

@@ -610,6 +610,8 @@ def test_daemon_options():
     assert refuses("--nope")[0] == 2
     assert refuses("stray")[0] == 2
     assert refuses("--log-level", "loud")[0] == 2
+    for bad in ("", "-1", "10s", "99999999"):
+        assert refuses("--orphan-timeout", bad)[0] == 2
     status, text = refuses("--socket", "/tmp/" + "x" * 200, "--state-dir", "/tmp/thaw-nope")
     assert status == 1 and "longer than" in text, text
     shutil.rmtree("/tmp/thaw-nope", ignore_errors=True)

@@ -221,14 +221,21 @@ def test_many_forks_leave_nothing():
         assert d.stop() == 0 and not d.leftovers()
 
 
-def test_daemon_that_is_killed_takes_them_along():
-    d = Daemon()
-    with d:
+def test_daemon_that_is_killed_leaves_them_to_the_next():
+    with Daemon() as d:
         start(d)
         fork(d, "a", "b", "c")
-        pids = [d.vm(n)["pid"] for n in "abc"]
+        pids = {d.vm(n)["pid"] for n in "abc"}
+        records = os.path.join(d.state_dir, "vms")
+        wait_until("records", lambda: len(os.listdir(records)) == 6)
+        assert d.delete("/v1/vms/a").status == 204
         d.stop(signal.SIGKILL)
-        wait_until("gone", lambda: not any(alive(p) for p in pids))
+        assert len(d.vms_alive()) == 2
+        d.start()
+        assert {d.vm(n)["pid"] for n in "bc"} < pids and d.say("b", "echo x") == "OK x"
+        fork(d, "b", "bb")
+        assert d.stop() == 0
+        wait_until("gone", lambda: not any(alive(p) for p in pids) and not d.vms_alive())
 
 
 def test_the_command_line():

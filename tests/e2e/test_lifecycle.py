@@ -334,11 +334,13 @@ def test_daemon_restart_and_restore_by_name():
         assert d.say("again", "load") == "OK kept"
 
 
-def test_killed_daemon_takes_its_vms_along():
+def test_killed_with_its_vms():  # one that outlives the daemon: test_restart.py
     need_kvm()
     with Daemon() as d:
         pid = d.create("a", vsock={"cid": 3})["pid"]
         d.stop(signal.SIGKILL)
+        assert alive(pid)
+        os.kill(pid, signal.SIGKILL)
         wait_until("VM process gone", lambda: not alive(pid), 5)
         assert d.leftovers() != []  # the socket file
         d.start()

@@ -78,6 +78,8 @@ class Daemon:
 
     def __exit__(self, *why):
         self.stop()
+        for pid in self.vms_alive():  # of a daemon that was killed
+            os.kill(pid, signal.SIGKILL)
         if why[0] and os.environ.get("V"):
             sys.stderr.write(self.log_text())
         if self.own_folder:
@@ -204,6 +206,21 @@ class Daemon:
     def settle(self):
         """Waits until the processes kept for the next VMs are there again."""
         wait_until("spares", lambda: len(self.get("/v1/info").json["spare_pids"]) == 2)
+
+    def vms_alive(self):
+        """All VM processes that hold a socket in <state>/vms, whoever's children they are."""
+        folder = os.path.join(self.state_dir, "vms")
+        with open("/proc/net/unix", encoding="utf-8", errors="replace") as f:
+            inodes = {w[6] for w in map(str.split, f) if len(w) > 7 and w[7].startswith(folder)}
+        pids = set()
+        for pid in filter(str.isdigit, os.listdir("/proc")) if inodes else ():
+            try:
+                links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            except OSError:
+                continue
+            if int(pid) != self.process.pid and any(i[8:-1] in inodes for i in links if i.startswith("socket:[")):
+                pids.add(int(pid))
+        return pids
 
     def open_fds(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
