@@ -120,33 +120,6 @@ static int overhead(const struct bench_env *env, struct daemon *d, struct bench_
 	return r;
 }
 
-static double mem_available(void)
-{
-	char line[128];
-	double kib = 0;
-	FILE *f = fopen("/proc/meminfo", "re");
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "MemAvailable: %lf kB", &kib) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kib * 1024;
-}
-
-static int density(const struct bench_env *env, struct daemon *d, struct bench_results *res)
-{
-	struct bench_series *s = bench_series(res, "idle_clone_all_in", "bytes",
-					      "MemAvailable difference / number of idle clones");
-	int n = env->quick ? 50 : 200;
-	char body[100];
-	double before = mem_available();
-	snprintf(body, sizeof body, "{\"count\":%d,\"name_prefix\":\"idle\"}", n);
-	int r = daemon_act(d, "POST", "/v1/snapshots/snap/clone", body);
-	daemon_pause_ms(300); // let the last ones become idle
-	bench_add(s, (before - mem_available()) / n);
-	return r;
-}
-
 int bench_rest(const struct bench_env *env, struct bench_results *res)
 {
 	struct daemon d = { 0 };
@@ -155,7 +128,6 @@ int bench_rest(const struct bench_env *env, struct bench_results *res)
 	r = r ? r : cold_clones(env, &d, res);
 	r = r ? r : lz4_clones(env, &d, res);
 	r = r ? r : overhead(env, &d, res);
-	r = r ? r : density(env, &d, res);
 	daemon_stop(&d);
 	return r;
 }
