@@ -2,6 +2,7 @@
 #include "tests/t.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 
 #include "microvm/base/loop.h"
@@ -237,6 +238,110 @@ static void stop_from_another_thread(void **state)
 	mv_timer_fini(&timer);
 }
 
+// --- lent to another thread ---
+struct lending {
+	struct mv_loop l;
+	struct mv_watch w;
+	int fd;
+	pthread_t runner, borrower;
+	pthread_t by[4]; // who ran the n-th callback
+	int n, returned;
+};
+
+static void on_return(void *arg)
+{
+	struct lending *x = arg;
+	x->returned = x->n;
+	assert_true(pthread_equal(pthread_self(), x->runner));
+}
+
+// The first callback lends the loop, the third gives it back, the fourth ends it. Each calls for the next.
+static void on_turn(void *arg, uint32_t events)
+{
+	struct lending *x = arg;
+	uint64_t value;
+	(void)events;
+	assert_int_equal(read(x->fd, &value, sizeof value), sizeof value);
+	x->by[x->n++] = pthread_self();
+	if (x->n == 1)
+		mv_loop_lend(&x->l, on_return, x);
+	else if (x->n == 3)
+		mv_loop_return(&x->l);
+	if (x->n == 4)
+		mv_loop_stop(&x->l);
+	else
+		eventfd_write(x->fd, 1);
+}
+
+static void *run_it(void *arg)
+{
+	struct lending *x = arg;
+	x->runner = pthread_self();
+	return (void *)(intptr_t)mv_loop_run(&x->l);
+}
+
+static void *borrow_it(void *arg)
+{
+	struct lending *x = arg;
+	mv_loop_borrow(&x->l);
+	return NULL;
+}
+
+static void setup_lending(struct lending *x)
+{
+	memset(x, 0, sizeof *x);
+	assert_int_equal(mv_loop_init(&x->l), 0);
+	x->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	assert_int_equal(mv_watch_add(&x->l, &x->w, x->fd, EPOLLIN, on_turn, x), 0);
+	assert_int_equal(pthread_create(&x->borrower, NULL, borrow_it, x), 0);
+	assert_int_equal(pthread_create(&x->runner, NULL, run_it, x), 0);
+}
+
+static void end_lending(struct lending *x)
+{
+	void *result;
+	pthread_join(x->runner, &result);
+	assert_null(result);
+	pthread_join(x->borrower, NULL);
+	mv_watch_del(&x->w);
+	close(x->fd);
+	mv_loop_fini(&x->l);
+}
+
+static void lent_and_returned(void **state)
+{
+	struct lending x;
+	(void)state;
+	for (int i = 0; i < 200; i++) {
+		setup_lending(&x);
+		eventfd_write(x.fd, 1);
+		end_lending(&x);
+		assert_int_equal(x.n, 4);
+		assert_int_equal(x.returned, 3);
+		assert_true(pthread_equal(x.by[0], x.by[3]));
+		assert_true(pthread_equal(x.by[1], x.by[2]));
+		assert_false(pthread_equal(x.by[0], x.by[1]));
+	}
+}
+
+// Nobody is left waiting, whether it is lent or not.
+static void stopped_while_lent(void **state)
+{
+	struct lending x;
+	(void)state;
+	for (int i = 0; i < 100; i++) {
+		setup_lending(&x);
+		if (i % 2) {
+			mv_loop_lock(&x.l);
+			mv_loop_lend(&x.l, NULL, NULL);
+			mv_loop_unlock(&x.l);
+		}
+		mv_loop_stop(&x.l);
+		end_lending(&x);
+		assert_int_equal(x.n, 0);
+	}
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -251,6 +356,8 @@ int main(void)
 		T(timers),
 		T(before_wait_runs_after_each_batch),
 		T(stop_from_another_thread),
+		T(lent_and_returned),
+		T(stopped_while_lent),
 	};
 	return cmocka_run_group_tests_name("base/loop", tests, NULL, NULL);
 }

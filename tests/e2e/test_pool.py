@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
+from thawlib import Daemon, UnixConnection, alive, main, need_kvm, thaw, wait_until
 
 
 def freeze(d, fmt="raw", **more):
@@ -218,6 +218,56 @@ def test_many_cycles_leave_nothing():
         assert p["failed"] == 0 and p["hits"] + p["misses"] == 161, p
         assert d.stop() == 0
         assert not d.leftovers()
+
+
+def resident_kib(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS:"))
+
+
+def test_thousands_of_cycles_do_not_grow():
+    """2,000 here; THAW_SOAK=20000 for more."""
+    total, hands = int(os.environ.get("THAW_SOAK", "2000")), 4
+    with Daemon() as d:
+        freeze(d, vsock={"cid": 5})
+        prepare(d, size=8)
+        errors = []
+
+        def work(k, n):
+            con = UnixConnection(d.socket)
+
+            def ask(method, path, body=None):
+                con.request(method, path, body=body)
+                r = con.getresponse()
+                r.read()
+                return r.status
+            for _ in range(n):
+                if (ask("POST", "/v1/snapshots/snap/clone", f'{{"clones":[{{"name":"c{k}"}}]}}'),
+                        ask("DELETE", f"/v1/vms/c{k}")) != (201, 204):
+                    errors.append(k)
+                    return
+
+        def cycles(n):
+            threads = [threading.Thread(target=work, args=(k, n // hands)) for k in range(hands)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join(600)
+            assert not errors, errors
+            wait_until("full", lambda: pool(d)["ready"] == 8)
+            d.settle()
+
+        def sizes():
+            files = sum(len(f) for _, _, f in os.walk(d.state_dir))
+            return (len(d.vm_processes()), len(os.listdir(f"/proc/{d.process.pid}/task")), files)
+        cycles(200)
+        before, fds, kib = sizes(), d.open_fds(), resident_kib(d.process.pid)
+        cycles(total)
+        wait_until("no more than before", lambda: sizes() == before)
+        wait_until("descriptors closed", lambda: d.open_fds() <= fds + 1)
+        grown = resident_kib(d.process.pid) - kib
+        print(f"# {total} cycles: the daemon's memory grew by {grown} KiB")
+        assert grown < 2048, grown
 
 
 def test_requests_from_many_connections():
