@@ -34,6 +34,8 @@
 #include "snapshot/store_dir.h"
 #include "snapshot/working_set.h"
 
+#define LOCK_TRIES 50 // of 10 ms
+
 enum {
 	MAX_DIR_ENTRIES = 2 * MANIFEST_MAX_FILES, // a folder with more is none of ours
 	MAX_LIST = 65536,
@@ -121,7 +123,16 @@ static int open_root(struct store *s, const char *root, struct mv_err *err)
 	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
 	if (s->lock_fd < 0)
 		return mv_fail(err, errno, "cannot open the file lock: %s", strerror(errno));
-	if (flock(s->lock_fd, LOCK_EX | LOCK_NB)) {
+	// A daemon that was killed while it started a process: that one has the lock until its exec.
+	int locked = -1;
+	for (int i = 0; locked && i < LOCK_TRIES; i++) {
+		locked = flock(s->lock_fd, LOCK_EX | LOCK_NB);
+		if (locked && errno == EWOULDBLOCK && i + 1 < LOCK_TRIES)
+			nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+		else
+			break;
+	}
+	if (locked) {
 		if (errno == EWOULDBLOCK)
 			return mv_fail(err, EBUSY,
 				       "another daemon uses it; stop that one or choose "
