@@ -34,7 +34,7 @@
 #include "snapshot/store_dir.h"
 #include "snapshot/working_set.h"
 
-#define LOCK_TRIES 50 // of 10 ms
+#define LOCK_TRIES 200 // of 10 ms
 
 enum {
 	MAX_DIR_ENTRIES = 2 * MANIFEST_MAX_FILES, // a folder with more is none of ours

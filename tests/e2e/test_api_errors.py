@@ -37,7 +37,7 @@ def check(method, path, body, status, code, *in_message):
         assert text in r.message, r
     assert d.vm_processes() == processes, d.vm_processes()
     assert d.leftovers() == [], d.leftovers()
-    wait_until("descriptors closed", lambda: d.open_fds() <= fds, 3)
+    wait_until("descriptors closed", lambda: d.open_fds() <= fds)
     return r
 
 
@@ -213,7 +213,7 @@ def test_slow_and_half_open_clients_do_not_hold_others_up():
         held.append(s)
     start = time.monotonic()
     assert d.get("/v1/info").status == 200
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     for s in held:
         s.close()
     wait_until("connections closed", lambda: d.get("/v1/info").json["connections"] < 10)

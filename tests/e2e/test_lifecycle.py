@@ -43,7 +43,7 @@ def test_console_waits_and_offsets():
         start = time.monotonic()
         r = d.get(f"/v1/vms/a/console?offset={end}&wait_ms=300")
         assert r.body == b"" and int(r.headers["Thaw-Console-Next"]) == end
-        assert 0.25 < time.monotonic() - start < 5
+        assert 0.25 < time.monotonic() - start < 15
         got = []
         t = threading.Thread(target=lambda: got.append(d.get(f"/v1/vms/a/console?offset={end}&wait_ms=9000")))
         t.start()
@@ -324,7 +324,7 @@ def test_daemon_restart_and_restore_by_name():
         d.say("src", "store kept")
         assert d.post("/v1/snapshots", {"name": "s", "vm": "src"}).status == 201
         assert d.stop() == 0
-        wait_until("VM process gone", lambda: not alive(pid), 5)
+        wait_until("VM process gone", lambda: not alive(pid))
         assert not os.path.exists(d.socket)
         d.start()
         assert d.get("/v1/vms").json["vms"] == []
@@ -341,7 +341,7 @@ def test_killed_with_its_vms():  # one that outlives the daemon: test_restart.py
         d.stop(signal.SIGKILL)
         assert alive(pid)
         os.kill(pid, signal.SIGKILL)
-        wait_until("VM process gone", lambda: not alive(pid), 5)
+        wait_until("VM process gone", lambda: not alive(pid))
         assert d.leftovers() != []  # the socket file
         d.start()
         assert d.leftovers() == [], d.leftovers()

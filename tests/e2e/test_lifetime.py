@@ -181,7 +181,7 @@ def test_auto_delete():
             reason = {"exit": "shutdown", "crash": "crashed"}.get(how, "killed")
             assert [(e["type"], e["reason"]) for e in last] == [("vm.exited", reason), ("vm.deleted", reason)], last
         assert d.leftovers() == [] and d.get("/v1/info").json["vms"]["total"] == 0
-        wait_until("descriptors closed", lambda: d.open_fds() <= before, 3)
+        wait_until("descriptors closed", lambda: d.open_fds() <= before)
 
 
 def test_auto_delete_while_a_snapshot_is_taken():

@@ -323,7 +323,7 @@ def test_asking_is_cheap():
         fds = d.open_fds()
         for _ in range(50):
             d.get("/v1/metrics?per_vm=true")
-        wait_until("an eventfd of its thread, and no more", lambda: d.open_fds() <= fds + 1, 3)
+        wait_until("an eventfd of its thread, and no more", lambda: d.open_fds() <= fds + 1)
 
 
 if __name__ == "__main__":

@@ -256,14 +256,14 @@ def test_a_handler_that_dies():
         assert all(d.state(n) == "running" for n in ("a", "b", "c"))
         start = time.monotonic()
         assert d.delete("/v1/vms/a").status == 204
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10
         # Newer kernels let a signal interrupt KVM where it waits for a page; else this times out.
         r = d.post("/v1/vms/b/pause")
         assert r.status == 200 or (r.status, r.code) == (504, "vm_timeout"), r
         assert d.state("b") == ("paused" if r.status == 200 else "exited")
         start = time.monotonic()
         assert d.delete("/v1/vms/b").status == 204
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 10
         with Handler(d) as h:
             good_clone(d, h.path, "e")
         pids = [int(p) for p in d.vm_processes()]

@@ -431,7 +431,7 @@ def test_orphan_timeout():
         pid = d.vm("a")["pid"]
         assert files(d) == []
         d.stop(signal.SIGKILL)
-        wait_until("it ended", lambda: not alive(pid), 5)
+        wait_until("it ended", lambda: not alive(pid))
         d.start()
         start(d)
         pid = d.vm("a")["pid"]

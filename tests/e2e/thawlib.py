@@ -165,7 +165,7 @@ class Daemon:
                 return out, offset
             out += r.body
 
-    def expect(self, name, text, offset=0, timeout=10):
+    def expect(self, name, text, offset=0, timeout=30):
         """Waits until text was said behind offset; returns what was said and the offset behind it."""
         text = text.encode() if isinstance(text, str) else text
         out, end = b"", time.monotonic() + timeout
@@ -186,7 +186,7 @@ class Daemon:
         out, _ = self.expect(name, "\n", offset)
         return out.strip("\n")
 
-    def wait_state(self, name, state, timeout=10):
+    def wait_state(self, name, state, timeout=30):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             v = self.vm(name)
@@ -203,9 +203,13 @@ class Daemon:
         spares = self.get("/v1/info").json["spare_pids"]
         return [c for c in children if int(c) not in spares]
 
+    def spares(self):
+        """How many processes the daemon keeps for the next VMs."""
+        return int(self.args[self.args.index("--spares") + 1]) if "--spares" in self.args else 2
+
     def settle(self):
         """Waits until the processes kept for the next VMs are there again."""
-        wait_until("spares", lambda: len(self.get("/v1/info").json["spare_pids"]) == 2)
+        wait_until("spares", lambda: len(self.get("/v1/info").json["spare_pids"]) == self.spares())
 
     def vms_alive(self):
         """All VM processes that hold a socket in <state>/vms, whoever's children they are."""
@@ -223,6 +227,9 @@ class Daemon:
         return pids
 
     def open_fds(self):
+        """Descriptors of the daemon, those of all its spare processes among them."""
+        if self.spares():
+            self.settle()
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def leftovers(self):
@@ -256,7 +263,7 @@ def alive(pid):
         return False
 
 
-def wait_until(what, condition, timeout=10):
+def wait_until(what, condition, timeout=30):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"not in time: {what}"

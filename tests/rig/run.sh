@@ -12,6 +12,7 @@
 # BUILD holds bin/{thawd,thaw,thaw-vmm,thaw-pager}. Prints TAP; 0 = all passed, 77 = the rig
 # cannot run here (no QEMU, no kernel to be had).
 set -u
+RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
 series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs=''
 while getopts s:k:c:o:x:j:qH opt; do
@@ -83,7 +84,7 @@ rig() { # J: runs the Jth share
 	local mine=() i
 	for ((i = $1; i < n; i += jobs)); do mine+=("${rounds[@]:i*3:3}"); done
 	taskset -c "${cpus[$1 % ${#cpus[@]}]}" "$here/rig-x86.sh" -m 1536 ${CLONES:+-e CLONES="$CLONES"} \
-		-t $((400 * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
+		-t $((RIG_SECONDS * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
 		sh "./$script" "${mine[@]}"
 }
 (

@@ -18,8 +18,9 @@ export PATH=$PWD/bin:$PATH
 # passt becomes nobody.
 grep -qs ^nobody: /etc/passwd || echo 'nobody:x:65534:65534::/:/bin/false' >>/etc/passwd
 TOP=$PWD
-LIMIT=60      # seconds for a thaw command or a guest command
-BOOT=180      # seconds to user space
+LIMIT=120     # seconds for a thaw command or a guest command
+LIMITED=vmlinux1 # the round of each series in which limits are tried
+BOOT=300      # seconds to user space
 STORED=20     # MiB: the most that the compressed memory of the 128 MiB guest takes
 NONCE=nonce-$$-7f3a
 tests=0 failed=0 daemon='' round=''
@@ -77,17 +78,19 @@ until_ok() {
 	done
 }
 counts() { # VM: the counter in the guest goes on
-	a=$(guest "$1" cat /run/counter) || return 1
-	sleep 1
-	b=$(guest "$1" cat /run/counter)
-	echo "counter $a, then $b"
-	[ "$b" -gt "$a" ]
+	a=$(guest "$1" cat /run/counter) && until_ok counted_past "$1" "$a"
 }
-right_time() { # VM: to some seconds; they pass while it is asked
-	a=$(guest "$1" date +%s) || return 1
+counted_past() { # VM N
+	b=$(guest "$1" cat /run/counter)
+	echo "counter $2, then $b"
+	[ "$b" -gt "$2" ]
+}
+right_time() { # VM: to a second, however long it takes to ask
 	b=$(date +%s)
-	echo "guest $a, here $b"
-	[ "$a" -le $((b + 1)) ] && [ "$a" -ge $((b - 4)) ]
+	a=$(guest "$1" date +%s) || return 1
+	c=$(date +%s)
+	echo "guest $a, here $b to $c"
+	[ "$a" -ge $((b - 1)) ] && [ "$a" -le $((c + 1)) ]
 }
 tap() { # N
 	[ -e "/sys/class/net/t$1" ] && return
@@ -95,7 +98,7 @@ tap() { # N
 		ip link set "t$1" up
 }
 start_daemon() {
-	thawd --socket "$DIR/thawd.sock" --state-dir "$DIR/state" --vmm "$TOP/bin/thaw-vmm" \
+	thawd --socket "$DIR/thawd.sock" --state-dir "$DIR/state" --vmm "$TOP/bin/thaw-vmm" $CGROUP \
 		>>"$DIR/thawd.log" 2>&1 &
 	daemon=$!
 	until_ok t ls
@@ -148,6 +151,17 @@ dial_out() { # VM: the guest connects to the host
 rebind_mac() { # VM: the MAC that a freshly bound driver finds
 	guest "$1" 'd=$(basename $(readlink /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; echo $d >unbind; echo $d >bind; cat /sys/class/net/*0/address'
 }
+# draw VM: notes random bytes of it; drawn_apart N: N VMs drew, each others. Linux keeps up to 128 bytes of
+# the entropy device that it has drawn in advance: these may be the same in all copies.
+draw() {
+	check "$1 draws random bytes" guest "$1" "dd if=$RANDOM_DEV bs=64 count=4 iflag=fullblock 2>/dev/null | tail -c 16 | od -An -tx1"
+	cat "$DIR/last" >>"$DIR/random"
+}
+drawn_apart() {
+	{ echo "$RANDOM_DEV:"; cat "$DIR/random"; } >"$DIR/last"
+	[ "$(grep -c . "$DIR/random")" = "$1" ] && [ "$(sort -u "$DIR/random" | grep -c .)" = "$1" ]
+	result $? "different random bytes from $RANDOM_DEV"
+}
 ended() { # VM WORD: exited with that reason
 	t wait "$1" --state exited --timeout "$LIMIT" && has "$2" t show "$1" --json
 }
@@ -195,7 +209,7 @@ freeze() {
 	check "nonce into the second disk's layer" layer_write src "$NONCE"
 	check "a load on the disk" guest src \
 		'(while :; do dd if=/run/counter of=/dev/vda bs=512 seek=64 count=1 conv=fsync,notrunc; sleep 0.2; done) </dev/null >/dev/null 2>&1 &'
-	vsock-call -t 240 "$DIR/src.vsock" "sh until [ -e /run/go ]; do sleep 1; done; echo held" \
+	vsock-call -t 600 "$DIR/src.vsock" "sh until [ -e /run/go ]; do sleep 1; done; echo held" \
 		>"$DIR/held" 2>&1 &
 	held=$!
 	check "snapshot of the running VM" t snapshot src live || return 1
@@ -233,7 +247,7 @@ clones() {
 	for c in $names; do
 		n=${c#c-}
 		check "$c answers over a new vsock connection" until_ok guest "$c" true || continue
-		guest "$c" "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
+		draw "$c"
 		same "$c has the nonce in RAM" "$NONCE" guest "$c" cat /run/nonce
 		same "$c has the nonce on its disk" "$NONCE" read_nonce "$c"
 		check "$c counts on" counts "$c"
@@ -254,7 +268,7 @@ clones() {
 	same "the source's disk kept its nonce" "$NONCE" image_nonce "$DIR/src.img"
 	same "the source's layer kept its nonce" "$NONCE" layer_read src 8
 	same "the base is unchanged" "$base_sum" md5sum_of "$DIR/base.img"
-	same "different random bytes from $RANDOM_DEV" 3 sh -c "sort -u '$DIR/random' | grep -c ."
+	drawn_apart 3
 	set -- $names
 	same "$1 has its own MAC when its driver binds anew" "02:00:00:00:01:0${1#c-}" rebind_mac "$1"
 	check "kill $1" t stop "$1" --mode kill
@@ -340,8 +354,8 @@ copies() {
 		--vsock "cid=3,path=$DIR/warm.vsock" --start &&
 		check "boots to user space" timeout "$BOOT" \
 			thaw --socket "$DIR/thawd.sock" wait warm --console GUEST-READY --timeout "$BOOT" &&
-		check "answers over vsock" until_ok guest warm true && chain && forks && pooled
-	for v in warm w-1 w-2 f-1 f-2 g p-1 p-2; do t delete "$v" >/dev/null 2>&1; done
+		check "answers over vsock" until_ok guest warm true && chain && limited && forks && pooled
+	for v in warm w-1 w-2 lim f-1 f-2 g p-1 p-2; do t delete "$v" >/dev/null 2>&1; done
 	check "no VM process left" until_ok no_vmm_left
 }
 # What each link of the chain has written is there in the next.
@@ -367,17 +381,35 @@ chain() {
 	check "byte for byte" guest w-2 'test "$(md5sum </run/bytes)" = "$(cat /run/sum)"'
 	check "it counts on" counts w-2
 }
+# limited: a clone in a cgroup of its own, which ends when it uses more than it may; w-2 is its sibling.
+limited() {
+	[ -n "$CGROUP" ] || return 0
+	check "clone with limits" t clone w2 --name lim --vsock "path=$DIR/lim.vsock" \
+		--limit memory_mib=48,cpu_percent=100,pids=20 || return 1
+	group=$LIMITS/vm-$(t show lim --json | sed -n 's/^ *"id": *"\(.*\)".*/\1/p' | head -n 1)
+	same "it is in its cgroup" "$(t show lim --json | sed -n 's/^ *"pid": *\([0-9]*\).*/\1/p')" cat "$group/cgroup.procs"
+	same "its memory" $((48 << 20)) cat "$group/memory.max"
+	same "its CPU time" "100000 100000" cat "$group/cpu.max"
+	same "its processes" 20 cat "$group/pids.max"
+	check "it answers" until_ok guest lim true || return 1
+	same "it has all three" "$NONCE later third" guest lim 'echo $(cat /run/nonce /run/later /run/third)'
+	guest lim "dd if=/dev/urandom of=/run/big bs=1M count=40" >/dev/null 2>&1 &
+	check "it ends when it uses more" ended lim out-of-memory
+	wait $!
+	check "its cgroup is gone" until_ok [ ! -e "$group" ]
+	check "w-2 counts on" counts w-2
+}
 forks() {
 	check "two forks of the running VM" t fork warm --count 2 --name f --vsock "path=$DIR/f-{n}.vsock" || return 1
 	: >"$DIR/random"
 	for v in f-1 f-2; do
 		check "$v answers" until_ok guest $v true || return 1
-		guest $v "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
+		draw $v
 		same "$v has the nonce in RAM" "$NONCE" guest $v cat /run/nonce
 		check "$v counts on" counts $v
 		check "$v: its wall clock is right" right_time $v
 	done
-	same "different random bytes" 2 sh -c "sort -u '$DIR/random' | grep -c ."
+	drawn_apart 2
 	check "the parent counts on" counts warm
 	check "fork of a fork" t fork f-1 --name g --vsock "path=$DIR/g.vsock" || return 1
 	for v in warm f-1; do check "delete $v" t delete $v; done
@@ -391,21 +423,22 @@ pooled() {
 	for v in p-1 p-2; do
 		check "$v is claimed" has '"prepared": true' t clone w2 --name $v --vsock "path=$DIR/$v.vsock" --json || return 1
 		check "$v answers" until_ok guest $v true || return 1
-		guest $v "dd if=$RANDOM_DEV bs=16 count=1 2>/dev/null | od -An -tx1" >>"$DIR/random"
+		draw $v
 		same "$v has all three" "$NONCE later third" guest $v 'echo $(cat /run/nonce /run/later /run/third)'
 		check "$v counts on" counts $v
 		check "$v: its wall clock is right" right_time $v
 	done
-	same "different random bytes" 2 sh -c "sort -u '$DIR/random' | grep -c ."
+	drawn_apart 2
 	check "the pool goes" t snapshot-delete w2 --force
 }
 
 fetch_metadata() { vsock-call -t "$LIMIT" "$DIR/$1.vsock" "fetch 29800"; } # VM
-# The last line of a page. busybox's wget, linked statically, does not work without name services;
-# and passt of 2023 passes no end on to who has closed his direction first, hence the sleep.
-GET='(printf "GET / HTTP/1.0\r\n\r\n"; sleep 3) | timeout 30 nc'
-web_page() { eval "$GET 127.0.0.1 $1" 2>/dev/null | tail -n 1; } # PORT: what the guest behind it serves
-ask_host() { guest "$1" "exec 2>/dev/null; $GET 10.0.2.2 7070 | tail -n 1"; } # VM: by its gateway
+# get ADDRESS PORT: the last line of a page. busybox's wget, linked statically, does not work without name
+# services; and passt of 2023 passes no end on to who has closed his direction first: it waits for an answer.
+GET='get() { rm -f /tmp/got; { printf "GET / HTTP/1.0\r\n\r\n"; i=0; while [ $i -lt 200 ] && [ ! -s /tmp/got ]; do sleep 0.2; i=$((i + 1)); done; sleep 1; } | timeout 45 nc $1 $2 >/tmp/got; tail -n 1 /tmp/got; }'
+eval "$GET"
+web_page() { get 127.0.0.1 "$1" 2>/dev/null; } # PORT: what the guest behind it serves
+ask_host() { guest "$1" "exec 2>/dev/null; mkdir -p /tmp; $GET; get 10.0.2.2 7070"; } # VM: by its gateway
 no_passt_left() { ! pidof passt passt.avx2 >/dev/null; }
 
 # user_net: networks by passt, all with the same addresses; metadata over vsock.
@@ -480,6 +513,12 @@ scenario() { # SERIES KIND VCPUS
 	RANDOM_DEV=/dev/urandom
 	[ "$1" != 6.1 ] || RANDOM_DEV=/dev/hwrng
 	mkdir -p "$DIR"
+	# Where limits are tried, all VMs of the daemon are in cgroups.
+	CGROUP='' LIMITS=/sys/fs/cgroup/thaw
+	if [ "$2$3" = "$LIMITED" ]; then
+		echo "+memory +cpu +pids" >/sys/fs/cgroup/cgroup.subtree_control && mkdir -p $LIMITS
+		CGROUP="--cgroup $LIMITS"
+	fi
 	note "$round"
 	up=$(seconds)
 	if check "the daemon starts" start_daemon; then
