@@ -42,7 +42,7 @@ run thaw resume web
 run thaw clone warm --count 3 --name c --drive "id=disk,path=$dir/disk-{n}.img" \
 	--vsock "path=$dir/c-{n}.vsock"
 for n in 1 2 3; do
-	in_guest c-$n "cat /run/state; head -c 8 /dev/hwrng | od -An -tx1; echo 'I am $n' >/dev/vda; head -c 6 /dev/vda; echo"
+	in_guest c-$n "cat /run/state; head -c 256 /dev/hwrng | tail -c 8 | od -An -tx1; echo 'I am $n' >/dev/vda; head -c 6 /dev/vda; echo"
 done
 run thaw ls
 run thaw stop c-1 --mode power-button
