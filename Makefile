@@ -22,9 +22,7 @@ BASE_CFLAGS := -std=gnu11 -D_GNU_SOURCE -I. -MMD -MP -pthread \
 SAN_FLAGS_asan := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 SAN_FLAGS_tsan := -fsanitize=thread
 SAN_FLAGS := $(SAN_FLAGS_$(SAN))
-ifeq ($(SAN),)
-BASE_CFLAGS += -D_FORTIFY_SOURCE=2
-endif
+BASE_CFLAGS += $(if $(SAN),-DMV_SAN='"$(SAN)"',-D_FORTIFY_SOURCE=2)
 LDFLAGS_ALL = -pthread $(SAN_FLAGS) $(LDFLAGS) -Wl,-z,relro,-z,now
 VERSION := 0.1.0
 BASE_CFLAGS += -DTHAW_VERSION='"$(VERSION)"'

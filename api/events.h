@@ -34,7 +34,8 @@
 	X(TEMPLATE_COMPLETE, "template.complete", "all memory of a compressed snapshot is loaded")           \
 	X(TEMPLATE_DAMAGED, "template.damaged", "a chunk of it can't be read")                               \
 	X(TEMPLATE_DROPPED, "template.dropped", "no new clones use it")                                      \
-	X(PAGER_RESTARTED, "pager.restarted", "thaw-pager ended and another one goes on; `reason`")          \
+	X(PAGER_RESTARTED, "pager.restarted",                                                                \
+	  "thaw-pager ended and another one goes on; `reason`, `detail`")                                    \
 	X(POOL_CHANGED, "pool.changed", "it was made, resized or dropped (`reason`); `count`: its size")
 
 enum event_type {

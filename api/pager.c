@@ -48,13 +48,13 @@ static void on_end(void *arg, uint32_t events)
 	forget(p);
 	if (s->stopping || !lazy_needs_pager(s))
 		return;
-	mv_log(MV_WARN, "the pager ended (%s %d); another one goes on",
-	       si.si_code == CLD_EXITED ? "status" : "signal", si.si_status);
+	char why[32];
+	bool by_signal = si.si_code != CLD_EXITED;
+	const char *what = by_signal && si.si_status == SIGSYS ? "a system call that it may not make" : "";
+	snprintf(why, sizeof why, "%s %d", by_signal ? "signal" : "status", si.si_status);
+	mv_log(MV_WARN, "the pager ended (%s%s%s); another one goes on", why, what[0] ? ": " : "", what);
 	if (mv_ratelimit_ok(&p->starts, MAX_STARTS) && !start(s, &err)) {
-		char why[32];
-		snprintf(why, sizeof why, "%s %d", si.si_code == CLD_EXITED ? "status" : "signal",
-			 si.si_status);
-		event_emit(s, EVENT_PAGER_RESTARTED, &(struct event_info){ .reason = why });
+		event_emit(s, EVENT_PAGER_RESTARTED, &(struct event_info){ .reason = why, .detail = what });
 		metrics_add(M_PAGER_RESTARTS, 0, 1);
 		return;
 	}

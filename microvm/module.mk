@@ -13,6 +13,6 @@ $(VMM): $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) -luring -lxxhash -llz4 -o $@
 
-$(PAGER): $(call objs,snapshot/thaw-pager/main.c) $(SNAP_O) $(BASE_O)
+$(PAGER): $(call objs,snapshot/thaw-pager/main.c) $(SANDBOX_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $^ -luring -lxxhash -llz4 -o $@
+	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $^ -luring -lxxhash -llz4 -lseccomp -o $@

@@ -36,9 +36,9 @@ includers() {
 	jansson.h) echo 'api/json.c api/json.h' ;;
 	microhttpd.h) echo 'api/http.c' ;;
 	curl/*) echo 'api/client.c' ;;
-	seccomp.h) echo 'microvm/sandbox.c' ;;
+	seccomp.h) echo 'microvm/sandbox.c snapshot/thaw-pager/sandbox.c' ;;
 	libfdt.h) echo 'microvm/arch/*' ;;
-	linux/userfaultfd.h) echo 'snapshot/pager.c snapshot/page_handler.c snapshot/uffd.c microvm/lazy.c' ;;
+	linux/userfaultfd.h) echo 'snapshot/pager.c snapshot/page_handler.c snapshot/uffd.c snapshot/thaw-pager/sandbox.c microvm/lazy.c' ;;
 	linux/kvm.h) echo 'microvm/kvm*.c microvm/kvm*.h microvm/arch/*' ;;
 	esac
 }

@@ -669,23 +669,30 @@ static int timeout_ms(bool urgent, bool work)
 	return mv_now_ns() - p.last_fault_ns < IDLE_MS * 1000000ull ? IDLE_MS : 0;
 }
 
-int pager_run(int socket_fd)
+int pager_init(int socket_fd, struct mv_err *err)
 {
-	struct epoll_event e[EVENTS] = { { .events = EPOLLIN } };
-	struct template *t = NULL;
-	uint64_t chunk = 0;
+	struct epoll_event e = { .events = EPOLLIN };
 
 	p.socket = socket_fd;
 	p.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (p.epoll_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, socket_fd, e))
-		return -errno;
+	if (p.epoll_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, socket_fd, &e))
+		return mv_fail(err, errno, "epoll: %s", strerror(errno));
 	p.helper_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	e->data.ptr = &p.helper_fd;
-	if (p.helper_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, p.helper_fd, e))
-		return -errno;
+	e.data.ptr = &p.helper_fd;
+	if (p.helper_fd < 0 || epoll_ctl(p.epoll_fd, EPOLL_CTL_ADD, p.helper_fd, &e))
+		return mv_fail(err, errno, "eventfd: %s", strerror(errno));
 	int r = helper_start(p.helper_fd);
 	if (r)
 		mv_log(MV_INFO, "one thread: %s", strerror(-r));
+	return 0;
+}
+
+int pager_run(void)
+{
+	struct epoll_event e[EVENTS];
+	struct template *t = NULL;
+	uint64_t chunk = 0;
+
 	for (;;) {
 		bool urgent = has_urgent(), work = !urgent && next_chunk(&t, &chunk), message = false;
 		int n = epoll_wait(p.epoll_fd, e, EVENTS, timeout_ms(urgent, work));
@@ -709,7 +716,7 @@ int pager_run(int socket_fd)
 			serve(e[i].data.ptr, e[i].events);
 			p.last_fault_ns = mv_now_ns();
 		}
-		r = message ? on_message() : 0;
+		int r = message ? on_message() : 0;
 		if (r && r != -EAGAIN)
 			return r == -EPIPE ? 0 : r;
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw-pager: fills the shared memory of templates on demand. One process per daemon, one
 // thread and a helper (pager_helper.h), started by thawd with a SOCK_SEQPACKET socket as
-// descriptor 3; it opens nothing.
+// descriptor 3; it opens nothing, and could not (thaw-pager/sandbox.h).
 // Messages have the form of microvm/base/msg.h.
 //
 // A template is a compressed memory file (snapshot/chunk.h) and a memfd as large as the
@@ -76,5 +76,7 @@ static inline uint64_t pager_status_bytes(uint64_t n_chunks)
 	return PAGER_STATUS_HEAD + (n_chunks + 7) / 8;
 }
 
-// The program: serves until the daemon closes the socket. 0 or -errno.
-int pager_run(int socket_fd);
+// The program: pager_init() makes its descriptors and threads, once; pager_run() makes nothing
+// but memory and serves until the daemon closes the socket. 0 or -errno.
+int pager_init(int socket_fd, struct mv_err *err);
+int pager_run(void);

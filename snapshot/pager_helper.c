@@ -40,6 +40,8 @@ static void *helper_main(void *arg)
 {
 	(void)arg;
 	pthread_mutex_lock(&h.lock);
+	h.state = FREE;
+	pthread_cond_broadcast(&h.changed);
 	for (;;) {
 		while (h.state != OUT)
 			pthread_cond_wait(&h.changed, &h.lock);
@@ -60,10 +62,11 @@ int helper_start(int event_fd)
 	if (!sched_getaffinity(0, sizeof set, &set) && CPU_COUNT(&set) < 2)
 		return -ENOTSUP;
 	h.event_fd = event_fd;
-	h.state = FREE;
 	int r = pthread_create(&thread, NULL, helper_main, NULL);
-	if (r)
-		h.state = NONE;
+	pthread_mutex_lock(&h.lock);
+	while (!r && h.state == NONE)
+		pthread_cond_wait(&h.changed, &h.lock);
+	pthread_mutex_unlock(&h.lock);
 	return -r;
 }
 

@@ -8,7 +8,7 @@ TEST_SRC := $(wildcard tests/base/test_*.c tests/devices/test_*.c tests/snapshot
 TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
 TEST_O := $(call objs,$(TEST_SRC))
 $(TEST_PROGRAMS): $(B)/%: $(B)/%.o
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -lseccomp -o $@
 
 # A folder's tests link what that folder may know, and the helpers beside them.
 T_O := $(call objs,$(wildcard tests/*/t_*.c))
@@ -16,6 +16,7 @@ in = $(filter $(B)/tests/$(1)/%,$(2))
 $(call in,base,$(TEST_PROGRAMS)): $(BASE_O) $(call in,base,$(T_O))
 $(call in,devices,$(TEST_PROGRAMS)): $(DEV_O) $(BASE_O) $(call in,devices,$(T_O))
 $(call in,snapshot,$(TEST_PROGRAMS)): $(SNAP_O) $(BASE_O) $(call in,snapshot,$(T_O))
+$(B)/tests/snapshot/test_sandbox: $(SANDBOX_O)
 $(call in,api,$(TEST_PROGRAMS)): $(API_COMMON) $(SNAP_O) $(BASE_O) $(call in,api,$(T_O))
 $(call in,microvm,$(TEST_PROGRAMS)): $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) $(call in,microvm,$(T_O))
 

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw-pager: started by thawd with a socket as descriptor 3 (snapshot/pager.h). It works on
-// the descriptors it is given and needs neither files nor rights of its own.
-#include <linux/capability.h>
+// the descriptors it is given and needs neither files nor rights of its own (sandbox.h).
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 
 #include "microvm/base/log.h"
 #include "snapshot/pager.h"
+#include "snapshot/thaw-pager/sandbox.h"
 
-static void drop_rights(void)
+// 0 when the daemon closed the socket.
+static int run(struct mv_err *err)
 {
-	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct none[2] = { { 0 } };
-	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); // guests' memory passes through here
-	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	if (syscall(SYS_capset, &head, none))
-		mv_log(MV_WARN, "can't drop capabilities");
+	int r = sandbox_drop_rights(err);
+	r = r ? r : pager_init(VMM_CONTROL_FD, err);
+	r = r ? r : sandbox_filter(VMM_CONTROL_FD, err);
+	if (r)
+		return r;
+	if (sandbox_lacks_filter())
+		mv_log(MV_WARN, "no system call filter: %s", sandbox_lacks_filter());
+	r = pager_run();
+	return r ? mv_fail(err, -r, "%s", strerror(-r)) : 0;
 }
 
 int main(int argc, char **argv)
@@ -39,9 +40,9 @@ int main(int argc, char **argv)
 	}
 	mv_log_init("thaw-pager", MV_INFO);
 	signal(SIGPIPE, SIG_IGN);
-	drop_rights();
-	int r = pager_run(VMM_CONTROL_FD);
+	struct mv_err err = { 0 };
+	int r = run(&err);
 	if (r)
-		mv_log(MV_ERROR, "ends: %s", strerror(-r));
+		mv_log(MV_ERROR, "ends: %s", err.msg);
 	return r ? 1 : 0;
 }

@@ -184,6 +184,29 @@ def test_a_killed_pager_is_replaced_and_waiting_guests_go_on():
             assert d.delete(f"/v1/vms/{n}").status == 204
 
 
+def test_the_pager_is_confined():
+    need_userfaultfd()
+    with Daemon() as d:
+        total = freeze(d)
+        prepare(d, fill=False)
+        clone(d, "a")
+        assert d.say("a", f"sum 0 {PAGES}") == total
+        if "no system call filter" in d.log_text():
+            raise Skip("the pager is built with a sanitizer")
+        pid = pager_pid(d)
+        tasks = os.listdir(f"/proc/{pid}/task")
+        assert len(tasks) == (2 if os.cpu_count() > 1 else 1), tasks
+        for task in tasks:
+            with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as f:
+                status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+            assert status["Seccomp"] == "2" and status["NoNewPrivs"] == "1", status
+            assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0, status
+        # As the filter would end it.
+        os.kill(pid, signal.SIGSYS)
+        wait_until("another pager", lambda: pager_pid(d) not in (None, pid))
+        assert "the pager ended (signal 31: a system call that it may not make)" in d.log_text()
+
+
 def test_a_damaged_chunk_stops_only_the_clone_that_needs_it():
     need_userfaultfd()
     with Daemon() as d:
