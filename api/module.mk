@@ -23,6 +23,6 @@ $(THAW): $(call objs,api/thaw.c microvm/arch/$(ARCH)/kvm_probe.c) $(API_CLI_O) $
 
 PAGE_HANDLER := $(B)/bin/thaw-page-handler
 PROGRAMS += $(PAGE_HANDLER)
-$(PAGE_HANDLER): $(call objs,api/page_handler.c api/listen.c) $(API_SHARED_O) $(SNAP_O) $(BASE_O)
+$(PAGE_HANDLER): $(call objs,api/page_handler.c api/listen.c) $(API_SHARED_O) $(SANDBOX_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -ljansson -luring -lxxhash -llz4 -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -ljansson -luring -lxxhash -llz4 -lseccomp -o $@

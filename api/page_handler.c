@@ -5,12 +5,12 @@
 // A VM process connects and sends one message: a JSON array of regions with its userfaultfd
 // beside it. There is no reply, and the connection is of no use from then on. The VM lives as
 // long as its process, which SO_PEERCRED names. One thread, one loop; the work on a
-// userfaultfd is in snapshot/page_handler.h. What comes from VM processes is hostile.
+// userfaultfd is in snapshot/page_handler.h. What comes from VM processes is hostile, so it is
+// confined (snapshot/sandbox.h) before the first connection is taken.
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -21,6 +21,7 @@
 #include "microvm/base/loop.h"
 #include "microvm/base/util.h"
 #include "snapshot/page_handler.h"
+#include "snapshot/sandbox.h"
 
 enum {
 	MAX_VMS = 4096,
@@ -228,11 +229,62 @@ static void set_limits(void)
 	h.max_peers = n < 1 ? 1 : n < MAX_VMS ? (unsigned)n : MAX_VMS;
 }
 
+// Who is confined can't remove its socket in the end, so a child that knows nothing else does: when it
+// is sent a byte. When we are killed it just ends, since then nothing was said. *ret_fd: to speak to it.
+static int start_remover(const char *path, int *ret_fd, struct mv_err *err)
+{
+	int pair[2];
+	char byte;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
+		return mv_fail(err, errno, "socketpair: %s", strerror(errno));
+	pid_t pid = fork();
+	if (!pid) {
+		signal(SIGTERM, SIG_IGN); // to the whole group
+		signal(SIGINT, SIG_IGN);
+		close(pair[0]);
+		if (read(pair[1], &byte, 1) == 1)
+			unlink(path);
+		_exit(0);
+	}
+	close(pair[1]);
+	signal(SIGPIPE, SIG_IGN); // should it be gone
+	*ret_fd = pair[0];
+	return pid < 0 ? mv_fail(err, errno, "fork: %s", strerror(errno)) : 0;
+}
+
+static void remove_socket(int remover_fd)
+{
+	char byte = 0;
+	if (write(remover_fd, &byte, 1) != 1)
+		mv_log(MV_WARN, "the socket stays behind: %s", strerror(errno));
+	while (read(remover_fd, &byte, 1) < 0 && errno == EINTR) // until it has ended
+		;
+}
+
+// A table of the JSON library is seeded from a file, once.
+static void seed_json(void) { js_free(js_object()); }
+
+static int serve(int listen_fd, struct mv_err *err)
+{
+	seed_json();
+	int r = sandbox_drop_rights(err);
+	r = r ? r : sandbox_page_handler(listen_fd, err);
+	if (r)
+		return r;
+	if (sandbox_lacks_filter())
+		mv_log(MV_WARN, "no system call filter: %s", sandbox_lacks_filter());
+	r = mv_watch_add(&h.loop, &h.listener, listen_fd, EPOLLIN, on_connection, NULL);
+	r = r ? r : mv_loop_run(&h.loop);
+	return r ? mv_fail(err, -r, "event loop: %s", strerror(-r)) : 0;
+}
+
 static int run(const char *socket_path, const char *memory_path, struct mv_err *err)
 {
 	struct sigaction end = { .sa_handler = on_signal };
 	MV_FD fd = -1;
-	int r = ph_source_open(memory_path, &h.source, err);
+	MV_FD remover_fd = -1;
+	int r = start_remover(socket_path, &remover_fd, err); // while there are no descriptors to inherit
+	r = r ? r : ph_source_open(memory_path, &h.source, err);
 	if (!r && (r = mv_loop_init(&h.loop)))
 		mv_fail(err, -r, "event loop: %s", strerror(-r));
 	if (!r) // before the socket is there, so that it never stays behind
@@ -244,10 +296,9 @@ static int run(const char *socket_path, const char *memory_path, struct mv_err *
 	mv_log(MV_INFO, "%s: %llu MiB, %s; listens on %s", memory_path,
 	       (unsigned long long)(h.source.memory_bytes >> 20), h.source.index.entry ? "compressed" : "raw",
 	       socket_path);
-	r = mv_watch_add(&h.loop, &h.listener, fd, EPOLLIN, on_connection, NULL);
-	r = r ? r : mv_loop_run(&h.loop);
-	unlink(socket_path);
-	return r ? mv_fail(err, -r, "event loop: %s", strerror(-r)) : 0;
+	r = serve(fd, err);
+	remove_socket(remover_fd);
+	return r;
 }
 
 int main(int argc, char **argv)
@@ -267,7 +318,6 @@ int main(int argc, char **argv)
 		return help ? 0 : 2;
 	}
 	mv_log_init("thaw-page-handler", MV_INFO);
-	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	set_limits();
 	int r = run(argv[1], argv[2], &err);
 	if (r)

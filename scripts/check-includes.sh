@@ -22,7 +22,7 @@ allowed() {
 	api/ops_snapshot.[ch] | api/prepare.[ch]) # the daemon compares CPUs itself, once per snapshot
 		echo 'api/* microvm/cpu_report.h snapshot/store.h snapshot/store_chain.h snapshot/manifest.h snapshot/working_set.h microvm/base/*' ;;
 	api/vmrec.c) echo 'api/* snapshot/store.h snapshot/manifest.h snapshot/format.h microvm/base/*' ;; # a container
-	api/page_handler.c) echo 'api/* snapshot/page_handler.h microvm/base/*' ;; # a program of its own
+	api/page_handler.c) echo 'api/* snapshot/page_handler.h snapshot/sandbox.h microvm/base/*' ;; # a program of its own
 	api/*) echo 'api/* snapshot/store.h snapshot/store_chain.h snapshot/manifest.h snapshot/index.h snapshot/transfer.h snapshot/pager.h snapshot/working_set.h microvm/base/*' ;;
 	esac
 }
@@ -36,9 +36,9 @@ includers() {
 	jansson.h) echo 'api/json.c api/json.h' ;;
 	microhttpd.h) echo 'api/http.c' ;;
 	curl/*) echo 'api/client.c' ;;
-	seccomp.h) echo 'microvm/sandbox.c snapshot/thaw-pager/sandbox.c' ;;
+	seccomp.h) echo 'microvm/sandbox.c snapshot/sandbox.c' ;;
 	libfdt.h) echo 'microvm/arch/*' ;;
-	linux/userfaultfd.h) echo 'snapshot/pager.c snapshot/page_handler.c snapshot/uffd.c snapshot/thaw-pager/sandbox.c microvm/lazy.c' ;;
+	linux/userfaultfd.h) echo 'snapshot/pager.c snapshot/page_handler.c snapshot/uffd.c snapshot/sandbox.c microvm/lazy.c' ;;
 	linux/kvm.h) echo 'microvm/kvm*.c microvm/kvm*.h microvm/arch/*' ;;
 	esac
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw-pager: fills the shared memory of templates on demand. One process per daemon, one
 // thread and a helper (pager_helper.h), started by thawd with a SOCK_SEQPACKET socket as
-// descriptor 3; it opens nothing, and could not (thaw-pager/sandbox.h).
+// descriptor 3; it opens nothing, and could not (sandbox.h).
 // Messages have the form of microvm/base/msg.h.
 //
 // A template is a compressed memory file (snapshot/chunk.h) and a memfd as large as the

@@ -19,7 +19,7 @@ struct helper_job { // read-only while it is out
 };
 
 // 0 or -errno: there will be none (one CPU: -ENOTSUP). event_fd becomes readable when a job is back. Returns
-// when the thread runs, so that the calls that it starts with are behind it (thaw-pager/sandbox.h).
+// when the thread runs, so that the calls that it starts with are behind it (sandbox.h).
 int helper_start(int event_fd);
 bool helper_free(void); // takes a job now; false, too, when there is no thread
 void helper_give(const struct helper_job *job);

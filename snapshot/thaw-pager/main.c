@@ -4,18 +4,21 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 
 #include "microvm/base/log.h"
 #include "snapshot/pager.h"
-#include "snapshot/thaw-pager/sandbox.h"
+#include "snapshot/sandbox.h"
 
 // 0 when the daemon closed the socket.
 static int run(struct mv_err *err)
 {
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); // guests' memory passes through here
 	int r = sandbox_drop_rights(err);
 	r = r ? r : pager_init(VMM_CONTROL_FD, err);
-	r = r ? r : sandbox_filter(VMM_CONTROL_FD, err);
+	r = r ? r : sandbox_pager(VMM_CONTROL_FD, err);
 	if (r)
 		return r;
 	if (sandbox_lacks_filter())

@@ -60,6 +60,11 @@ def pager_pid(d):
     return None
 
 
+def status_of(task):
+    with open(f"/proc/{task}/status", encoding="ascii") as f:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+
+
 def has_userfaultfd(d, name):
     folder = f"/proc/{d.vm(name)['pid']}/fd"
     return any("userfaultfd" in os.readlink(os.path.join(folder, f)) for f in os.listdir(folder))
@@ -197,8 +202,7 @@ def test_the_pager_is_confined():
         tasks = os.listdir(f"/proc/{pid}/task")
         assert len(tasks) == (2 if os.cpu_count() > 1 else 1), tasks
         for task in tasks:
-            with open(f"/proc/{pid}/task/{task}/status", encoding="ascii") as f:
-                status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+            status = status_of(task)
             assert status["Seccomp"] == "2" and status["NoNewPrivs"] == "1", status
             assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0, status
         # As the filter would end it.

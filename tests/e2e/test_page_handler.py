@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 
-from test_lazy import PAGES, freeze, has_userfaultfd, need_userfaultfd, pager_pid
+from test_lazy import PAGES, freeze, has_userfaultfd, need_userfaultfd, pager_pid, status_of
 from thawlib import BIN, Daemon, Skip, alive, main, thaw, wait_until
 
 HANDLER = os.path.join(BIN, "thaw-page-handler")
@@ -103,6 +103,30 @@ def test_raw_and_compressed_memory_files():
                 wait_until("the end of a noticed", lambda: h.text().count(": ended;") == 1)
                 assert f"VM process {d.vm('b')['pid']}: connected, user {os.getuid()}," in h.text()
                 assert h.end() == 0 and not os.path.exists(h.path)
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        return [int(p) for p in f.read().split()]
+
+
+def test_it_is_confined():
+    need_userfaultfd()
+    with Daemon() as d:
+        total = freeze(d)
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            with Handler(d) as h:
+                if "no system call filter" in h.text():
+                    raise Skip("the handler is built with a sanitizer")
+                good_clone(d, h.path, f"s{sig}")
+                assert d.say(f"s{sig}", f"sum 0 {PAGES}") == total
+                status = status_of(h.process.pid)
+                assert status["Threads"] == "1" and status["Seccomp"] == "2" and status["NoNewPrivs"] == "1", status
+                assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0, status
+                remover, = children(h.process.pid)  # of its socket
+                h.end(sig)
+                wait_until("the end of its child", lambda: not alive(remover))
+                assert os.path.exists(h.path) == (sig == signal.SIGKILL)
 
 
 def test_the_protocol():

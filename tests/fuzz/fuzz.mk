@@ -6,7 +6,7 @@ FUZZ_CC ?= clang
 FUZZ_RT := $(wildcard $(shell $(FUZZ_CC) -print-runtime-dir 2>/dev/null)/libclang_rt.fuzzer*.a)
 FUZZ_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -O1 -g
 FUZZ_OBJ := $(B)/tests/fuzz/obj
-FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c) api/json.c api/error.c api/vmjson.c)
+FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(filter-out snapshot/sandbox.c,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c)) api/json.c api/error.c api/vmjson.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_PROGRAMS := $(if $(FUZZ_RT),$(patsubst %.c,$(B)/%,$(FUZZ_SRC)))
 OBJECTS += $(FUZZ_O) $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(FUZZ_SRC))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// snapshot/thaw-pager/sandbox.c: children enter the sandbox. What is forbidden ends them with SIGSYS, and
-// ends nobody outside of it; the pager does all of its work inside.
+// snapshot/sandbox.c: children enter a sandbox. What is forbidden ends them with SIGSYS, and ends nobody
+// outside of it; the pager does all of its work inside. (tests/e2e/test_page_handler.py: so does the
+// handler.)
 #include "tests/t.h"
 
 #include <errno.h>
@@ -23,7 +24,7 @@
 #include "microvm/base/util.h"
 #include "snapshot/memory.h"
 #include "snapshot/pager.h"
-#include "snapshot/thaw-pager/sandbox.h"
+#include "snapshot/sandbox.h"
 #include "snapshot/working_set.h"
 
 enum { PAGE = 4096, TIMEOUT_MS = 20000 };
@@ -101,72 +102,95 @@ static void do_io_uring(void) { syscall(SYS_io_uring_setup, 0, NULL); }
 static void do_bpf(void) { syscall(SYS_bpf, 0, NULL, 0); }
 static void do_keyctl(void) { syscall(SYS_keyctl, -1); }
 static void do_seccomp(void) { syscall(SYS_seccomp, -1, 0, NULL); }
+static void do_setfl(void) { fcntl(file, F_SETFL, O_NONBLOCK); }
+static void do_pwrite(void) { (void)!pwrite(file, "x", 1, PAGE); }
+static void do_send_on_own(void) { sendmsg(own_socket[0], &(struct msghdr){ 0 }, MSG_NOSIGNAL); }
+static void do_accept_elsewhere(void) { accept4(other_socket[0], NULL, NULL, 0); }
+static void do_getsockopt(void)
+{
+	int type;
+	getsockopt(own_socket[0], SOL_SOCKET, SO_TYPE, &type, &(socklen_t){ sizeof type });
+}
+static void do_pidfd_signal(void) { syscall(SYS_pidfd_send_signal, file, 0, NULL, 0); }
 static void do_x32(void) { syscall(0x40000000 | SYS_getpid); } // the other numbers of x86-64
 static void do_unknown(void) { syscall(9999); }
+
+enum where { OUTSIDE, PAGER, HANDLER, BOTH = OUTSIDE };
 
 static const struct {
 	const char *name;
 	void (*call)(void);
+	enum where where; // it is forbidden
 } forbidden[] = {
-	{ "open", do_open },
-	{ "socket", do_socket },
-	{ "send to another socket", do_send_elsewhere },
-	{ "sendmsg to another socket", do_sendmsg_elsewhere },
-	{ "recvmsg from another socket", do_recvmsg_elsewhere },
-	{ "execve", do_execve },
-	{ "execveat", do_execveat },
-	{ "fork", do_fork },
-	{ "a thread", do_thread },
-	{ "ptrace", do_ptrace },
-	{ "process_vm_readv", do_read_memory },
-	{ "kill", do_kill },
-	{ "tgkill of another", do_tgkill },
-	{ "pidfd_open", do_pidfd },
-	{ "mmap PROT_EXEC", do_mmap_exec },
-	{ "mprotect PROT_EXEC", do_mprotect },
-	{ "mremap MREMAP_FIXED", do_mremap_fixed },
-	{ "unshare", do_unshare },
-	{ "setns", do_setns },
-	{ "chroot", do_chroot },
-	{ "prctl", do_prctl },
-	{ "setrlimit", do_setrlimit },
-	{ "ioctl FIONREAD", do_fionread },
-	{ "ioctl UFFDIO_COPY", do_uffd_copy },
-	{ "ioctl UFFDIO_REGISTER", do_uffd_register },
-	{ "fcntl F_GETFL", do_getfl },
-	{ "dup", do_dup },
-	{ "stat of a path", do_stat },
-	{ "unlink", do_unlink },
-	{ "ftruncate", do_ftruncate },
-	{ "memfd_create", do_memfd },
-	{ "userfaultfd", do_userfaultfd },
-	{ "io_uring_setup", do_io_uring },
-	{ "bpf", do_bpf },
-	{ "keyctl", do_keyctl },
-	{ "seccomp", do_seccomp },
-	{ "another ABI", do_x32 },
-	{ "a number that does not exist", do_unknown },
+	{ "open", do_open, BOTH },
+	{ "socket", do_socket, BOTH },
+	{ "send to another socket", do_send_elsewhere, BOTH },
+	{ "sendmsg to another socket", do_sendmsg_elsewhere, BOTH },
+	{ "recvmsg from another socket", do_recvmsg_elsewhere, PAGER },
+	{ "execve", do_execve, BOTH },
+	{ "execveat", do_execveat, BOTH },
+	{ "fork", do_fork, BOTH },
+	{ "a thread", do_thread, BOTH },
+	{ "ptrace", do_ptrace, BOTH },
+	{ "process_vm_readv", do_read_memory, BOTH },
+	{ "kill", do_kill, BOTH },
+	{ "tgkill of another", do_tgkill, BOTH },
+	{ "pidfd_open", do_pidfd, PAGER },
+	{ "mmap PROT_EXEC", do_mmap_exec, BOTH },
+	{ "mprotect PROT_EXEC", do_mprotect, BOTH },
+	{ "mremap MREMAP_FIXED", do_mremap_fixed, BOTH },
+	{ "unshare", do_unshare, BOTH },
+	{ "setns", do_setns, BOTH },
+	{ "chroot", do_chroot, BOTH },
+	{ "prctl", do_prctl, BOTH },
+	{ "setrlimit", do_setrlimit, BOTH },
+	{ "ioctl FIONREAD", do_fionread, BOTH },
+	{ "ioctl UFFDIO_COPY", do_uffd_copy, PAGER },
+	{ "ioctl UFFDIO_REGISTER", do_uffd_register, BOTH },
+	{ "fcntl F_GETFL", do_getfl, BOTH },
+	{ "dup", do_dup, BOTH },
+	{ "stat of a path", do_stat, BOTH },
+	{ "unlink", do_unlink, BOTH },
+	{ "ftruncate", do_ftruncate, BOTH },
+	{ "memfd_create", do_memfd, BOTH },
+	{ "userfaultfd", do_userfaultfd, BOTH },
+	{ "io_uring_setup", do_io_uring, BOTH },
+	{ "bpf", do_bpf, BOTH },
+	{ "keyctl", do_keyctl, BOTH },
+	{ "seccomp", do_seccomp, BOTH },
+	{ "fcntl F_SETFL", do_setfl, HANDLER },
+	{ "pwrite", do_pwrite, HANDLER },
+	{ "sendmsg to its own socket", do_send_on_own, HANDLER },
+	{ "accept from another socket", do_accept_elsewhere, BOTH },
+	{ "getsockopt SO_TYPE", do_getsockopt, BOTH },
+	{ "pidfd_send_signal", do_pidfd_signal, BOTH },
+	{ "another ABI", do_x32, BOTH },
+	{ "a number that does not exist", do_unknown, BOTH },
 };
 
-static void enter(void)
+static void enter(enum where where)
 {
 	struct mv_err err = { 0 };
-	if (sandbox_drop_rights(&err) || sandbox_filter(own_socket[0], &err)) {
+	int r = sandbox_drop_rights(&err);
+	r = r                ? r
+	    : where == PAGER ? sandbox_pager(own_socket[0], &err)
+			     : sandbox_page_handler(own_socket[0], &err);
+	if (r) {
 		fprintf(stderr, "%s\n", err.msg);
 		_exit(99);
 	}
 }
 
-// The status of a child that makes the call, inside or outside.
-static int status_of(void (*call)(void), bool inside)
+// The status of a child that makes the call.
+static int status_of(void (*call)(void), enum where where)
 {
 	int status;
 	seen->before = seen->after = false;
 	pid_t pid = fork();
 	assert_true(pid >= 0);
 	if (!pid) {
-		if (inside)
-			enter();
+		if (where != OUTSIDE)
+			enter(where);
 		seen->before = true;
 		call();
 		seen->after = true;
@@ -181,12 +205,17 @@ static void each_forbidden_call_ends_the_process(void **state)
 	(void)state;
 	need_filter();
 	for (size_t i = 0; i < MV_ARRAY_LEN(forbidden); i++) {
-		int status = status_of(forbidden[i].call, false);
+		int status = status_of(forbidden[i].call, OUTSIDE);
 		if (status || !seen->after)
 			fail_msg("%s outside: status 0x%x", forbidden[i].name, (unsigned)status);
-		status = status_of(forbidden[i].call, true);
-		if (!seen->before || seen->after || !WIFSIGNALED(status) || WTERMSIG(status) != SIGSYS)
-			fail_msg("%s inside: status 0x%x", forbidden[i].name, (unsigned)status);
+		for (enum where w = PAGER; w <= HANDLER; w++) {
+			if (forbidden[i].where != BOTH && forbidden[i].where != w)
+				continue;
+			status = status_of(forbidden[i].call, w);
+			if (!seen->before || seen->after || !WIFSIGNALED(status) ||
+			    WTERMSIG(status) != SIGSYS)
+				fail_msg("%s in %d: status 0x%x", forbidden[i].name, w, (unsigned)status);
+		}
 	}
 }
 
@@ -205,7 +234,7 @@ static void start_then_enter(void)
 	_Atomic bool inside = false;
 	if (pthread_create(&thread, NULL, open_when_inside, &inside))
 		_exit(98);
-	enter();
+	enter(PAGER);
 	inside = true;
 	pthread_join(thread, NULL);
 }
@@ -214,7 +243,7 @@ static void the_filter_holds_for_threads_that_ran_before(void **state)
 {
 	(void)state;
 	need_filter();
-	int status = status_of(start_then_enter, false);
+	int status = status_of(start_then_enter, OUTSIDE);
 	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS && !seen->after);
 }
 
@@ -250,16 +279,18 @@ static void what_the_pager_needs_is_allowed(void **state)
 {
 	(void)state;
 	need_filter();
-	assert_int_equal(status_of(do_allowed, false), 0);
-	assert_int_equal(status_of(do_allowed, true), 0);
+	assert_int_equal(status_of(do_allowed, OUTSIDE), 0);
+	assert_int_equal(status_of(do_allowed, PAGER), 0);
 }
 
 static void an_abort_is_told_as_one(void **state)
 {
 	(void)state;
 	need_filter();
-	int status = status_of(abort, true);
-	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	for (enum where w = PAGER; w <= HANDLER; w++) {
+		int status = status_of(abort, w);
+		assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	}
 }
 
 static void do_sleep(void) { nanosleep(&(struct timespec){ .tv_nsec = 300000000 }, NULL); }
@@ -273,7 +304,7 @@ static void a_stopped_one_goes_on(void **state)
 	pid_t pid = fork();
 	assert_true(pid >= 0);
 	if (!pid) {
-		enter();
+		enter(PAGER);
 		raise(SIGSTOP); // tgkill of itself
 		seen->before = true;
 		do_sleep();
@@ -313,7 +344,7 @@ static pid_t start_pager(int *ret_socket)
 		close_range(VMM_CONTROL_FD + 1, ~0u, 0);
 		int r = sandbox_drop_rights(&err);
 		r = r ? r : pager_init(VMM_CONTROL_FD, &err);
-		r = r ? r : sandbox_filter(VMM_CONTROL_FD, &err);
+		r = r ? r : sandbox_pager(VMM_CONTROL_FD, &err);
 		_exit(r || pager_run() ? 97 : 0);
 	}
 	close(pair[1]);
