@@ -88,12 +88,13 @@ static int add_common(scmp_filter_ctx filter)
 		IF(ioctl, 1, UFFDIO_WAKE),     // the answer to a fault
 		IF(ioctl, 1, UFFDIO_ZEROPAGE), // where there are zeros
 		// Memory.
-		ANY(pread64),                                // of the memory file
-		NO_BITS(mmap, 2, ~(PROT_READ | PROT_WRITE)), // malloc; the status of a template
-		ANY(munmap),                                 // both
-		ANY(brk),                                    // malloc
-		IF(mremap, 3, MREMAP_MAYMOVE),               // realloc
-		IF(madvise, 2, MADV_HUGEPAGE),               // malloc, where GLIBC_TUNABLES ask for it
+		ANY(pread64),                                    // of the memory file
+		NO_BITS(mmap, 2, ~(PROT_READ | PROT_WRITE)),     // malloc; the status of a template
+		ANY(munmap),                                     // both
+		ANY(brk),                                        // malloc
+		IF(mremap, 3, MREMAP_MAYMOVE),                   // realloc
+		NO_BITS(mprotect, 2, ~(PROT_READ | PROT_WRITE)), // malloc of a second thread
+		IF(madvise, 2, MADV_HUGEPAGE),                   // malloc, where GLIBC_TUNABLES ask for it
 		// Threads and time.
 		ANY(futex),           // locks, also of a loop that nobody shares
 		ANY(clock_gettime),   // where the vDSO has no clock
