@@ -245,6 +245,30 @@ static int put_forward(js *user, char *text)
 	return 0;
 }
 
+// A rate: N with K, M, G or T for powers of 1024 and perhaps /s behind it, as a limit per second.
+static int put_rate(js *o, const char *option, const char *key, const char *kind, const char *value)
+{
+	static const char units[] = "KMGT";
+	char *end;
+	errno = 0;
+	uint64_t v = strtoull(value, &end, 10);
+	const char *unit = *end ? strchr(units, *end) : NULL;
+	unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+	end += unit != NULL;
+	if (!strcmp(end, "/s"))
+		end += 2;
+	if (*value < '0' || *value > '9' || *end || errno || v > UINT64_MAX >> shift)
+		return cli_fail(EXIT_USAGE, "--%s: %s=%s: use a number, with K, M, G or T behind it", option,
+				key, value);
+	if (!js_get(o, "rate_limit"))
+		js_put(o, "rate_limit", js_object());
+	js *bucket = js_object();
+	js_put_uint(bucket, "size", v << shift);
+	js_put_uint(bucket, "refill_time_ms", 1000);
+	js_put(js_get(o, "rate_limit"), kind, bucket);
+	return 0;
+}
+
 static int put_pair(js *o, const char *option, const char *key, char *value, const char *keys,
 		    const char *numbers)
 {
@@ -270,6 +294,8 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 		js_put_uint(o, key, v);
 	} else if (!strcmp(key, "forward")) {
 		return put_forward(user_of(o), value);
+	} else if (!strcmp(key, "bandwidth") || !strcmp(key, "iops")) {
+		return put_rate(o, option, key, key[0] == 'i' ? "ops" : key, value);
 	} else if (!strcmp(key, "path") || !strcmp(key, "layer_path") || !strcmp(key, "socket")) {
 		if (!cli_absolute(value, path))
 			return cli_fail(EXIT_USAGE, "--%s: the path is too long", option);

@@ -95,7 +95,8 @@ static int put_devices(struct cli *c, js *o)
 	js_put(o, "drives", drives);
 	js_put(o, "nets", nets);
 	for (unsigned i = 0; i < c->n_drives; i++) {
-		if (!(v = cli_parse_pairs("drive", c->drive[i], "id path serial ro layer layer_path", "", 0)))
+		if (!(v = cli_parse_pairs("drive", c->drive[i],
+					  "id path serial ro layer layer_path bandwidth iops", "", 0)))
 			return EXIT_USAGE;
 		js_add(drives, v);
 	}

@@ -38,6 +38,25 @@ static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
 static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
 static const char *const format_words[] = { "raw", "lz4", "lz4-high", NULL }; // enum snap_memory_kind
 
+// --- rate limits of devices -----------------------------------------------------------
+static const struct js_field bucket_fields[] = {
+	F_UINT(struct vmcfg_bucket, size, "size", JS_REQUIRED, 1, VMCFG_MAX_TOKENS,
+	       "bytes or operations in refill_time_ms, and at once"),
+	F_UINT(struct vmcfg_bucket, burst, "one_time_burst", JS_OMIT_EMPTY, 0, VMCFG_MAX_TOKENS,
+	       "more at the start, once; default 0"),
+	F_UINT(struct vmcfg_bucket, refill_ms, "refill_time_ms", JS_REQUIRED, 1, VMCFG_MAX_REFILL_MS, "ms"),
+};
+static DEFINE_JS(bucket_table, bucket_fields);
+
+#define F_SUB(s, member, name_, table_, doc_)                                                      \
+	{ .name = (name_), .type = JS_OBJ, .flags = JS_OMIT_EMPTY, .offset = MV_OFF(s, member),      \
+	  .size = MV_SIZEOF(s, member), .sub = &(table_), .doc = (doc_) }
+static const struct js_field rate_fields[] = {
+	F_SUB(struct vmcfg_rate, bandwidth, "bandwidth", bucket_table, "bytes; default: no limit"),
+	F_SUB(struct vmcfg_rate, ops, "ops", bucket_table, "operations; default: no limit"),
+};
+static DEFINE_JS(rate_table, rate_fields);
+
 // --- a VM's configuration ------------------------------------------------------------
 static const struct js_field drive_fields[] = {
 	F_TEXT(struct vmcfg_drive, id, "id", JS_NAME, JS_REQUIRED, "name of the drive"),
@@ -50,6 +69,7 @@ static const struct js_field drive_fields[] = {
 	       "where writes go: none (the file itself; default), ephemeral, kept"),
 	F_TEXT(struct vmcfg_drive, layer_path, "layer_path", JS_PATH, JS_OMIT_EMPTY,
 	       "kept: absolute path of the layer's folder, made when it is not there"),
+	F_SUB(struct vmcfg_drive, rate, "rate_limit", rate_table, "default: none"),
 };
 static DEFINE_JS(drive_table, drive_fields);
 

@@ -6,6 +6,19 @@
 #include <errno.h>
 #include <string.h>
 
+static const struct mv_field bucket_fields[] = {
+	MV_INT(struct vmcfg_bucket, size, 1, MV_U64, 0, VMCFG_MAX_TOKENS),
+	MV_INT(struct vmcfg_bucket, burst, 2, MV_U64, 0, VMCFG_MAX_TOKENS),
+	MV_INT(struct vmcfg_bucket, refill_ms, 3, MV_U64, 0, VMCFG_MAX_REFILL_MS),
+};
+static MV_DEFINE_TABLE(bucket_table, struct vmcfg_bucket, bucket_fields);
+
+static const struct mv_field rate_fields[] = {
+	MV_SUB(struct vmcfg_rate, bandwidth, 1, bucket_table),
+	MV_SUB(struct vmcfg_rate, ops, 2, bucket_table),
+};
+MV_DEFINE_TABLE(vmcfg_rate_table, struct vmcfg_rate, rate_fields);
+
 static const struct mv_field drive_fields[] = {
 	MV_STRING(struct vmcfg_drive, id, 1),
 	MV_STRING(struct vmcfg_drive, path, 2),
@@ -13,6 +26,7 @@ static const struct mv_field drive_fields[] = {
 	MV_FLAG(struct vmcfg_drive, read_only, 4),
 	MV_OPT_INT(struct vmcfg_drive, layer, 5, MV_U32, VMCFG_LAYER_NONE, VMCFG_LAYER_KEPT),
 	MV_OPT_STRING(struct vmcfg_drive, layer_path, 6),
+	MV_OPT_SUB(struct vmcfg_drive, rate, MV_TAG_SKIP + 7, vmcfg_rate_table),
 };
 static MV_DEFINE_TABLE(drive_table, struct vmcfg_drive, drive_fields);
 
@@ -147,6 +161,26 @@ static int check_net(const struct vmcfg_net *n, struct mv_err *err)
 	return 0;
 }
 
+static int check_bucket(const struct vmcfg_bucket *b, const char *kind, const char *what, const char *id,
+			struct mv_err *err)
+{
+	if (b->size > VMCFG_MAX_TOKENS || b->burst > VMCFG_MAX_TOKENS || b->refill_ms > VMCFG_MAX_REFILL_MS)
+		return mv_fail(err, EINVAL,
+			       "%s %s: rate_limit: %s: size and one_time_burst are at most %llu, "
+			       "refill_time_ms %u",
+			       what, id, kind, VMCFG_MAX_TOKENS, VMCFG_MAX_REFILL_MS);
+	if (!b->size != !b->refill_ms || (b->burst && !b->size))
+		return mv_fail(err, EINVAL, "%s %s: rate_limit: %s needs a size and a refill_time_ms", what,
+			       id, kind);
+	return 0;
+}
+
+int vmcfg_check_rate(const struct vmcfg_rate *r, const char *what, const char *id, struct mv_err *err)
+{
+	int e = check_bucket(&r->bandwidth, "bandwidth", what, id, err);
+	return e ? e : check_bucket(&r->ops, "ops", what, id, err);
+}
+
 static int check_drive(const struct vmcfg_drive *d, struct mv_err *err)
 {
 	if (!d->path[0])
@@ -158,7 +192,7 @@ static int check_drive(const struct vmcfg_drive *d, struct mv_err *err)
 			       d->id);
 	if (d->layer != VMCFG_LAYER_KEPT && d->layer_path[0])
 		return mv_fail(err, EINVAL, "drive %s: layer_path is for layer kept only", d->id);
-	return 0;
+	return vmcfg_check_rate(&d->rate, "drive", d->id, err);
 }
 
 static bool same_peer(const struct vmcfg_net *a, const struct vmcfg_net *b)

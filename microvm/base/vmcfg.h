@@ -30,6 +30,17 @@ enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virti
 // 64-bit protocol.
 enum vmcfg_boot { VMCFG_BOOT_AUTO, VMCFG_BOOT_PVH, VMCFG_BOOT_LINUX64 };
 
+// A rate limit of a device, by microvm/base/token_bucket.h; all zero: none.
+#define VMCFG_MAX_TOKENS (1ULL << 50)
+#define VMCFG_MAX_REFILL_MS (24u * 3600 * 1000)
+struct vmcfg_bucket {
+	uint64_t size, burst; // bytes or operations; size 0: no limit
+	uint64_t refill_ms;   // in which an empty one becomes full
+};
+struct vmcfg_rate {
+	struct vmcfg_bucket bandwidth, ops;
+};
+
 // A drive's copy-on-write layer: none, gone with the VM, or kept in layer_path.
 enum vmcfg_layer { VMCFG_LAYER_NONE, VMCFG_LAYER_EPHEMERAL, VMCFG_LAYER_KEPT };
 
@@ -40,6 +51,7 @@ struct vmcfg_drive {
 	bool read_only;
 	uint32_t layer;                  // enum vmcfg_layer
 	char layer_path[VMCFG_PATH_LEN]; // kept: a folder
+	struct vmcfg_rate rate;
 };
 
 enum vmcfg_protocol { VMCFG_TCP, VMCFG_UDP };
@@ -114,11 +126,14 @@ struct vmcfg {
 	struct vmcfg_ready ready;
 };
 
-extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table;
+extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table, vmcfg_rate_table;
 
 // Everything a table's ranges can't say: names, duplicate ids, multicast MACs, CIDs.
 // 0 or -EINVAL with a sentence.
 int vmcfg_check(const struct vmcfg *c, struct mv_err *err);
+
+// The same of one rate limit. what: e.g. "drive", id: of the device.
+int vmcfg_check_rate(const struct vmcfg_rate *r, const char *what, const char *id, struct mv_err *err);
 
 bool vmcfg_name_ok(const char *name);
 

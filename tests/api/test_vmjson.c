@@ -45,14 +45,19 @@ static void test_everything_given(void **state)
 	(void)state;
 	assert_int_equal(create("{'name':'a.b-c_1','vcpus':32,'memory_mib':4,'kernel':'/k','initrd':'/i',"
 				"'cmdline':'x=1','discovery':'cmdline','boot':'linux64','drives':[{'id':'d',"
-				"'path':'/d','read_only':true,'serial':'01234567890123456789'}],"
+				"'path':'/d','read_only':true,'serial':'01234567890123456789','rate_limit':"
+				"{'bandwidth':{'size':10,'one_time_burst':9,'refill_time_ms':8}}}],"
 				"'nets':[{'id':'n','tap':'t','mac':'02:00:00:00:00:01'}],"
 				"'vsock':{'cid':3,'path':'/v'},'rng':false,'track_dirty':true,'start':true}"),
 			 0);
 	const struct vmcfg *c = &body.cfg;
 	assert_true(c->drive[0].read_only && c->vsock.present && body.start && !c->rng && c->track_dirty);
 	assert_string_equal(c->drive[0].serial, "01234567890123456789");
+	const struct vmcfg_bucket *b = &c->drive[0].rate.bandwidth;
+	assert_true(b->size == 10 && b->burst == 9 && b->refill_ms == 8 && !c->drive[0].rate.ops.size);
 	char *text = js_text(js_encode(&config_table, c), false);
+	assert_non_null(strstr(text, "\"rate_limit\":{\"bandwidth\":{\"size\":10,\"one_time_burst\":9,"
+				     "\"refill_time_ms\":8}}"));
 	assert_non_null(strstr(text, "\"vsock\":{\"cid\":3,\"path\":\"/v\"}"));
 	assert_non_null(strstr(text, "\"mac\":\"02:00:00:00:00:01\""));
 	assert_non_null(strstr(text, "\"track_dirty\":true"));
@@ -99,6 +104,10 @@ static void test_create_errors(void **state)
 		{ "'memory_mib':1048577", API_INVALID_VALUE, "memory_mib" },
 		{ "'initrd':'i'", API_INVALID_VALUE, "absolute" },
 		{ "'drives':[{'id':'d'}]", API_MISSING_FIELD, "drives[0].path" },
+		{ "'drives':[{'id':'d','path':'/a','rate_limit':{'ops':{'size':1}}}]", API_MISSING_FIELD,
+		  "drives[0].rate_limit.ops.refill_time_ms" },
+		{ "'drives':[{'id':'d','path':'/a','rate_limit':{'ops':{'size':0,'refill_time_ms':1}}}]",
+		  API_INVALID_VALUE, "drives[0].rate_limit.ops.size" },
 		{ "'drives':[{'id':'d','path':'/a'},{'id':'d','path':'/b'}]", API_INVALID_VALUE, "twice" },
 		{ "'nets':[{'id':'n','tap':''}]", API_INVALID_VALUE, "tap" },
 		{ "'nets':[{'id':'n','tap':'a/b'}]", API_INVALID_VALUE, "tap" },

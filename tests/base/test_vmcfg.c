@@ -22,6 +22,7 @@ static void fill(struct vmcfg *c)
 		snprintf(c->net[i].tap, sizeof c->net[i].tap, "tap%u", i);
 		c->net[i].mac[0] = 2;
 	}
+	c->drive[0].rate = (struct vmcfg_rate){ { 10 << 20, 1, 100 }, { 1000, 0, 1000 } };
 	c->vsock = (struct vmcfg_vsock){ .present = true, .cid = 3, .path = "/tmp/vsock" };
 }
 
@@ -96,6 +97,10 @@ static void each_problem_has_its_message(void **state)
 	BAD(c->drive[1].id[0] = 0, "drive \"\"");
 	BAD(c->drive[0].path[0] = 0, "drive disk0: path is missing");
 	BAD(strcpy(c->drive[1].id, "disk0"), "drive disk0: there twice");
+	BAD(c->drive[1].rate.ops.size = 1, "drive disk1: rate_limit: ops needs a size and a refill_time_ms");
+	BAD(c->drive[1].rate.bandwidth.refill_ms = 1, "drive disk1: rate_limit: bandwidth needs");
+	BAD(c->drive[1].rate.bandwidth.burst = 1, "drive disk1: rate_limit: bandwidth needs");
+	BAD(c->drive[0].rate.ops = ((struct vmcfg_bucket){ 1, 1ULL << 51, 1 }), "are at most");
 	BAD(strcpy(c->net[1].id, "a/b"), "net \"a/b\"");
 	BAD(strcpy(c->net[1].id, "net0"), "id, tap or socket there twice");
 	BAD(strcpy(c->net[1].tap, "tap0"), "id, tap or socket there twice");
