@@ -39,7 +39,7 @@ static void on_kick(void *arg, uint32_t events)
 static void power_on(struct vio_dev *d)
 {
 	d->s = (struct vio_state){ .device_id = d->ops->device_id,
-				   .n_queue = d->ops->n_queues,
+				   .n_queue = d->n_queues,
 				   .config_generation = d->s.config_generation };
 	d->active = false;
 }
@@ -49,6 +49,7 @@ int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name,
 {
 	int r = 0;
 	d->ops = ops;
+	d->n_queues = d->n_queues ? d->n_queues : ops->n_queues;
 	snprintf(d->name, sizeof d->name, "%s", name);
 	d->mem = mem;
 	d->loop = loop;
@@ -59,7 +60,7 @@ int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name,
 	d->irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (d->irq_fd < 0)
 		r = -errno;
-	for (unsigned q = 0; !r && q < ops->n_queues; q++) {
+	for (unsigned q = 0; !r && q < d->n_queues; q++) {
 		d->kick[q].dev = d;
 		d->kick_fd[q] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		r = d->kick_fd[q] < 0 ? -errno
@@ -74,7 +75,7 @@ int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name,
 
 void vio_dev_fini(struct vio_dev *d)
 {
-	for (unsigned q = 0; q < d->ops->n_queues; q++) {
+	for (unsigned q = 0; q < d->n_queues; q++) {
 		mv_watch_del(&d->kick[q].watch);
 		mv_close(&d->kick_fd[q]);
 	}
@@ -135,7 +136,7 @@ void vio_notify(struct vio_dev *d, unsigned q)
 
 static void look_at_queues(struct vio_dev *d)
 {
-	for (unsigned q = 0; q < d->ops->n_queues; q++)
+	for (unsigned q = 0; q < d->n_queues; q++)
 		vio_notify(d, q);
 }
 
@@ -222,7 +223,7 @@ void vio_save(const struct vio_dev *d, struct mv_buf *out)
 static int check(const struct vio_dev *d, struct vio_state *s, struct mv_err *err)
 {
 	bool features_ok = s->status & VIO_FEATURES_OK;
-	if (s->device_id != d->ops->device_id || s->n_queue != d->ops->n_queues)
+	if (s->device_id != d->ops->device_id || s->n_queue > d->n_queues)
 		return mv_fail(err, EINVAL, "the saved device is of another type (%u)", s->device_id);
 	// Before FEATURES_OK the driver may have written anything.
 	if (features_ok && (s->features_acked & ~d->features_offered))
@@ -258,6 +259,7 @@ static int load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err 
 	if (r)
 		return r;
 	d->s = s;
+	d->s.n_queue = d->n_queues;
 	if (own)
 		memcpy((uint8_t *)d + d->ops->state_offset, scratch, own->size);
 	d->quiesced = d->restored = true;

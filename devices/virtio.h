@@ -17,7 +17,7 @@
 #include "microvm/base/loop.h"
 #include "microvm/base/state.h"
 
-#define VIO_MAX_QUEUES 4
+#define VIO_MAX_QUEUES 17 // eight pairs and a control queue
 #define VIO_NAME_BYTES 80
 #define VIO_MMIO_BYTES 0x1000u
 #define VIO_NOTIFY_OFFSET 0x50u // QueueNotify: the VMM puts one ioeventfd per queue here
@@ -39,9 +39,9 @@ enum { VIO_ISR_QUEUE = 1, VIO_ISR_CONFIG = 2 }; // section 4.2.2
 struct vio_dev;
 
 struct vio_ops {
-	uint32_t device_id;    // virtio 1.2 section 5
-	uint32_t config_bytes; // of vio_dev.config
-	unsigned n_queues;
+	uint32_t device_id;           // virtio 1.2 section 5
+	uint32_t config_bytes;        // of vio_dev.config
+	unsigned n_queues;            // of one that does not choose at run time
 	uint16_t queue_size_max;      // a power of two
 	const struct mv_table *state; // device-specific saved state, NULL: none
 	uint32_t state_offset;        // of the struct it describes, within the device
@@ -50,6 +50,8 @@ struct vio_ops {
 	void (*activate)(struct vio_dev *d);         // DRIVER_OK was set; after restore too
 	void (*reset)(struct vio_dev *d);            // back to power-on; drop all requests
 	void (*kick)(struct vio_dev *d, unsigned q); // there may be buffers; the device is live
+	// The driver wrote to configuration space, within it; none: ignored, as most of it is.
+	void (*write_config)(struct vio_dev *d, uint32_t offset, const void *data, uint32_t len);
 	// Finish what is in flight. From here to the kicks of vio_unquiesce() the device is not
 	// live: vio_pop() gives nothing.
 	void (*quiesce)(struct vio_dev *d);
@@ -67,7 +69,7 @@ struct vio_state {
 	uint32_t status, isr, config_generation;
 	uint32_t features_sel, driver_features_sel, queue_sel;
 	struct vq queue[VIO_MAX_QUEUES];
-	uint32_t n_queue;    // = ops->n_queues
+	uint32_t n_queue;    // = vio_dev.n_queues
 	uint8_t device[256]; // encoded ops->state; only used while saving and loading
 	uint32_t n_device;
 };
@@ -79,9 +81,10 @@ struct vio_dev {
 	char name[VIO_NAME_BYTES]; // for messages, e.g. "drive root"
 	struct gmem *mem;
 	struct mv_loop *loop;
+	unsigned n_queues; // ops->n_queues, unless set before vio_dev_init()
 	uint64_t features_offered;
 	const char *features_hint; // what to do when a saved guest uses others; NULL: nothing
-	const void *config;        // configuration space as the guest reads it; it is never written
+	const void *config;        // configuration space as the guest reads it
 	// guest-visible, saved
 	struct vio_state s;
 	// runtime
@@ -129,6 +132,6 @@ void vio_quiesce(struct vio_dev *d);
 void vio_unquiesce(struct vio_dev *d); // looks at every ready queue once: a kick may have been missed
 void vio_save(const struct vio_dev *d, struct mv_buf *out); // quiesced
 // Into a fresh device, guest memory mapped; leaves it quiesced. Refuses features not
-// offered and rings outside memory.
+// offered, rings outside memory, and more queues than there are; fewer are those of an older version.
 int vio_load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err *err);
 void vio_free(struct vio_dev *d); // NULL allowed

@@ -39,7 +39,7 @@ enum {
 // The selected queue, NULL: there is no such queue.
 static struct vq *selected(struct vio_dev *d)
 {
-	return d->s.queue_sel < d->ops->n_queues ? &d->s.queue[d->s.queue_sel] : NULL;
+	return d->s.queue_sel < d->n_queues ? &d->s.queue[d->s.queue_sel] : NULL;
 }
 
 static uint32_t read_register(struct vio_dev *d, uint64_t offset)
@@ -106,6 +106,9 @@ static void write_queue(struct vio_dev *d, uint64_t offset, uint32_t v)
 void vio_mmio_write(struct vio_dev *d, uint64_t offset, const void *data, uint32_t len)
 {
 	le32_t raw;
+	if (offset >= CONFIG && d->ops->write_config && offset - CONFIG < d->ops->config_bytes &&
+	    len <= d->ops->config_bytes - (offset - CONFIG))
+		d->ops->write_config(d, (uint32_t)(offset - CONFIG), data, len);
 	if (len != sizeof raw || offset % 4)
 		return;
 	memcpy(&raw, data, sizeof raw);
@@ -121,7 +124,7 @@ void vio_mmio_write(struct vio_dev *d, uint64_t offset, const void *data, uint32
 		break;
 	case QUEUE_SEL: d->s.queue_sel = v; break;
 	case QUEUE_NOTIFY:
-		if (v < d->ops->n_queues)
+		if (v < d->n_queues)
 			vio_notify(d, v);
 		break;
 	case INTERRUPT_ACK: d->s.isr &= ~v; break;
