@@ -70,6 +70,8 @@ static const struct js_field drive_fields[] = {
 	F_TEXT(struct vmcfg_drive, layer_path, "layer_path", JS_PATH, JS_OMIT_EMPTY,
 	       "kept: absolute path of the layer's folder, made when it is not there"),
 	F_SUB(struct vmcfg_drive, rate, "rate_limit", rate_table, "default: none"),
+	F_UINT(struct vmcfg_drive, block_size, "block_size", JS_OMIT_EMPTY, 512, 4096,
+	       "bytes of a logical block, 512 (default) or 4096"),
 };
 static DEFINE_JS(drive_table, drive_fields);
 

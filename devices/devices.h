@@ -7,20 +7,26 @@
 
 #include "devices/virtio.h"
 #include "microvm/base/ring.h"
+#include "microvm/base/vmcfg.h"
 
-// virtio-blk (virtio 1.2 section 5.2) on io_uring. fd: a regular file or block device.
-// The capacity is the file's size in whole 512-byte sectors; -EINVAL when it has none,
+// virtio-blk (virtio 1.2 section 5.2) on io_uring: a regular file or block device, or copy-on-write
+// layers over one (disk.h). Takes all descriptors of files, also on failure.
+// The capacity is the file's size in whole blocks; -EINVAL when it has none,
 // -EACCES when it is to be written and not open for that.
 // Another VM's writable use of the file is refused (-EBUSY) by an OFD lock: exclusive
 // for writable, shared for read-only.
-int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
-		const char *serial, int fd, bool read_only, struct vio_dev **ret_dev, struct mv_err *err);
-
-// The same over copy-on-write layers. Takes all descriptors of files, also on failure.
 struct disk_files;
-int vio_blk_new_layered(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
-			const char *serial, const struct disk_files *files, struct vio_dev **ret_dev,
-			struct mv_err *err);
+struct vio_blk_options {
+	const char *serial;   // up to 20 bytes
+	uint32_t block_bytes; // of a logical block: 512 or 4096; 0: 512
+	struct vmcfg_rate rate;
+};
+int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
+		const struct vio_blk_options *o, const struct disk_files *files, struct vio_dev **ret_dev,
+		struct mv_err *err);
+
+// Another rate limit, from now on; loop's lock held.
+int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err);
 
 // For a snapshot, quiesced: the newest layer becomes read-only, the guest goes on with a
 // fresh one. Prepared first (disk_freeze() in disk.h has the errors), then carried out or dropped.

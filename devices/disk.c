@@ -3,9 +3,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 
 #include "microvm/base/util.h"
+
+#define DISK_MAX_PHYSICAL (64 << 10)
 
 static int lock_base(const struct disk *d, bool writing, struct mv_err *err)
 {
@@ -21,6 +26,29 @@ static int lock_base(const struct disk *d, bool writing, struct mv_err *err)
 			       "give each VM its own copy, a layer, or make it read-only",
 			       writing ? "" : " and writes to it");
 	return mv_fail(err, errno, "cannot lock the file: %s", strerror(errno));
+}
+
+static struct disk_topology topology(int fd)
+{
+	struct disk_topology t = { .physical_bytes = LAYER_SECTOR };
+	struct stat st;
+	unsigned physical = 0, min = 0, opt = 0;
+	int offset = 0;
+	if (fstat(fd, &st))
+		return t;
+	if (S_ISBLK(st.st_mode)) {
+		if (!ioctl(fd, BLKPBSZGET, &physical) && !ioctl(fd, BLKIOMIN, &min) &&
+		    !ioctl(fd, BLKIOOPT, &opt) && !ioctl(fd, BLKALIGNOFF, &offset))
+			t.offset_bytes = offset > 0 ? (uint32_t)offset : 0;
+		t.min_io_bytes = min;
+		t.opt_io_bytes = opt;
+	} else if (st.st_blksize > 0 && st.st_blksize <= DISK_MAX_PHYSICAL) { // the file system's block
+		physical = (unsigned)st.st_blksize;
+		t.min_io_bytes = physical;
+	}
+	if (physical > LAYER_SECTOR && physical <= DISK_MAX_PHYSICAL && !(physical & (physical - 1)))
+		t.physical_bytes = physical;
+	return t;
 }
 
 static int open_layers(struct disk *d, int *layer_fd, unsigned n, struct mv_err *err)
@@ -51,6 +79,7 @@ int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, 
 			    .reader = { .fd = -1 } };
 	off_t bytes = lseek(d->base_fd, 0, SEEK_END);
 	d->n_sectors = bytes > 0 ? (uint64_t)bytes / LAYER_SECTOR : 0;
+	d->topology = topology(d->base_fd);
 	int r = d->n_sectors ? 0 : mv_fail(err, EINVAL, "not a file or block device of at least 512 bytes");
 	if (!r)
 		r = lock_base(d, !n && !d->read_only, err);

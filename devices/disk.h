@@ -30,9 +30,16 @@ struct disk_wait {                                     // embedded in a flush re
 	struct disk_wait *next;
 };
 
+struct disk_topology { // of the base; powers of two, but for the last two, which may be 0
+	uint32_t physical_bytes;
+	uint32_t offset_bytes; // of the first physical block
+	uint32_t min_io_bytes, opt_io_bytes;
+};
+
 struct disk {
 	int base_fd;
 	uint64_t n_sectors;
+	struct disk_topology topology;
 	bool read_only, keep;
 	struct layer layer[VMCFG_MAX_LAYERS];
 	unsigned n_layers;

@@ -119,7 +119,7 @@ static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
 	}
 	vm->dev[vm->n_devs++] = d;
 	int r = kvm_irqfd(vm->vm_fd, d->irq_fd, arch_device_gsi(slot), err);
-	for (unsigned q = 0; r >= 0 && q < d->ops->n_queues; q++)
+	for (unsigned q = 0; r >= 0 && q < d->n_queues; q++)
 		r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET, q,
 				  err);
 	return r < 0 ? r : 0;
@@ -135,8 +135,10 @@ static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev
 		files.layer_fd[files.n_layers] = MV_TAKE_FD(f->layer[i][files.n_layers]);
 		files.n_layers++;
 	}
-	return vio_blk_new_layered(&vm->mem, &vm->loop, vm->ring, drive->id,
-				   drive->serial[0] ? drive->serial : drive->id, &files, ret_dev, err);
+	struct vio_blk_options options = { .serial = drive->serial[0] ? drive->serial : drive->id,
+					   .block_bytes = drive->block_size,
+					   .rate = drive->rate };
+	return vio_blk_new(&vm->mem, &vm->loop, vm->ring, drive->id, &options, &files, ret_dev, err);
 }
 
 // A clone's is its own: it is in no snapshot.

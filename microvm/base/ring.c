@@ -5,6 +5,7 @@
 #include "microvm/base/ring.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,12 +52,22 @@ static void complete(struct mv_ring *r)
 	}
 }
 
+// Regular files and block devices alike; the file keeps its size.
+static int zero_mode(enum mv_io_op op)
+{
+	return FALLOC_FL_KEEP_SIZE | (op == MV_IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+}
+
 static void prepare(struct io_uring_sqe *sqe, struct mv_io *io)
 {
 	switch (io->op) {
 	case MV_IO_READV: io_uring_prep_readv(sqe, io->fd, io->iov, io->n_iov, io->offset); break;
 	case MV_IO_WRITEV: io_uring_prep_writev(sqe, io->fd, io->iov, io->n_iov, io->offset); break;
 	case MV_IO_FDATASYNC: io_uring_prep_fsync(sqe, io->fd, IORING_FSYNC_DATASYNC); break;
+	case MV_IO_PUNCH:
+	case MV_IO_ZERO:
+		io_uring_prep_fallocate(sqe, io->fd, zero_mode(io->op), io->offset, io->bytes);
+		break;
 	}
 	io_uring_sqe_set_data(sqe, io);
 }
@@ -89,6 +100,10 @@ static int run_one(const struct mv_io *io)
 		case MV_IO_READV: n = preadv(io->fd, io->iov, (int)io->n_iov, (off_t)io->offset); break;
 		case MV_IO_WRITEV: n = pwritev(io->fd, io->iov, (int)io->n_iov, (off_t)io->offset); break;
 		case MV_IO_FDATASYNC: n = fdatasync(io->fd); break;
+		case MV_IO_PUNCH:
+		case MV_IO_ZERO:
+			n = fallocate(io->fd, zero_mode(io->op), (off_t)io->offset, (off_t)io->bytes);
+			break;
 		}
 	} while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : (int)n;

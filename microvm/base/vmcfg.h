@@ -52,6 +52,7 @@ struct vmcfg_drive {
 	uint32_t layer;                  // enum vmcfg_layer
 	char layer_path[VMCFG_PATH_LEN]; // kept: a folder
 	struct vmcfg_rate rate;
+	uint32_t block_size; // of a logical block, in bytes: 512, 4096 or 0, which is 512
 };
 
 enum vmcfg_protocol { VMCFG_TCP, VMCFG_UDP };

@@ -6,11 +6,15 @@
 
 #include "tests/devices/t_driver.h"
 
+#include "devices/disk.h"
 #include "microvm/base/util.h"
 
-enum { IN = 0, OUT = 1, FLUSH = 4, GET_ID = 8, OK = 0, IOERR = 1, UNSUPP = 2, SECTORS = 1024 };
+enum { IN = 0, OUT = 1, FLUSH = 4, GET_ID = 8, DISCARD = 11, WRITE_ZEROES = 13 };
+enum { OK = 0, IOERR = 1, UNSUPP = 2, SECTORS = 1024 };
 #define F_FLUSH (1ULL << 9)
 #define F_RO (1ULL << 5)
+#define F_WCE (1ULL << 11)
+#define F_ZEROS (1ULL << 13 | 1ULL << 14)
 #define ALL (VIO_FEATURES | F_FLUSH)
 
 struct fixture {
@@ -25,12 +29,20 @@ struct fixture {
 
 static bool force_sync;
 
+static struct vio_blk_options options; // serial is set by new_drive()
+
+static int new_drive(struct fixture *f, int fd, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
+{
+	struct disk_files files = { .base_fd = fd, .read_only = read_only };
+	options.serial = "disk-serial";
+	return vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "root", &options, &files, ret_dev, err);
+}
+
 static int open_drive(struct fixture *f, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
 {
 	int fd = open(f->path, read_only ? O_RDONLY | O_CLOEXEC : O_RDWR | O_CLOEXEC);
 	assert_true(fd >= 0);
-	return vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "root", "disk-serial", fd, read_only, ret_dev,
-			   err);
+	return new_drive(f, fd, read_only, ret_dev, err);
 }
 
 static int set_up(void **state)
@@ -292,13 +304,11 @@ static void test_read_only_and_locks(void **state)
 	// What is no drive at all.
 	int fd = open(f->path, O_RDONLY | O_CLOEXEC), p[2];
 	struct vio_dev *none = NULL;
-	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", fd, false, &none, &err),
-			 -EACCES);
+	assert_int_equal(new_drive(f, fd, false, &none, &err), -EACCES);
 	assert_int_equal(pipe(p), 0);
-	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", p[0], false, &none, &err),
-			 -EINVAL);
+	assert_int_equal(new_drive(f, p[0], false, &none, &err), -EINVAL);
 	close(p[1]);
-	assert_int_equal(vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "x", "", t_file(), false, &none, &err),
+	assert_int_equal(new_drive(f, t_file(), false, &none, &err),
 			 -EINVAL); // empty
 	assert_null(none);
 }
@@ -375,6 +385,259 @@ static void test_write_through(void **state)
 	t_kick(f->d, 0);
 }
 
+// Within their rate requests wait in the queue, in order, and none is lost: neither by a pause, a save and a
+// restore in between, nor by a reset.
+static void test_rate(void **state)
+{
+	struct fixture *f = *state;
+	struct vmcfg_rate rate = { .ops = { 4, 2, 100 } };
+	struct mv_err err = { 0 };
+	assert_int_equal(vio_blk_set_rate(f->d, &rate, NULL), 0);
+	t_start(f->d, ALL, &f->drv, 1);
+	uint64_t start = mv_now_ns();
+	for (unsigned i = 0; i < 16; i++) {
+		memset(f->data + i * 512, 'a' + (int)i, 512);
+		add(f, i, OUT, i, i * 512, 512);
+	}
+	t_kick(f->d, 0);
+	struct count c = { .f = f, .want = 6 }; // the bucket and the burst
+	t_run_until(&f->vm, all_used, &c);
+	vio_quiesce(f->d);
+	assert_int_equal(mv_ring_inflight(f->ring), 0);
+	assert_false(t_has_used(&f->drv));
+	MV_BUF saved = { 0 };
+	vio_save(f->d, &saved);
+	t_run_ms(&f->vm, 60); // the timer fires in the pause
+	assert_false(t_has_used(&f->drv));
+	vio_unquiesce(f->d);
+	c = (struct count){ .f = f, .want = 2 };
+	t_run_until(&f->vm, all_used, &c);
+	vio_quiesce(f->d);
+	vio_free(MV_TAKE(f->d));
+
+	// A clone has seen 6 of the 16. Two of the rest have run: again, as far as the disk knows.
+	options.rate = (struct vmcfg_rate){ .bandwidth = { 1024, 0, 50 } };
+	assert_int_equal(open_drive(f, false, &f->d, NULL), 0);
+	options.rate = (struct vmcfg_rate){ 0 };
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, &err), 0);
+	f->drv.seen = 6;
+	f->drv.used->idx = le16_make(6);
+	vio_unquiesce(f->d);
+	c = (struct count){ .f = f, .want = 10 };
+	start = mv_now_ns();
+	t_run_until(&f->vm, all_used, &c);
+	assert_true(mv_now_ns() - start >= 4 * 50 * 1000000ull - 1000000); // 5 KiB, of which one was there
+	for (unsigned i = 0; i < 16; i++)
+		assert_int_equal(f->status[i], OK);
+	char disk[16 * 512];
+	int fd = open(f->path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(pread(fd, disk, sizeof disk, 0), sizeof disk);
+	close(fd);
+	assert_memory_equal(disk, f->data, sizeof disk);
+
+	// Throttled for a day; then the limit goes, and by a reset in between.
+	rate = (struct vmcfg_rate){ .ops = { 1, 0, 86400000 } };
+	assert_int_equal(vio_blk_set_rate(f->d, &rate, NULL), 0);
+	for (int reset = 0; reset < 2; reset++) {
+		t_queue_init(&f->drv, &f->vm, 256);
+		t_start(f->d, ALL, &f->drv, 1);
+		for (unsigned i = 0; i < 3; i++)
+			add(f, i, IN, i, 0, 512);
+		t_kick(f->d, 0);
+		t_run_ms(&f->vm, 20);
+		c = (struct count){ .f = f };
+		all_used(&c);
+		assert_int_equal(c.n, reset ? 0 : 1);
+	}
+	assert_int_equal(vio_blk_set_rate(f->d, &(struct vmcfg_rate){ 0 }, NULL), 0);
+	c = (struct count){ .f = f, .want = 3 };
+	t_run_until(&f->vm, all_used, &c);
+}
+
+struct range {
+	uint64_t sector;
+	uint32_t n, flags;
+};
+
+static uint8_t zero(struct fixture *f, uint32_t type, const struct range *ranges, unsigned n)
+{
+	memcpy(f->data, ranges, n * sizeof *ranges);
+	uint32_t len;
+	return request(f, type, 0, n * (uint32_t)sizeof *ranges, &len);
+}
+
+static void fill(struct fixture *f, char c, uint64_t sectors)
+{
+	memset(f->data, c, sectors * 512);
+	uint32_t len;
+	assert_int_equal(request(f, OUT, 0, (uint32_t)sectors * 512, &len), OK);
+}
+
+// Is each of the sectors the letter c?
+static bool is(struct fixture *f, uint64_t sector, uint64_t n, char c)
+{
+	uint32_t len;
+	memset(f->data, 'e', n * 512);
+	assert_int_equal(request(f, IN, sector, (uint32_t)n * 512, &len), OK);
+	for (uint64_t i = 0; i < n * 512; i++)
+		if (f->data[i] != c)
+			return false;
+	return true;
+}
+
+static void check_zeros(struct fixture *f)
+{
+	for (int kind = 0; kind < 3; kind++) { // discard, zeros with and without unmap
+		uint32_t type = kind ? WRITE_ZEROES : DISCARD, flags = kind == 1;
+		fill(f, 'x', 200);
+		struct range r[] = {
+			{ 8, 8, flags }, { 31, 2, flags }, { 50, 0, flags }, { 40, 100, flags }
+		};
+		assert_int_equal(zero(f, type, r, 4), OK);
+		assert_true(is(f, 0, 8, 'x') && is(f, 8, 8, 0) && is(f, 16, 15, 'x') && is(f, 31, 2, 0));
+		assert_true(is(f, 33, 7, 'x') && is(f, 40, 100, 0) && is(f, 140, 60, 'x'));
+		fill(f, 'y', 20);
+		assert_true(is(f, 0, 20, 'y'));
+	}
+}
+
+static void test_zeros(void **state)
+{
+	struct fixture *f = *state;
+	struct range r[20] = { { 0 } };
+	uint64_t capacity = SECTORS;
+	t_start(f->d, ALL | F_ZEROS, &f->drv, 1);
+	check_zeros(f);
+	assert_int_equal(t_get(f->d, 0x100 + 40), 16); // max_discard_seg
+	struct stat st;
+	fill(f, 'x', 1000);
+	assert_int_equal(zero(f, DISCARD, (struct range[]){ { 0, 1024, 0 } }, 1), OK);
+	assert_int_equal(stat(f->path, &st), 0);
+	assert_true(st.st_blocks < 100 && st.st_size == SECTORS * 512 + 100);
+
+	// Hostile ones change nothing.
+	fill(f, 'x', 200);
+	for (int kind = 0; kind < 2; kind++) {
+		uint32_t type = kind ? WRITE_ZEROES : DISCARD;
+		const struct {
+			struct range second;
+			uint8_t status;
+		} bad[] = {
+			{ { capacity, 1, 0 }, IOERR },
+			{ { capacity - 1, 2, 0 }, IOERR },
+			{ { UINT64_MAX, 1, 0 }, IOERR },
+			{ { UINT64_MAX, UINT32_MAX, 0 }, IOERR },
+			{ { 0, UINT32_MAX, 0 }, IOERR },
+			{ { UINT64_MAX / 512 + 1, 1, 0 }, IOERR },
+			{ { 10, 1, 2 }, UNSUPP },
+			{ { 10, 1, 1u << 31 }, UNSUPP },
+			{ { 10, 1, 1 }, kind ? OK : UNSUPP }, // unmap is not for discards
+		};
+		for (unsigned i = 0; i < MV_ARRAY_LEN(bad) - (unsigned)kind; i++) {
+			r[0] = (struct range){ 0, 200, 0 };
+			r[1] = bad[i].second;
+			assert_int_equal(zero(f, type, r, 2), bad[i].status);
+		}
+		memset(r, 0, sizeof r);
+		assert_int_equal(zero(f, type, r, 17), IOERR); // too many
+		uint32_t len;
+		assert_int_equal(request(f, type, 0, 0, &len), IOERR);
+		assert_int_equal(request(f, type, 0, 17, &len), IOERR);
+		assert_int_equal(request(f, type, 0, 1 << 19, &len), IOERR);
+		assert_int_equal(zero(f, type, r, 16), OK); // all of them empty
+		assert_true(is(f, 0, 200, 'x'));
+	}
+
+	// Not without the feature; and writes nothing when read-only.
+	t_queue_init(&f->drv, &f->vm, 256);
+	t_start(f->d, ALL, &f->drv, 1);
+	r[0] = (struct range){ 0, 1, 0 };
+	assert_int_equal(zero(f, DISCARD, r, 1), UNSUPP);
+	assert_int_equal(zero(f, WRITE_ZEROES, r, 1), UNSUPP);
+	vio_free(MV_TAKE(f->d));
+	assert_int_equal(open_drive(f, true, &f->d, NULL), 0);
+	assert_int_equal(f->d->features_offered & F_ZEROS, 0);
+}
+
+// A file system without ZERO_RANGE (tmpfs): zeros are written.
+static void test_zeros_by_writing(void **state)
+{
+	struct fixture *f = *state;
+	vio_free(MV_TAKE(f->d));
+	int fd = t_file();
+	assert_int_equal(ftruncate(fd, SECTORS * 512), 0);
+	assert_true(fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, 4096) < 0 &&
+		    errno == EOPNOTSUPP);
+	assert_int_equal(new_drive(f, fd, false, &f->d, NULL), 0);
+	t_start(f->d, VIO_FEATURES | F_ZEROS, &f->drv, 1); // each is durable when done, too
+	check_zeros(f);
+	fill(f, 'x', SECTORS);
+	assert_int_equal(zero(f, WRITE_ZEROES, (struct range[]){ { 1, SECTORS - 1, 0 } }, 1), OK);
+	assert_true(is(f, 0, 1, 'x') && is(f, 1, SECTORS - 1, 0));
+}
+
+static void test_topology(void **state)
+{
+	struct fixture *f = *state;
+	struct mv_err err = { 0 };
+	struct stat st;
+	assert_int_equal(stat(f->path, &st), 0);
+	uint32_t per_block = (uint32_t)st.st_blksize / 512;
+	t_start(f->d, ALL, &f->drv, 1);
+	assert_int_equal(t_get(f->d, 0x108), 16 << 20); // size_max
+	assert_int_equal(1u << (t_get(f->d, 0x118) & 0xff), per_block);
+	assert_int_equal(t_get(f->d, 0x118) >> 16, per_block); // min_io_size
+	assert_int_equal(t_get(f->d, 0x100 + 44), per_block);  // discard_sector_alignment
+	vio_free(MV_TAKE(f->d));
+	options.block_bytes = 4096;
+	int r = open_drive(f, false, &f->d, NULL);
+	struct vio_dev *none = NULL;
+	int fd = t_file(), grown = ftruncate(fd, 4095), small = new_drive(f, fd, true, &none, &err);
+	options.block_bytes = 0;
+	assert_int_equal(r | grown, 0);
+	assert_int_equal(small, -EINVAL);
+	t_start(f->d, ALL, &f->drv, 1);
+	assert_int_equal(t_get(f->d, 0x114), 4096);
+	assert_int_equal(t_get(f->d, 0x100), SECTORS / 8 * 8);
+	assert_int_equal(1u << (t_get(f->d, 0x118) & 0xff), st.st_blksize / 4096);
+}
+
+// The guest's choice between write-back and write-through is a byte of configuration space.
+static void test_writeback(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t v = 0;
+	uint32_t len;
+	t_start(f->d, ALL | F_WCE, &f->drv, 1);
+	vio_mmio_read(f->d, 0x120, &v, 1);
+	assert_int_equal(v, 1);
+	v = 0;
+	vio_mmio_write(f->d, 0x121, &v, 1);
+	vio_mmio_write(f->d, 0x11f, &(uint16_t){ 0 }, 2);
+	vio_mmio_write(f->d, UINT64_MAX - 1, &v, 1);
+	vio_mmio_read(f->d, 0x120, &v, 1);
+	assert_int_equal(v, 1);
+	v = 0;
+	vio_mmio_write(f->d, 0x120, &v, 1);
+	assert_int_equal(request(f, OUT, 0, 4096, &len), OK);
+	MV_BUF saved = { 0 };
+	vio_quiesce(f->d);
+	vio_save(f->d, &saved);
+	vio_free(MV_TAKE(f->d));
+	assert_int_equal(open_drive(f, false, &f->d, NULL), 0);
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, NULL), 0);
+	vio_unquiesce(f->d);
+	vio_mmio_read(f->d, 0x120, &v, 1);
+	assert_int_equal(v, 0);
+	t_set(f->d, 0x70, 0);
+	vio_mmio_read(f->d, 0x120, &v, 1);
+	assert_int_equal(v, 1);
+	v = 0;
+	vio_mmio_write(f->d, 0x120, &v, 1); // not negotiated
+	vio_mmio_read(f->d, 0x120, &v, 1);
+	assert_int_equal(v, 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -388,6 +651,11 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_save_load, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_reset, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_write_through, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_rate, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_zeros, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_zeros_by_writing, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_topology, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_writeback, set_up, tear_down),
 	};
 	int failed = cmocka_run_group_tests_name("io_uring where there is one", tests, NULL, NULL);
 	force_sync = true;

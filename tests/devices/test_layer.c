@@ -10,8 +10,18 @@
 #include "devices/disk.h"
 #include "microvm/base/util.h"
 
-enum { IN = 0, OUT = 1, FLUSH = 4, OK = 0, SECTOR = 512, DATA_BYTES = 1 << 20 };
+enum {
+	IN = 0,
+	OUT = 1,
+	FLUSH = 4,
+	DISCARD = 11,
+	WRITE_ZEROES = 13,
+	OK = 0,
+	SECTOR = 512,
+	DATA_BYTES = 1 << 20
+};
 #define F_FLUSH (1ULL << 9)
+#define F_ZEROS (1ULL << 13 | 1ULL << 14)
 #define SECTORS 73737u // 36 MiB and a bit: three pages of the map, the last one not full
 #define DISK_BYTES ((size_t)SECTORS * SECTOR)
 
@@ -59,6 +69,14 @@ int fdatasync(int fd)
 		disk_log.syncs++;
 	}
 	return (int)syscall(SYS_fdatasync, fd);
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t len)
+{
+	if (disk_log.on && (uint64_t)offset >= disk_log.data_offset)
+		memset(disk_log.written + ((uint64_t)offset - disk_log.data_offset) / SECTOR, 1,
+		       (size_t)len / SECTOR);
+	return (int)syscall(SYS_fallocate, fd, mode, offset, len);
 }
 
 ssize_t pwritev(int fd, const struct iovec *iov, int n_iov, off_t offset)
@@ -110,7 +128,8 @@ static int open_drive(struct fixture *f, unsigned n, struct vio_dev **ret_dev, s
 	struct disk_files files = { .base_fd = open_base(f), .n_layers = n, .keep = f->keep };
 	for (unsigned i = 0; i < n; i++)
 		files.layer_fd[i] = open_file(path_of(f, i), i + 1 < n ? O_RDONLY : O_RDWR | O_CREAT);
-	return vio_blk_new_layered(&f->vm.mem, &f->vm.loop, f->ring, "d", "", &files, ret_dev, err);
+	return vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "d", &(struct vio_blk_options){ .serial = "" },
+			   &files, ret_dev, err);
 }
 
 static void start_drive(struct fixture *f, unsigned n)
@@ -120,7 +139,7 @@ static void start_drive(struct fixture *f, unsigned n)
 		fail_msg("%s", err.msg);
 	f->n_layers = n;
 	t_queue_init(&f->drv, &f->vm, 64);
-	t_start(f->d, VIO_FEATURES | F_FLUSH, &f->drv, 1);
+	t_start(f->d, VIO_FEATURES | F_FLUSH | F_ZEROS, &f->drv, 1);
 }
 
 static void stop_drive(struct fixture *f) { vio_free(MV_TAKE(f->d)); }
@@ -248,10 +267,35 @@ static void fill(struct fixture *f, uint32_t at, uint32_t len)
 		memcpy(f->data + at + i, &(uint32_t){ (uint32_t)random() }, 4);
 }
 
+// Discarded or made zeros: reads as zeros, and never as what a layer below has.
+static void random_zeros(struct fixture *f)
+{
+	struct {
+		uint64_t sector;
+		uint32_t n, flags;
+	} range[3];
+	bool discard = random() % 2;
+	for (unsigned i = 0; i < 3; i++) {
+		uint32_t len;
+		range[i].sector = random_place(&len);
+		range[i].n = len / SECTOR;
+		range[i].flags = !discard && random() % 2;
+		memset(f->model + range[i].sector * SECTOR, 0, len);
+		memset(f->touched + range[i].sector, 1, len / SECTOR);
+	}
+	memcpy(f->data, range, sizeof range);
+	add(f, 0, discard ? DISCARD : WRITE_ZEROES, 0, 0, sizeof range);
+	finish(f, 1);
+}
+
 static void random_write(struct fixture *f)
 {
 	uint32_t len;
 	uint64_t s = random_place(&len);
+	if (random() % 4 == 0) {
+		random_zeros(f);
+		return;
+	}
 	fill(f, 0, len);
 	add(f, 0, OUT, s, 0, len);
 	finish(f, 1);

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 
 from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
 
@@ -176,6 +177,93 @@ def test_kept_layer_outlives_a_kill():
         d.expect("f", "READY")
         assert d.say("f", "blk r 8") == "OK flushed" and d.say("f", "blk r 9") == "OK third"
         assert digest(base) == before
+
+
+def writable_disk(d, name="disk.img", mib=4):
+    path = make_base(d, name, mib)
+    os.chmod(path, 0o600)
+    return path
+
+
+def kill_at_once(d, name):
+    pid = d.vm(name)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until("it is gone", lambda: not alive(pid))
+    d.wait_state(name, "exited")
+    assert d.delete(f"/v1/vms/{name}").status == 204
+
+
+def test_what_was_flushed_survives_a_kill():
+    """Raw and in a layer that is kept; what the host's disk got is checked in tests/devices/test_layer.c."""
+    need_kvm()
+    with Daemon() as d:
+        kept = os.path.join(d.folder, "kept")
+        for n, more in enumerate(({}, {"block_size": 4096}, {"layer": "kept", "layer_path": kept})):
+            disk = writable_disk(d, f"disk{n}.img")
+            expected = {8: "base-8"}
+            for turn in range(4):
+                d.create("a", drives=[drive(disk, **more)])
+                d.expect("a", "READY")
+                for sector, text in expected.items():
+                    assert d.say("a", f"blk r {sector}") == f"OK {text}"
+                for sector in (8, 100 + turn, 5000):
+                    expected[sector] = f"{n}-{turn}-{sector}"
+                    assert d.say("a", f"blk w {sector} {expected[sector]}") == "OK"
+                assert d.say("a", f"blk z {200 + turn} 1") == "OK"
+                expected[200 + turn] = ""
+                assert d.say("a", "blk f") == "OK"
+                kill_at_once(d, "a")
+            if "layer" not in more:
+                with open(disk, "rb") as f:
+                    for sector, text in expected.items():
+                        f.seek(sector * 512)
+                        assert f.read(512).rstrip(b"\0") == text.encode()
+
+
+def test_zeros_hide_what_is_below():
+    need_kvm()
+    with Daemon() as d:
+        base = make_base(d)
+        before = digest(base)
+        d.create("src", drives=[drive(base, layer="ephemeral")])
+        d.expect("src", "READY")
+        assert d.say("src", "blk d 8 1") == "OK" and d.say("src", "blk z 1000 8") == "OK"
+        assert d.say("src", "blk r 8") == "OK " and d.say("src", "blk r 9") == "OK base-9"
+        snapshot(d, "src", "snap")
+        (n,) = clone(d, "snap")
+        assert d.say(n, "blk r 1000") == "OK " and d.say(n, "blk r 8") == "OK "
+        assert d.say(n, "blk w 8 mine") == "OK" and d.say(n, "blk d 9 1") == "OK"
+        assert d.say(n, "blk r 8") == "OK mine" and d.say(n, "blk r 9") == "OK "
+        assert d.say("src", "blk r 9") == "OK base-9"
+        assert d.say(n, "blk d 65535 2").endswith("virtio-blk failed")  # beyond the end
+        assert digest(base) == before
+
+
+def test_rate_limit():
+    need_kvm()
+    with Daemon() as d:
+        limit = {"ops": {"size": 4, "refill_time_ms": 1000}}
+        v = d.create("src", drives=[drive(make_base(d), layer="ephemeral", rate_limit=limit)])
+        assert v["config"]["drives"][0]["rate_limit"] == limit, v
+        d.expect("src", "READY")
+        start = time.monotonic()
+        for i in range(8):
+            assert d.say("src", f"blk w {i} {i}") == "OK"
+        assert 0.9 < time.monotonic() - start < 5
+        # One more waits in the queue: through a pause, a snapshot, and in the clone, whose bucket is full.
+        _, offset = d.console("src")
+        assert d.put("/v1/vms/src/console", "blk w 100 throttled\n").status == 204
+        assert d.post("/v1/vms/src/pause").status == 200
+        snapshot(d, "src", "snap")
+        r = d.post("/v1/snapshots/snap/clone", {})
+        assert r.status == 201, r
+        n = r.json["clones"][0]["name"]
+        assert d.post("/v1/vms/src/resume").status == 200
+        d.expect("src", "OK", offset)
+        assert d.say("src", "blk r 100") == "OK throttled"
+        d.expect(n, "OK")
+        assert d.say(n, "blk r 100") == "OK throttled"
+        assert d.vm(n)["config"]["drives"][0]["rate_limit"] == limit
 
 
 def test_overrides():

@@ -12,6 +12,7 @@
 #include <sys/un.h>
 
 #include "devices/devices.h"
+#include "devices/disk.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
@@ -55,7 +56,8 @@ static void set_up(void)
 	must(!mv_ring_new(&loop, 4, true, &ring, NULL));
 	int fd = memfd_create("disk", MFD_CLOEXEC);
 	must(!ftruncate(fd, DISK_BYTES));
-	must(!vio_blk_new(&mem, &loop, ring, "disk", "serial", fd, false, &devices[0], NULL));
+	must(!vio_blk_new(&mem, &loop, ring, "disk", &(struct vio_blk_options){ .serial = "serial" },
+			  &(struct disk_files){ .base_fd = fd }, &devices[0], NULL));
 	must(!vio_rng_new(&mem, &loop, &devices[1], NULL));
 	must(!vio_vsock_new(&mem, &loop, 3, listener(), "/nonexistent", &devices[2], NULL));
 	loop.before_wait = stop_loop;
@@ -77,7 +79,7 @@ static void start(struct vio_dev *d, bool features)
 	set(d, 0x24, 1);
 	set(d, 0x20, 1);
 	set(d, 0x70, VIO_ACKNOWLEDGE | VIO_DRIVER | VIO_FEATURES_OK);
-	for (unsigned q = 0; q < d->ops->n_queues; q++) {
+	for (unsigned q = 0; q < d->n_queues; q++) {
 		set(d, 0x30, q);
 		set(d, 0x38, QUEUE_SIZE);
 		set(d, 0x80, ring_gpa(q, 0));
@@ -115,7 +117,7 @@ static void step(struct vio_dev *d, int *host_fd, const uint8_t **data, size_t *
 	}
 	case 2:
 	case 3: { // a descriptor of a queue that is likely to be good
-		unsigned q = op / 8 % d->ops->n_queues;
+		unsigned q = op / 8 % d->n_queues;
 		uint32_t i = take(data, size, 1) % QUEUE_SIZE;
 		struct vq_desc v = { .addr = le64_make(0x4000 + take(data, size, 1) * 16),
 				     .len = le32_make(take(data, size, 1)),
@@ -126,7 +128,7 @@ static void step(struct vio_dev *d, int *host_fd, const uint8_t **data, size_t *
 	}
 	case 4:
 	case 5: { // one more available, and a kick
-		unsigned q = op / 8 % d->ops->n_queues;
+		unsigned q = op / 8 % d->n_queues;
 		le16_t idx = { 0 }, head = le16_make((uint16_t)take(data, size, 1) % (QUEUE_SIZE + 1));
 		gmem_read(&mem, gpa(ring_gpa(q, 1) + 2), &idx, 2);
 		gmem_write(&mem, gpa(ring_gpa(q, 1) + 4u + le16_get(idx) % QUEUE_SIZE * 2u), &head, 2);

@@ -2,22 +2,21 @@
 // The tiny guest's virtio-blk driver, virtio 1.2 section 5.2: the first drive.
 #include "tiny.h"
 
-enum { TYPE_IN = 0, TYPE_OUT = 1, TYPE_FLUSH = 4 };
+enum { TYPE_IN = 0, TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_DISCARD = 11, TYPE_WRITE_ZEROES = 13 };
 
 static struct virtio blk;
 
 bool blk_init(void) { return virtio_init(&blk, 1, VIRTIO_BLK); }
 
-static bool request(u32 type, u64 sector, void *data)
+static bool request(u32 type, u64 sector, volatile void *data, u32 len)
 {
 	static volatile struct {
 		u32 type, reserved;
 		u64 sector;
 	} header;
 	static volatile u8 status;
-	struct virtio_buf bufs[3] = { { &header, sizeof header, false },
-				      { data, BLK_SECTOR, type == TYPE_IN } };
-	u32 n = 1, len;
+	struct virtio_buf bufs[3] = { { &header, sizeof header, false }, { data, len, type == TYPE_IN } };
+	u32 n = 1;
 	header.type = type;
 	header.sector = sector;
 	status = 0xff;
@@ -26,6 +25,20 @@ static bool request(u32 type, u64 sector, void *data)
 	return virtio_request(&blk, bufs, n, &len) && status == 0;
 }
 
-bool blk_read(u64 sector, u8 to[BLK_SECTOR]) { return request(TYPE_IN, sector, to); }
-bool blk_write(u64 sector, u8 from[BLK_SECTOR]) { return request(TYPE_OUT, sector, from); }
-bool blk_flush(void) { return request(TYPE_FLUSH, 0, NULL); }
+bool blk_read(u64 sector, u8 to[BLK_SECTOR]) { return request(TYPE_IN, sector, to, BLK_SECTOR); }
+bool blk_write(u64 sector, u8 from[BLK_SECTOR]) { return request(TYPE_OUT, sector, from, BLK_SECTOR); }
+bool blk_flush(void) { return request(TYPE_FLUSH, 0, NULL, 0); }
+
+bool blk_zero(u64 sector, u32 n, bool discard)
+{
+	static volatile struct {
+		u64 sector;
+		u32 n, flags;
+	} range;
+	range.sector = sector;
+	range.n = n;
+	return request(discard ? TYPE_DISCARD : TYPE_WRITE_ZEROES, 0, &range, sizeof range);
+}
+
+// Of the configuration space: the capacity's lower half.
+u32 blk_sectors(void) { return mmio_read(blk.base + VIRTIO_CONFIG); }

@@ -435,15 +435,15 @@ static void do_rand(char *args)
 	put("\n");
 }
 
-// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | f: a sector as text, or into a page of the heap
-// that only the device touches; and flush.
+// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | d SECTOR N | z SECTOR N | c | f: a sector as text, or into a
+// page of the heap that only the device touches; discard and make zeros; capacity; flush.
 static void do_blk(char *args)
 {
 	static u8 data[BLK_SECTOR + 1];
 	const char *how = word(&args);
 	u64 sector = 0, page;
 	bool ok;
-	if (!same(how, "f") && !arg_number(&args, &sector))
+	if (!same(how, "f") && !same(how, "c") && !arg_number(&args, &sector))
 		return error("bad sector");
 	if (!blk_init())
 		return error("no virtio-blk device");
@@ -459,10 +459,16 @@ static void do_blk(char *args)
 		memset(data, 0, sizeof data);
 		copy_text((char *)data, args, BLK_SECTOR);
 		ok = blk_write(sector, data);
+	} else if (same(how, "d") || same(how, "z")) {
+		if (!arg_number(&args, &page))
+			return error("bad number of sectors");
+		ok = blk_zero(sector, (u32)page, same(how, "d"));
+	} else if (same(how, "c")) {
+		return ok_dec(blk_sectors());
 	} else if (same(how, "f")) {
 		ok = blk_flush();
 	} else {
-		return error("not r, p, w or f");
+		return error("not r, p, w, d, z, c or f");
 	}
 	if (!ok)
 		return error("virtio-blk failed");

@@ -15,6 +15,8 @@ static inline void barrier(void) { __asm__ volatile("mfence" : : : "memory"); }
 #define R_MAGIC 0x00
 #define R_VERSION 0x04
 #define R_DEVICE 0x08
+#define R_DEVICE_FEATURES 0x10
+#define R_DEVICE_FEATURES_SEL 0x14
 #define R_DRIVER_FEATURES 0x20
 #define R_DRIVER_FEATURES_SEL 0x24
 #define R_QUEUE_SEL 0x30
@@ -89,7 +91,7 @@ static bool make_queue(struct virtio *d, u64 b, u16 index)
 
 bool virtio_init(struct virtio *d, u32 n, u32 id)
 {
-	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC, [VIRTIO_BLK] = VIRTIO_BLK_F_FLUSH };
+	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC, [VIRTIO_BLK] = VIRTIO_BLK_FEATURES };
 	if (d->base)
 		return true;
 	u64 b = find_device(id);
@@ -98,7 +100,9 @@ bool virtio_init(struct virtio *d, u32 n, u32 id)
 	mmio_write(b + R_STATUS, 0);
 	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
 	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
-	mmio_write(b + R_DRIVER_FEATURES, id < sizeof wanted / sizeof *wanted ? wanted[id] : 0);
+	mmio_write(b + R_DEVICE_FEATURES_SEL, 0);
+	mmio_write(b + R_DRIVER_FEATURES,
+		   id < sizeof wanted / sizeof *wanted ? wanted[id] & mmio_read(b + R_DEVICE_FEATURES) : 0);
 	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);
 	mmio_write(b + R_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
 	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER | S_FEATURES_OK);

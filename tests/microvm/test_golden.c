@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "devices/devices.h"
+#include "devices/disk.h"
 #include "microvm/arch/x86_64/vcpu_state.h"
 #include "microvm/arch/x86_64/x86.h"
 #include "microvm/cpu_report.h"
@@ -208,8 +209,9 @@ static struct vio_dev *make_device(const struct vmcfg *c, uint32_t slot, struct 
 	struct mv_err err = { 0 };
 	int r;
 	if (slot < c->n_drives) {
-		r = vio_blk_new(mem, loop, ring, c->drive[slot].id, c->drive[slot].id, disk_file(), false, &d,
-				&err);
+		r = vio_blk_new(mem, loop, ring, c->drive[slot].id,
+				&(struct vio_blk_options){ .serial = c->drive[slot].id },
+				&(struct disk_files){ .base_fd = disk_file() }, &d, &err);
 	} else if ((slot -= c->n_drives) < c->n_nets) {
 		if (!may_tap)
 			return NULL;
