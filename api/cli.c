@@ -277,6 +277,10 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 		js_put_bool(o, "read_only", true);
 		return 0;
 	}
+	if (!value && !strcmp(key, "direct") && in_list(keys, "direct")) {
+		js_put_bool(o, "direct", true);
+		return 0;
+	}
 	if (!value && !strcmp(key, "user") && in_list(keys, "user")) {
 		user_of(o);
 		return 0;

@@ -91,12 +91,13 @@ static int put_file(js *o, const char *key, const char *path)
 
 static int put_devices(struct cli *c, js *o)
 {
+	static const char drive_keys[] =
+		"id path serial ro layer layer_path bandwidth iops block_size cache direct queues";
 	js *drives = js_list(), *nets = js_list(), *v = NULL;
 	js_put(o, "drives", drives);
 	js_put(o, "nets", nets);
 	for (unsigned i = 0; i < c->n_drives; i++) {
-		if (!(v = cli_parse_pairs("drive", c->drive[i],
-					  "id path serial ro layer layer_path bandwidth iops", "", 0)))
+		if (!(v = cli_parse_pairs("drive", c->drive[i], drive_keys, "block_size queues", 0)))
 			return EXIT_USAGE;
 		js_add(drives, v);
 	}

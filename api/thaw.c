@@ -67,7 +67,7 @@ static const struct command {
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
 	  "         [--track-dirty]\n"
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]\n"
-	  "           [,bandwidth=N[K|M|G|T][/s]][,iops=N]]...\n"
+	  "           [,bandwidth=N[K|M|G|T][/s]][,iops=N][,block_size=N][,cache=CACHE][,direct]]...\n"
 	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]]...\n"
 	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata "

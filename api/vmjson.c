@@ -34,6 +34,7 @@
 static const char *const discovery_words[] = { "acpi", "cmdline", NULL };
 static const char *const protocol_words[] = { "tcp", "udp", NULL }; // enum vmcfg_protocol
 static const char *const layer_words[] = { "none", "ephemeral", "kept", NULL };
+static const char *const cache_words[] = { "writeback", "unsafe", NULL }; // enum vmcfg_cache
 static const char *const boot_words[] = { "auto", "pvh", "linux64", NULL };
 static const char *const stop_words[] = { "power-button", "ctrl-alt-del", "kill", NULL };
 static const char *const format_words[] = { "raw", "lz4", "lz4-high", NULL }; // enum snap_memory_kind
@@ -72,6 +73,9 @@ static const struct js_field drive_fields[] = {
 	F_SUB(struct vmcfg_drive, rate, "rate_limit", rate_table, "default: none"),
 	F_UINT(struct vmcfg_drive, block_size, "block_size", JS_OMIT_EMPTY, 512, 4096,
 	       "bytes of a logical block, 512 (default) or 4096"),
+	F_WORD(struct vmcfg_drive, cache, "cache", cache_words,
+	       "what a flush of the guest does: writeback makes durable (default), unsafe nothing"),
+	F_BOOL(struct vmcfg_drive, direct, "direct", "past the host's page cache (O_DIRECT); default false"),
 };
 static DEFINE_JS(drive_table, drive_fields);
 

@@ -84,6 +84,7 @@ static void blk_free(struct vio_dev *d)
 	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
 	blk_reset(d);
 	mv_timer_fini(&b->queue.again);
+	free(MV_TAKE(b->queue.bounce));
 	disk_close(&b->disk); // gives the locks back
 	vio_dev_fini(d);
 	free(b);
@@ -155,9 +156,14 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 	int r = disk_open(&disk, files, ring, err);
 	if (r)
 		return r;
-	uint32_t block_bytes = o->block_bytes ? o->block_bytes : BLK_SECTOR;
+	uint32_t least = disk.offset_align > BLK_SECTOR ? disk.offset_align : BLK_SECTOR;
+	uint32_t block_bytes = o->block_bytes ? o->block_bytes : least;
 	MV_FREE struct vio_blk *b = calloc(1, sizeof *b);
 	if (!b)
+		r = mv_fail(err, ENOMEM, "out of memory");
+	else if (block_bytes < least)
+		r = mv_fail(err, EINVAL, "direct I/O of this file needs block_size %u", least);
+	else if (disk.memory_align && !(b->queue.bounce = aligned_alloc(DISK_MAX_ALIGN, BLK_BOUNCE_BYTES)))
 		r = mv_fail(err, ENOMEM, "out of memory");
 	else if (disk.n_sectors < block_bytes / BLK_SECTOR)
 		r = mv_fail(err, EINVAL, "the file is smaller than a block of %u bytes", block_bytes);
@@ -165,6 +171,8 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 		r = vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features(read_only), err);
 	if (r) {
 		disk_close(&disk);
+		if (b)
+			free(b->queue.bounce);
 		return r;
 	}
 	b->disk = disk;
@@ -175,6 +183,7 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 	memcpy(b->serial, o->serial, strnlen(o->serial, sizeof b->serial));
 	b->queue.blk = b;
 	b->queue.ring = ring;
+	b->queue.last_waiting = &b->queue.first_waiting;
 	r = vio_blk_set_rate(&b->dev, &o->rate, err);
 	if (r)
 		vio_free(&MV_TAKE(b)->dev);

@@ -25,6 +25,7 @@ enum { BLK_N_REQUESTS = 128, BLK_QUEUE_SIZE = 256 };
 // Segments of one DISCARD or WRITE_ZEROES, and the most sectors of each: 1 GiB, since where the file
 // system can't make zeros they are written.
 enum { BLK_MAX_RANGES = 16, BLK_MAX_RANGE_SECTORS = 1 << 21 };
+#define BLK_BOUNCE_BYTES (1u << 20)
 #define BLK_SIZE_MAX (16u << 20) // of a piece: so a whole request fits into one system call
 
 struct blk_config { // section 5.2.4
@@ -64,6 +65,7 @@ struct blk_req {
 	uint32_t written;           // bytes of data given to the driver
 	uint8_t *status;            // in guest memory
 	uint32_t type;
+	bool bounced; // its data in flight is in q->bounce
 	unsigned n_ranges, n_ranges_done;
 	// the large part: only the used fronts are ever touched
 	struct blk_range range[BLK_MAX_RANGES]; // checked
@@ -80,6 +82,9 @@ struct blk_queue {
 	struct mv_timer again;
 	unsigned n_inflight, n_used; // n_used: requests ever handed out, the rest is untouched memory
 	struct blk_req *free_list;
+	// Direct I/O of memory that is not aligned goes through this, one request at a time.
+	uint8_t *bounce;
+	struct blk_req *bouncing, *first_waiting, **last_waiting;
 	struct blk_req req[BLK_N_REQUESTS];
 };
 

@@ -56,10 +56,27 @@ static void finish(struct blk_req *r, uint8_t status)
 	give_req(r);
 }
 
+static void queue_io(struct blk_req *r);
+
+// The bounce buffer goes to the next one that waits for it.
+static void end_bouncing(struct blk_queue *q)
+{
+	struct blk_req *next = q->first_waiting;
+	q->bouncing = NULL;
+	if (!next)
+		return;
+	q->first_waiting = next->next_free;
+	if (!q->first_waiting)
+		q->last_waiting = &q->first_waiting;
+	queue_io(next);
+}
+
 static void end_request(struct blk_req *r, uint8_t status)
 {
 	struct blk_queue *q = r->q;
 	q->n_inflight--;
+	if (q->bouncing == r)
+		end_bouncing(q);
 	finish(r, status);
 	vio_signal_queue(&q->blk->dev, q->index);
 	if (q->starved)
@@ -97,10 +114,49 @@ static unsigned cut_piece(struct blk_req *r, uint64_t bytes)
 	return n;
 }
 
+static bool is_aligned(const struct vq_span *s, uint32_t align)
+{
+	uintptr_t all = 0;
+	for (unsigned i = 0; i < s->n; i++)
+		all |= (uintptr_t)s->iov[i].iov_base | s->iov[i].iov_len;
+	return !(all & (align - 1));
+}
+
+// The first of what is left, by way of the bounce buffer; false: it waits for that.
+static bool bounce(struct blk_req *r)
+{
+	struct blk_queue *q = r->q;
+	if (q->bouncing && q->bouncing != r) {
+		r->next_free = NULL;
+		*q->last_waiting = r;
+		q->last_waiting = &r->next_free;
+		return false;
+	}
+	q->bouncing = r;
+	size_t bytes = r->data->bytes < BLK_BOUNCE_BYTES ? r->data->bytes : BLK_BOUNCE_BYTES, done = 0;
+	unsigned n = cut_piece(r, bytes);
+	for (unsigned i = 0; i < n && r->io.op == MV_IO_WRITEV; i++) {
+		memcpy(q->bounce + done, r->piece[i].iov_base, r->piece[i].iov_len);
+		done += r->piece[i].iov_len;
+	}
+	r->bounced = true;
+	r->piece[0] = (struct iovec){ q->bounce, bytes };
+	r->io.iov = r->piece;
+	r->io.n_iov = 1;
+	return true;
+}
+
 static void queue_io(struct blk_req *r)
 {
 	const struct disk *disk = &r->q->blk->disk;
 	uint64_t bytes = r->data->bytes;
+	if (disk->memory_align && !is_aligned(r->data, disk->memory_align)) {
+		if (!bounce(r))
+			return;
+		disk_write_place(disk, r->pos, &r->io.fd, &r->io.offset);
+		mv_ring_queue(r->q->ring, &r->io);
+		return;
+	}
 	r->io.iov = r->data->iov;
 	r->io.n_iov = r->data->n;
 	if (r->io.op == MV_IO_WRITEV) {
@@ -122,7 +178,11 @@ static void on_done(struct mv_io *io, int result)
 		end_request(r, S_IOERR);
 		return;
 	}
-	vq_span_skip(r->data, (size_t)result);
+	if (r->bounced && !write)
+		vq_span_write(r->data, r->q->bounce, (size_t)result);
+	else
+		vq_span_skip(r->data, (size_t)result);
+	r->bounced = false;
 	r->pos += (uint64_t)result;
 	if (!write)
 		r->written += (uint32_t)result;
@@ -280,6 +340,7 @@ static void start(struct blk_req *r, uint64_t sector)
 	struct blk_queue *q = r->q;
 	struct vq_chain *c = &r->chain;
 	r->wait.done = on_flushed;
+	r->bounced = false;
 	r->data = &c->readable;
 	r->written = 0;
 	switch (r->type) {

@@ -51,6 +51,38 @@ static struct disk_topology topology(int fd)
 	return t;
 }
 
+// Kernels before 6.1 don't tell what they need.
+#define DIRECT_UNKNOWN 4096
+
+static int make_direct(struct disk *d, struct mv_err *err)
+{
+	struct statx st;
+	int flags = fcntl(d->base_fd, F_GETFL);
+	if (flags < 0 || fcntl(d->base_fd, F_SETFL, flags | O_DIRECT))
+		return mv_fail(err, EOPNOTSUPP, "its file system has no direct I/O; leave out direct");
+	d->memory_align = d->offset_align = DIRECT_UNKNOWN;
+	if (statx(d->base_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) || !(st.stx_mask & STATX_DIOALIGN))
+		return 0;
+	if (!st.stx_dio_offset_align || st.stx_dio_offset_align > DISK_MAX_ALIGN ||
+	    st.stx_dio_mem_align > DISK_MAX_ALIGN)
+		return mv_fail(err, EOPNOTSUPP, "the file can't be read directly; leave out direct");
+	d->offset_align = st.stx_dio_offset_align;
+	d->memory_align = st.stx_dio_mem_align;
+	// Lengths count as offsets do.
+	if (d->memory_align < d->offset_align)
+		d->memory_align = d->offset_align;
+	return 0;
+}
+
+static int check_writable_device(int fd, struct mv_err *err)
+{
+	struct stat st;
+	int read_only = 0;
+	if (fstat(fd, &st) || !S_ISBLK(st.st_mode) || ioctl(fd, BLKROGET, &read_only) || !read_only)
+		return 0;
+	return mv_fail(err, EACCES, "the block device is read-only; make the drive read-only, too");
+}
+
 static int open_layers(struct disk *d, int *layer_fd, unsigned n, struct mv_err *err)
 {
 	static const uint8_t base_id[LAYER_ID_BYTES];
@@ -74,6 +106,7 @@ int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, 
 	*d = (struct disk){ .base_fd = f->base_fd,
 			    .read_only = f->read_only,
 			    .keep = f->keep,
+			    .unsafe = f->unsafe,
 			    .ring = ring,
 			    .next = { .fd = -1 },
 			    .reader = { .fd = -1 } };
@@ -83,6 +116,10 @@ int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, 
 	int r = d->n_sectors ? 0 : mv_fail(err, EINVAL, "not a file or block device of at least 512 bytes");
 	if (!r)
 		r = lock_base(d, !n && !d->read_only, err);
+	if (!r && !n && !d->read_only)
+		r = check_writable_device(d->base_fd, err);
+	if (!r && f->direct)
+		r = make_direct(d, err);
 	if (!r)
 		r = open_layers(d, layer_fd, n, err);
 	for (unsigned i = 0; i < n; i++)
@@ -205,7 +242,7 @@ static void start_flush(struct disk *d)
 	struct layer *top = top_kept(d);
 	d->running = MV_TAKE(d->waiting);
 	d->pages_done = 0;
-	if (d->n_layers && !top) {
+	if (d->unsafe || (d->n_layers && !top)) {
 		end_flush(d, 0);
 	} else if (top && layer_take_pages(top, &d->pages)) {
 		end_flush(d, -ENOMEM);

@@ -17,12 +17,16 @@
 #include "microvm/base/ring.h"
 #include "microvm/base/vmcfg.h"
 
+#define DISK_MAX_ALIGN 4096u // of direct I/O
+
 struct disk_files {
 	int base_fd;
 	int layer_fd[VMCFG_MAX_LAYERS]; // oldest first; the last one is open for writing
 	unsigned n_layers;              // 0: the base is the disk
 	bool read_only;                 // without layers only
 	bool keep;                      // the newest layer outlives the VM
+	bool direct;                    // past the page cache; without layers only
+	bool unsafe;                    // a flush does nothing
 };
 
 struct disk_wait {                                     // embedded in a flush request; called once, lock held
@@ -40,6 +44,9 @@ struct disk {
 	int base_fd;
 	uint64_t n_sectors;
 	struct disk_topology topology;
+	// direct: what addresses and lengths of memory, and what offsets have to be multiples of; else 0
+	uint32_t memory_align, offset_align;
+	bool unsafe;
 	bool read_only, keep;
 	struct layer layer[VMCFG_MAX_LAYERS];
 	unsigned n_layers;
@@ -56,7 +63,8 @@ struct disk {
 };
 
 // Takes all descriptors, also on failure. Checks, locks (base: shared unless it is to be
-// written) and opens. -EINVAL: no file of 512 bytes or more, or a wrong layer; -EACCES; -EBUSY.
+// written) and opens. -EINVAL: no file of 512 bytes or more, or a wrong layer; -EACCES; -EBUSY;
+// -EOPNOTSUPP: the file system has no direct I/O.
 int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, struct mv_err *err);
 void disk_close(struct disk *d); // nothing in flight; idempotent
 

@@ -129,7 +129,10 @@ static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev
 		     struct mv_err *err)
 {
 	const struct vmcfg_drive *drive = &vm->cfg.drive[i];
-	struct disk_files files = { .read_only = drive->read_only, .keep = drive->layer == VMCFG_LAYER_KEPT };
+	struct disk_files files = { .read_only = drive->read_only,
+				    .keep = drive->layer == VMCFG_LAYER_KEPT,
+				    .direct = drive->direct,
+				    .unsafe = drive->cache == VMCFG_CACHE_UNSAFE };
 	files.base_fd = MV_TAKE_FD(f->drive[i]);
 	while (files.n_layers < VMCFG_MAX_LAYERS && f->layer[i][files.n_layers] >= 0) {
 		files.layer_fd[files.n_layers] = MV_TAKE_FD(f->layer[i][files.n_layers]);

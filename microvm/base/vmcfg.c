@@ -28,6 +28,9 @@ static const struct mv_field drive_fields[] = {
 	MV_OPT_STRING(struct vmcfg_drive, layer_path, 6),
 	MV_OPT_SUB(struct vmcfg_drive, rate, MV_TAG_SKIP + 7, vmcfg_rate_table),
 	MV_OPT_INT(struct vmcfg_drive, block_size, MV_TAG_SKIP + 8, MV_U32, 0, 4096),
+	MV_OPT_INT(struct vmcfg_drive, cache, MV_TAG_SKIP + 9, MV_U32, VMCFG_CACHE_WRITEBACK,
+		   VMCFG_CACHE_UNSAFE),
+	MV_OPT_FLAG(struct vmcfg_drive, direct, MV_TAG_SKIP + 10),
 };
 static MV_DEFINE_TABLE(drive_table, struct vmcfg_drive, drive_fields);
 
@@ -193,6 +196,10 @@ static int check_drive(const struct vmcfg_drive *d, struct mv_err *err)
 			       d->id);
 	if (d->layer != VMCFG_LAYER_KEPT && d->layer_path[0])
 		return mv_fail(err, EINVAL, "drive %s: layer_path is for layer kept only", d->id);
+	if (d->direct && d->layer != VMCFG_LAYER_NONE)
+		return mv_fail(err, EINVAL, "drive %s: a drive with a layer can't be direct", d->id);
+	if (d->cache == VMCFG_CACHE_UNSAFE && d->layer == VMCFG_LAYER_KEPT)
+		return mv_fail(err, EINVAL, "drive %s: a kept layer can't have cache unsafe", d->id);
 	if (d->block_size && d->block_size != 512 && d->block_size != 4096)
 		return mv_fail(err, EINVAL, "drive %s: block_size is 512 or 4096", d->id);
 	return vmcfg_check_rate(&d->rate, "drive", d->id, err);

@@ -44,6 +44,9 @@ struct vmcfg_rate {
 // A drive's copy-on-write layer: none, gone with the VM, or kept in layer_path.
 enum vmcfg_layer { VMCFG_LAYER_NONE, VMCFG_LAYER_EPHEMERAL, VMCFG_LAYER_KEPT };
 
+// What a guest's flush does: makes durable; nothing, so that a crash of the host loses data.
+enum vmcfg_cache { VMCFG_CACHE_WRITEBACK, VMCFG_CACHE_UNSAFE };
+
 struct vmcfg_drive {
 	char id[VMCFG_NAME_LEN];
 	char path[VMCFG_PATH_LEN];
@@ -52,7 +55,9 @@ struct vmcfg_drive {
 	uint32_t layer;                  // enum vmcfg_layer
 	char layer_path[VMCFG_PATH_LEN]; // kept: a folder
 	struct vmcfg_rate rate;
-	uint32_t block_size; // of a logical block, in bytes: 512, 4096 or 0, which is 512
+	uint32_t block_size; // of a logical block, in bytes: 512, 4096 or 0: 512, or what `direct` needs
+	uint32_t cache;      // enum vmcfg_cache
+	bool direct;         // past the host's page cache; without a layer only
 };
 
 enum vmcfg_protocol { VMCFG_TCP, VMCFG_UDP };

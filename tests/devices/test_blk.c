@@ -30,10 +30,11 @@ struct fixture {
 static bool force_sync;
 
 static struct vio_blk_options options; // serial is set by new_drive()
+static bool direct;
 
 static int new_drive(struct fixture *f, int fd, bool read_only, struct vio_dev **ret_dev, struct mv_err *err)
 {
-	struct disk_files files = { .base_fd = fd, .read_only = read_only };
+	struct disk_files files = { .base_fd = fd, .read_only = read_only, .direct = direct };
 	options.serial = "disk-serial";
 	return vio_blk_new(&f->vm.mem, &f->vm.loop, f->ring, "root", &options, &files, ret_dev, err);
 }
@@ -602,6 +603,177 @@ static void test_topology(void **state)
 	assert_int_equal(1u << (t_get(f->d, 0x118) & 0xff), st.st_blksize / 4096);
 }
 
+// Requests of random length, in pieces that begin and end anywhere, against a model of the disk: many at a
+// time, so that some wait for the bounce buffer.
+static void check_scattered(struct fixture *f, unsigned block)
+{
+	enum { AT_ONCE = 8, BYTES = SECTORS * 512 };
+	uint8_t *model = calloc(1, BYTES);
+	uint64_t seed = 5;
+	fill(f, 0, SECTORS);
+	for (unsigned round = 0; round < 60; round++) {
+		struct {
+			uint64_t sector, at;
+			uint32_t len;
+			bool write;
+		} io[AT_ONCE];
+		for (unsigned i = 0; i < AT_ONCE; i++) {
+			uint32_t slice = SECTORS / AT_ONCE * 512; // each in its own part of the disk
+			uint32_t len = (1 + (uint32_t)t_rand(&seed) % 12) * block;
+			uint32_t in_slice = (uint32_t)(t_rand(&seed) % (slice - len)) / block * block;
+			uint32_t cut = 1 + (uint32_t)t_rand(&seed) % (len - 1);
+			io[i].at = (uint64_t)i * (slice + 4096) + t_rand(&seed) % 4096 * (t_rand(&seed) & 1);
+			io[i].sector = ((uint64_t)i * slice + in_slice) / 512;
+			io[i].len = len;
+			io[i].write = t_rand(&seed) & 1;
+			for (uint32_t k = 0; k < len; k++)
+				f->data[io[i].at + k] = (uint8_t)t_rand(&seed);
+			if (io[i].write)
+				memcpy(model + io[i].sector * 512, f->data + io[i].at, len);
+			put_header(f, i, io[i].write ? OUT : IN, io[i].sector);
+			t_add(&f->drv,
+			      (struct t_buf[]){ { f->header_gpa + 16 * i, 16, false },
+						{ f->data_gpa + io[i].at, cut, !io[i].write },
+						{ f->data_gpa + io[i].at + cut, len - cut, !io[i].write },
+						{ f->status_gpa + i, 1, true } },
+			      4);
+		}
+		vio_again(f->d, 0);
+		struct count c = { .f = f, .want = AT_ONCE };
+		t_run_until(&f->vm, all_used, &c);
+		for (unsigned i = 0; i < AT_ONCE; i++) {
+			assert_int_equal(f->status[i], OK);
+			assert_memory_equal(f->data + io[i].at, model + io[i].sector * 512, io[i].len);
+		}
+	}
+	free(model);
+}
+
+static void test_scattered(void **state)
+{
+	struct fixture *f = *state;
+	t_start(f->d, ALL, &f->drv, 1);
+	check_scattered(f, 512);
+}
+
+static void test_direct(void **state)
+{
+	struct fixture *f = *state;
+	struct mv_err err = { 0 };
+	uint32_t len;
+	vio_free(MV_TAKE(f->d));
+	direct = true;
+	options.block_bytes = 4096;
+	int r = open_drive(f, false, &f->d, &err), p[2], none = pipe(p), refused;
+	options.block_bytes = 0;
+	struct vio_dev *no_drive = NULL;
+	refused = new_drive(f, open("/proc/version", O_RDONLY | O_CLOEXEC), true, &no_drive, NULL);
+	direct = false;
+	close(p[0]);
+	close(p[1]);
+	assert_true(!none && refused && !no_drive);
+	if (r == -EOPNOTSUPP) {
+		assert_message(err, "has no direct I/O");
+		assert_int_equal(open_drive(f, false, &f->d, &err), 0);
+		print_message("# SKIP no direct I/O in %s\n", f->dir);
+		skip();
+	}
+	assert_int_equal(r, 0);
+	int fd = open(f->path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(truncate(f->path, SECTORS * 512), 0);
+	t_start(f->d, ALL | F_ZEROS, &f->drv, 1);
+	check_scattered(f, 4096);
+	fill(f, 'x', SECTORS); // larger than the bounce buffer is half of
+	put_header(f, 0, IN, 0);
+	t_add(&f->drv,
+	      (struct t_buf[]){ { f->header_gpa, 16, false },
+				{ f->data_gpa + 1, SECTORS * 512, true },
+				{ f->status_gpa, 1, true } },
+	      3);
+	vio_again(f->d, 0);
+	t_run_until(&f->vm, t_has_used, &f->drv);
+	assert_true(t_used(&f->drv, NULL, &len));
+	assert_int_equal(len, SECTORS * 512 + 1);
+	assert_true(f->data[1] == 'x' && f->data[SECTORS * 512] == 'x');
+	assert_int_equal(zero(f, WRITE_ZEROES, (struct range[]){ { 8, 16, 0 } }, 1), OK);
+	assert_true(is(f, 0, 8, 'x') && is(f, 8, 16, 0) && is(f, 24, 8, 'x'));
+	assert_int_equal(request(f, FLUSH, 0, 0, &len), OK);
+	close(fd);
+}
+
+// A loop device, where there may be one.
+static bool attach(const char *file, const char *more, char path[64])
+{
+	char command[200];
+	snprintf(command, sizeof command, "losetup --find --show %s %s 2>/dev/null", more, file);
+	FILE *p = popen(command, "re");
+	bool got = p && fgets(path, 64, p);
+	if (p)
+		pclose(p);
+	path[strcspn(path, "\n")] = 0;
+	return got;
+}
+
+static void detach(const char *path)
+{
+	char command[100];
+	snprintf(command, sizeof command, "losetup -d %s", path);
+	assert_int_equal(system(command), 0);
+}
+
+static void test_block_device(void **state)
+{
+	struct fixture *f = *state;
+	struct mv_err err = { 0 };
+	struct vio_dev *none = NULL;
+	char path[64] = "";
+	vio_free(MV_TAKE(f->d));
+	assert_int_equal(truncate(f->path, SECTORS * 512), 0);
+	if (!attach(f->path, "--sector-size 4096", path)) {
+		assert_int_equal(open_drive(f, false, &f->d, NULL), 0);
+		print_message("# SKIP no loop device\n");
+		skip();
+	}
+	int r = new_drive(f, open(path, O_RDWR | O_CLOEXEC), false, &f->d, &err);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	detach(path); // when the last descriptor is closed
+	assert_int_equal(r, 0);
+	t_start(f->d, ALL | F_ZEROS, &f->drv, 1);
+	assert_int_equal(t_get(f->d, 0x100), SECTORS);
+	assert_int_equal(1u << (t_get(f->d, 0x118) & 0xff), 4096 / 512);
+	check_scattered(f, 512);
+	for (int kind = 0; kind < 3; kind++) {
+		fill(f, 'x', 64);
+		struct range range = { 16, 24, kind == 1 };
+		assert_int_equal(zero(f, kind ? WRITE_ZEROES : DISCARD, &range, 1), OK);
+		assert_true(is(f, 0, 16, 'x') && is(f, 16, 24, 0) && is(f, 40, 24, 'x'));
+	}
+	vio_free(MV_TAKE(f->d));
+	direct = true;
+	options.block_bytes = 512;
+	int small = new_drive(f, open(path, O_RDWR | O_CLOEXEC), false, &none, &err);
+	options.block_bytes = 0;
+	r = new_drive(f, fd, false, &f->d, NULL);
+	direct = false;
+	assert_int_equal(small, -EINVAL);
+	assert_message(err, "needs block_size 4096");
+	assert_int_equal(r, 0);
+	t_queue_init(&f->drv, &f->vm, 256);
+	t_start(f->d, ALL, &f->drv, 1);
+	assert_int_equal(t_get(f->d, 0x114), 4096); // by itself
+	check_scattered(f, 4096);
+	// Where the device can only be read, so can the drive.
+	assert_true(attach(f->path, "--read-only", path));
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0) // newer kernels say so at once
+		assert_true(errno == EACCES || errno == EROFS || errno == EPERM);
+	else
+		assert_int_equal(new_drive(f, fd, false, &none, &err), -EACCES);
+	assert_int_equal(new_drive(f, open(path, O_RDONLY | O_CLOEXEC), true, &none, NULL), 0);
+	detach(path);
+	vio_free(none);
+}
+
 // The guest's choice between write-back and write-through is a byte of configuration space.
 static void test_writeback(void **state)
 {
@@ -656,6 +828,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_zeros_by_writing, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_topology, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_writeback, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_scattered, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_direct, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_block_device, set_up, tear_down),
 	};
 	int failed = cmocka_run_group_tests_name("io_uring where there is one", tests, NULL, NULL);
 	force_sync = true;
