@@ -75,6 +75,8 @@ static const struct js_field drive_fields[] = {
 	       "bytes of a logical block, 512 (default) or 4096"),
 	F_WORD(struct vmcfg_drive, cache, "cache", cache_words,
 	       "what a flush of the guest does: writeback makes durable (default), unsafe nothing"),
+	F_UINT(struct vmcfg_drive, queues, "queues", JS_OMIT_EMPTY, 1, VMCFG_MAX_BLK_QUEUES,
+	       "of requests, at most one per vCPU; default 1"),
 	F_BOOL(struct vmcfg_drive, direct, "direct", "past the host's page cache (O_DIRECT); default false"),
 };
 static DEFINE_JS(drive_table, drive_fields);

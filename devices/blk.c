@@ -2,11 +2,14 @@
 // virtio-blk (virtio 1.2 section 5.2): the device. Its requests are in blk_io.c.
 // A completed write is in the page cache; FLUSH makes it durable.
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "devices/blk.h"
+#include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
 static const struct mv_field blk_fields[] = {
@@ -16,10 +19,18 @@ static const struct mv_field blk_fields[] = {
 };
 static MV_DEFINE_TABLE(blk_table, struct blk_state, blk_fields);
 
-static void blk_kick(struct vio_dev *d, unsigned q)
+static struct vio_blk *blk_of(struct vio_dev *d) { return MV_CONTAINER(d, struct vio_blk, dev); }
+
+static void blk_kick(struct vio_dev *d, unsigned q) { blk_run_queue(blk_of(d)->queue[q]); }
+
+static void blk_exclude(struct vio_dev *d, bool on)
 {
-	(void)q;
-	blk_run_queue(&MV_CONTAINER(d, struct vio_blk, dev)->queue);
+	struct vio_blk *b = blk_of(d);
+	for (unsigned i = 0; i < d->n_queues && b->queue[i]; i++)
+		if (b->queue[i]->has_thread && on)
+			mv_loop_lock(&b->queue[i]->loop);
+		else if (b->queue[i]->has_thread)
+			mv_loop_unlock(&b->queue[i]->loop);
 }
 
 static void on_again(void *arg)
@@ -31,37 +42,49 @@ static void on_again(void *arg)
 
 static void blk_quiesce(struct vio_dev *d)
 {
-	struct blk_queue *q = &MV_CONTAINER(d, struct vio_blk, dev)->queue;
-	while (q->n_inflight)
-		mv_ring_wait(q->ring);
+	struct vio_blk *b = blk_of(d);
+	for (unsigned i = 0; i < d->n_queues && b->queue[i]; i++) {
+		struct blk_queue *q = b->queue[i];
+		if (!q->has_thread) {
+			while (q->n_inflight)
+				mv_ring_wait(q->ring);
+			continue;
+		}
+		mv_loop_lock(&q->loop);
+		while (q->n_inflight)
+			pthread_cond_wait(&q->idle, &q->loop.lock);
+		mv_loop_unlock(&q->loop);
+	}
 }
 
-static void show_writeback(struct vio_blk *b) { b->config.writeback = !b->saved.write_through; }
+static void set_write_through(struct vio_blk *b, bool v)
+{
+	blk_exclude(&b->dev, true);
+	b->saved.write_through = v;
+	blk_exclude(&b->dev, false);
+	b->config.writeback = !v;
+}
 
 static void blk_reset(struct vio_dev *d)
 {
-	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
-	bool quiesced = d->quiesced;
-	d->quiesced = true; // no new requests while the old ones finish
+	blk_exclude(d, true);
+	d->s.status &= ~(uint32_t)VIO_DRIVER_OK; // no new requests while the old ones finish
+	blk_exclude(d, false);
 	blk_quiesce(d);
-	d->quiesced = quiesced;
-	b->saved.write_through = false;
-	show_writeback(b);
+	set_write_through(blk_of(d), false);
 }
 
 static void blk_write_config(struct vio_dev *d, uint32_t offset, const void *data, uint32_t len)
 {
-	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
 	uint8_t v;
 	if (offset != offsetof(struct blk_config, writeback) || len != sizeof v ||
 	    !(d->s.features_acked & BLK_F_CONFIG_WCE))
 		return;
 	memcpy(&v, data, sizeof v);
-	b->saved.write_through = !v;
-	show_writeback(b);
+	set_write_through(blk_of(d), !v);
 }
 
-static void blk_restored(struct vio_dev *d) { show_writeback(MV_CONTAINER(d, struct vio_blk, dev)); }
+static void blk_restored(struct vio_dev *d) { set_write_through(blk_of(d), blk_of(d)->saved.write_through); }
 
 static int blk_check_state(const struct vio_dev *d, const void *loaded, struct mv_err *err)
 {
@@ -79,15 +102,82 @@ static int blk_check_state(const struct vio_dev *d, const void *loaded, struct m
 	return 0;
 }
 
+// Nothing in flight, or never used.
+static void free_queue(struct blk_queue *q)
+{
+	if (q->has_thread) {
+		mv_loop_stop(&q->loop);
+		pthread_join(q->thread, NULL);
+	}
+	mv_timer_fini(&q->again);
+	mv_watch_del(&q->blk->dev.kick[q->index].watch);
+	if (q->ring != q->blk->ring) {
+		mv_ring_free(q->ring);
+		mv_loop_fini(&q->loop);
+	}
+	free(q->bounce);
+	free(q);
+}
+
 static void blk_free(struct vio_dev *d)
 {
-	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
+	struct vio_blk *b = blk_of(d);
 	blk_reset(d);
-	mv_timer_fini(&b->queue.again);
-	free(MV_TAKE(b->queue.bounce));
+	for (unsigned i = 0; i < d->n_queues && b->queue[i]; i++)
+		free_queue(b->queue[i]);
 	disk_close(&b->disk); // gives the locks back
 	vio_dev_fini(d);
 	free(b);
+}
+
+static void *queue_main(void *arg)
+{
+	struct blk_queue *q = arg;
+	pthread_setname_np(pthread_self(), "blk-queue");
+	int r = mv_loop_run(&q->loop);
+	if (r)
+		mv_log(MV_ERROR, "%s: queue %u: event loop: %s", q->blk->dev.name, q->index, strerror(-r));
+	return NULL;
+}
+
+// A loop, ring and thread of its own.
+static int start_thread(struct blk_queue *q, struct mv_err *err)
+{
+	sigset_t all, old;
+	struct vio_dev *d = &q->blk->dev;
+	int r = mv_loop_init(&q->loop);
+	if (r)
+		return mv_fail(err, -r, "event loop: %s", strerror(-r));
+	q->ring = NULL;
+	if ((r = mv_ring_new(&q->loop, BLK_N_REQUESTS, false, &q->ring, err)))
+		return r;
+	pthread_cond_init(&q->idle, NULL);
+	if ((r = vio_move_queue(d, q->index, &q->loop)))
+		return mv_fail(err, -r, "%s: queue %u: %s", d->name, q->index, strerror(-r));
+	sigfillset(&all); // signals are for the others
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&q->thread, NULL, queue_main, q);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r)
+		return mv_fail(err, r, "%s: cannot start a thread: %s; raise the limit of pids", d->name,
+			       strerror(r));
+	q->has_thread = true;
+	return 0;
+}
+
+static int new_queue(struct vio_blk *b, unsigned index, struct mv_err *err)
+{
+	struct blk_queue *q = calloc(1, sizeof *q);
+	if (!q)
+		return mv_fail(err, ENOMEM, "out of memory");
+	b->queue[index] = q;
+	q->blk = b;
+	q->index = index;
+	q->ring = b->ring;
+	q->last_waiting = &q->first_waiting;
+	if (b->disk.memory_align && !(q->bounce = aligned_alloc(DISK_MAX_ALIGN, BLK_BOUNCE_BYTES)))
+		return mv_fail(err, ENOMEM, "out of memory");
+	return index && !b->disk.n_layers ? start_thread(q, err) : 0;
 }
 
 static void set_capacity(struct vio_blk *b)
@@ -109,12 +199,13 @@ static const struct vio_ops blk_ops = {
 	.write_config = blk_write_config,
 	.restored = blk_restored,
 	.quiesce = blk_quiesce,
+	.exclude = blk_exclude,
 	.check_state = blk_check_state,
 	.free = blk_free,
 };
 
 // Block sizes and limits that help a guest to lay out its requests: section 5.2.5.
-static struct blk_config make_config(const struct disk *disk, uint32_t block_bytes)
+static struct blk_config make_config(const struct disk *disk, uint32_t block_bytes, unsigned n_queues)
 {
 	const struct disk_topology *t = &disk->topology;
 	struct blk_config c = {
@@ -124,7 +215,7 @@ static struct blk_config make_config(const struct disk *disk, uint32_t block_byt
 		.min_io_blocks = le16_make((uint16_t)(t->min_io_bytes / block_bytes)),
 		.opt_io_blocks = le32_make(t->opt_io_bytes / block_bytes),
 		.writeback = 1,
-		.num_queues = le16_make(1),
+		.num_queues = le16_make((uint16_t)n_queues),
 		.max_discard_sectors = le32_make(BLK_MAX_RANGE_SECTORS),
 		.max_discard_seg = le32_make(BLK_MAX_RANGES),
 		.discard_sector_alignment = le32_make(t->physical_bytes / BLK_SECTOR),
@@ -138,18 +229,29 @@ static struct blk_config make_config(const struct disk *disk, uint32_t block_byt
 	return c;
 }
 
-static uint64_t features(bool read_only)
+static uint64_t features(bool read_only, unsigned n_queues)
 {
 	uint64_t f =
 		VIO_FEATURES | BLK_F_SIZE_MAX | BLK_F_SEG_MAX | BLK_F_BLK_SIZE | BLK_F_FLUSH | BLK_F_TOPOLOGY;
-	return f | (read_only ? BLK_F_RO : BLK_F_CONFIG_WCE | BLK_F_DISCARD | BLK_F_WRITE_ZEROES);
+	f |= read_only ? BLK_F_RO : BLK_F_CONFIG_WCE | BLK_F_DISCARD | BLK_F_WRITE_ZEROES;
+	return f | (n_queues > 1 ? BLK_F_MQ : 0);
+}
+
+static int check_block(const struct disk *disk, uint32_t block_bytes, struct mv_err *err)
+{
+	if (block_bytes < disk->offset_align)
+		return mv_fail(err, EINVAL, "direct I/O of this file needs block_size %u",
+			       disk->offset_align);
+	if (disk->n_sectors < block_bytes / BLK_SECTOR)
+		return mv_fail(err, EINVAL, "the file is smaller than a block of %u bytes", block_bytes);
+	return 0;
 }
 
 int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,
 		const struct vio_blk_options *o, const struct disk_files *files, struct vio_dev **ret_dev,
 		struct mv_err *err)
 {
-	bool read_only = files->read_only;
+	unsigned n_queues = o->n_queues ? o->n_queues : 1;
 	char label[VIO_NAME_BYTES];
 	struct disk disk;
 	snprintf(label, sizeof label, "drive %s", name);
@@ -159,64 +261,65 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 	uint32_t least = disk.offset_align > BLK_SECTOR ? disk.offset_align : BLK_SECTOR;
 	uint32_t block_bytes = o->block_bytes ? o->block_bytes : least;
 	MV_FREE struct vio_blk *b = calloc(1, sizeof *b);
-	if (!b)
-		r = mv_fail(err, ENOMEM, "out of memory");
-	else if (block_bytes < least)
-		r = mv_fail(err, EINVAL, "direct I/O of this file needs block_size %u", least);
-	else if (disk.memory_align && !(b->queue.bounce = aligned_alloc(DISK_MAX_ALIGN, BLK_BOUNCE_BYTES)))
-		r = mv_fail(err, ENOMEM, "out of memory");
-	else if (disk.n_sectors < block_bytes / BLK_SECTOR)
-		r = mv_fail(err, EINVAL, "the file is smaller than a block of %u bytes", block_bytes);
-	else
-		r = vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features(read_only), err);
+	r = b ? check_block(&disk, block_bytes, err) : mv_fail(err, ENOMEM, "out of memory");
+	if (!r) {
+		b->dev.n_queues = n_queues;
+		r = vio_dev_init(&b->dev, &blk_ops, label, mem, loop, features(files->read_only, n_queues),
+				 err);
+	}
 	if (r) {
 		disk_close(&disk);
-		if (b)
-			free(b->queue.bounce);
 		return r;
 	}
 	b->disk = disk;
-	b->config = make_config(&disk, block_bytes);
-	b->saved.read_only = read_only;
+	b->ring = ring;
+	b->unsafe = o->unsafe;
+	b->config = make_config(&disk, block_bytes, n_queues);
+	b->saved.read_only = files->read_only;
 	set_capacity(b);
 	b->dev.config = &b->config;
 	memcpy(b->serial, o->serial, strnlen(o->serial, sizeof b->serial));
-	b->queue.blk = b;
-	b->queue.ring = ring;
-	b->queue.last_waiting = &b->queue.first_waiting;
-	r = vio_blk_set_rate(&b->dev, &o->rate, err);
+	pthread_mutex_init(&b->rate_lock, NULL);
+	struct vio_dev *d = &MV_TAKE(b)->dev;
+	for (unsigned i = 0; !r && i < n_queues; i++)
+		r = new_queue(blk_of(d), i, err);
+	if (!r)
+		r = vio_blk_set_rate(d, &o->rate, err);
 	if (r)
-		vio_free(&MV_TAKE(b)->dev);
+		vio_free(d);
 	else
-		*ret_dev = &MV_TAKE(b)->dev;
+		*ret_dev = d;
 	return r;
 }
 
 int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err)
 {
-	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
-	struct blk_queue *q = &b->queue;
+	struct vio_blk *b = blk_of(d);
 	bool limited = rate->bandwidth.size || rate->ops.size;
-	int r = limited && !q->again.watch.loop ? mv_timer_init(d->loop, &q->again, on_again, q) : 0;
-	if (r)
-		return mv_fail(err, -r, "%s: cannot make a timer: %s", d->name, strerror(-r));
-	mv_rate_set(&b->rate, rate, mv_now_ns());
-	if (q->throttled)
-		mv_timer_arm(&q->again, 0); // by the new limit
-	return 0;
+	int r = 0;
+	blk_exclude(d, true);
+	for (unsigned i = 0; !r && limited && i < d->n_queues; i++) {
+		struct blk_queue *q = b->queue[i];
+		if (!q->again.watch.loop)
+			r = mv_timer_init(q->has_thread ? &q->loop : d->loop, &q->again, on_again, q);
+	}
+	if (!r)
+		mv_rate_set(&b->rate, rate, mv_now_ns());
+	for (unsigned i = 0; !r && i < d->n_queues; i++)
+		if (b->queue[i]->throttled)
+			mv_timer_arm(&b->queue[i]->again, 0); // by the new limit
+	blk_exclude(d, false);
+	return r ? mv_fail(err, -r, "%s: cannot make a timer: %s", d->name, strerror(-r)) : 0;
 }
 
 int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err *err)
 {
-	struct vio_blk *b = MV_CONTAINER(d, struct vio_blk, dev);
+	struct vio_blk *b = blk_of(d);
 	int r = disk_freeze(&b->disk, reader_fd, fresh_fd, err);
 	return r ? mv_wrap(err, "%s", d->name) : 0;
 }
 
-void vio_blk_freeze_end(struct vio_dev *d, bool commit)
-{
-	disk_freeze_end(&MV_CONTAINER(d, struct vio_blk, dev)->disk, commit);
-}
+void vio_blk_freeze_end(struct vio_dev *d, bool commit) { disk_freeze_end(&blk_of(d)->disk, commit); }
 
 unsigned vio_blk_layers(const struct vio_dev *d)
 {

@@ -2,7 +2,10 @@
 // Between blk.c (the device: features, configuration space, its life) and blk_io.c (requests). Nobody
 // else includes it; devices.h has what others call.
 //
-// Threads: a queue belongs to its loop and is touched with that loop's lock held.
+// Threads: a queue belongs to its loop and is touched with that loop's lock held. The device itself
+// (configuration, saved state, disk) is read by all of them and written with all their locks held, see
+// vio_ops.exclude; the rate limit has a lock, since queues share it. Disks with layers are written by
+// requests, so their queues are all served by the VM's loop.
 #pragma once
 #include "devices/devices.h"
 #include "devices/disk.h"
@@ -17,6 +20,7 @@
 #define BLK_F_FLUSH (1ULL << 9)
 #define BLK_F_TOPOLOGY (1ULL << 10)
 #define BLK_F_CONFIG_WCE (1ULL << 11)
+#define BLK_F_MQ (1ULL << 12)
 #define BLK_F_DISCARD (1ULL << 13)
 #define BLK_F_WRITE_ZEROES (1ULL << 14)
 
@@ -77,8 +81,13 @@ struct blk_queue {
 	struct vio_blk *blk;
 	unsigned index;
 	struct mv_ring *ring;
-	bool starved;   // buffers left in the queue for want of a request
-	bool throttled; // until `again` fires
+	// of the queue's own; without them it is served by the VM's loop, and ring is the VM's
+	bool has_thread;
+	pthread_t thread;
+	struct mv_loop loop;
+	pthread_cond_t idle; // with loop.lock: n_inflight is 0
+	bool starved;        // buffers left in the queue for want of a request
+	bool throttled;      // until `again` fires
 	struct mv_timer again;
 	unsigned n_inflight, n_used; // n_used: requests ever handed out, the rest is untouched memory
 	struct blk_req *free_list;
@@ -93,9 +102,12 @@ struct vio_blk {
 	struct blk_config config;
 	struct blk_state saved;
 	struct disk disk;
+	struct mv_ring *ring;      // the VM's
 	char serial[BLK_ID_BYTES]; // padded with NULs, no NUL when full
+	bool unsafe;               // a flush does nothing
 	struct mv_rate rate;
-	struct blk_queue queue;
+	pthread_mutex_t rate_lock;
+	struct blk_queue *queue[VMCFG_MAX_BLK_QUEUES];
 };
 
 // Serves the queue as far as there are requests in it and room for them.

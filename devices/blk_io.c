@@ -74,7 +74,8 @@ static void end_bouncing(struct blk_queue *q)
 static void end_request(struct blk_req *r, uint8_t status)
 {
 	struct blk_queue *q = r->q;
-	q->n_inflight--;
+	if (!--q->n_inflight && q->has_thread)
+		pthread_cond_broadcast(&q->idle);
 	if (q->bouncing == r)
 		end_bouncing(q);
 	finish(r, status);
@@ -88,13 +89,36 @@ static void on_flushed(struct disk_wait *w, int result)
 	end_request(MV_CONTAINER(w, struct blk_req, wait), result ? S_IOERR : S_OK);
 }
 
+static void on_synced(struct mv_io *io, int result)
+{
+	end_request(MV_CONTAINER(io, struct blk_req, io), result ? S_IOERR : S_OK);
+}
+
+// The disk's flushes, which gather those that come at the same time, are the VM's loop's.
+static void flush(struct blk_req *r)
+{
+	struct disk *disk = &r->q->blk->disk;
+	if (r->q->blk->unsafe) {
+		end_request(r, S_OK);
+		return;
+	}
+	if (!r->q->has_thread) {
+		disk_flush(disk, &r->wait);
+		return;
+	}
+	r->io.op = MV_IO_FDATASYNC;
+	r->io.done = on_synced;
+	disk_write_place(disk, 0, &r->io.fd, &r->io.offset);
+	mv_ring_queue(r->q->ring, &r->io);
+}
+
 // Section 5.2.6.2: for a driver that cannot flush, or wants write-through, a write is durable when done.
 static void end_write(struct blk_req *r)
 {
 	const struct vio_blk *b = r->q->blk;
 	uint64_t acked = b->dev.s.features_acked;
 	if (acked & BLK_F_CONFIG_WCE ? b->saved.write_through : !(acked & BLK_F_FLUSH)) {
-		disk_flush(&r->q->blk->disk, &r->wait);
+		flush(r);
 	} else {
 		end_request(r, S_OK);
 	}
@@ -350,7 +374,7 @@ static void start(struct blk_req *r, uint64_t sector)
 	case T_WRITE_ZEROES: start_ranges(r); break;
 	case T_FLUSH:
 		q->n_inflight++;
-		disk_flush(&q->blk->disk, &r->wait);
+		flush(r);
 		break;
 	case T_GET_ID:
 		r->data = &c->writable;
@@ -372,7 +396,9 @@ static bool throttle(struct blk_queue *q, const struct blk_req *r)
 		bytes = r->chain.writable.bytes;
 	else if (r->type == T_OUT)
 		bytes = r->chain.readable.bytes;
+	pthread_mutex_lock(&b->rate_lock);
 	uint64_t wait_ns = mv_rate_take(&b->rate, bytes, mv_now_ns());
+	pthread_mutex_unlock(&b->rate_lock);
 	if (!wait_ns)
 		return false;
 	vq_unpop(&b->dev.s.queue[q->index]);
@@ -389,7 +415,7 @@ static bool take_request(struct blk_queue *q, struct blk_req *r)
 	r->q = q;
 	if (vq_span_read(&c->readable, &h, sizeof h) < sizeof h ||
 	    !(r->status = vq_span_take_last(&c->writable))) {
-		vio_needs_reset(&q->blk->dev, "a request without header or status");
+		vio_queue_broken(&q->blk->dev, q->index, "a request without header or status");
 		return false;
 	}
 	r->type = le32_get(h.type);

@@ -13,12 +13,16 @@
 // layers over one (disk.h). Takes all descriptors of files, also on failure.
 // The capacity is the file's size in whole blocks; -EINVAL when it has none,
 // -EACCES when it is to be written and not open for that.
+// Of several queues the first is served by loop and ring, each other one by a loop, ring and thread of the
+// device's own; with layers, whose maps they would share, all by loop.
 // Another VM's writable use of the file is refused (-EBUSY) by an OFD lock: exclusive
 // for writable, shared for read-only.
 struct disk_files;
 struct vio_blk_options {
 	const char *serial;   // up to 20 bytes
-	uint32_t block_bytes; // of a logical block: 512 or 4096; 0: 512
+	uint32_t block_bytes; // of a logical block: 512 or 4096; 0: 512, or what direct I/O needs
+	bool unsafe;          // a flush does nothing
+	unsigned n_queues;    // 1 to VMCFG_MAX_BLK_QUEUES; 0: 1
 	struct vmcfg_rate rate;
 };
 int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, const char *name,

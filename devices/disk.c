@@ -106,7 +106,6 @@ int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, 
 	*d = (struct disk){ .base_fd = f->base_fd,
 			    .read_only = f->read_only,
 			    .keep = f->keep,
-			    .unsafe = f->unsafe,
 			    .ring = ring,
 			    .next = { .fd = -1 },
 			    .reader = { .fd = -1 } };
@@ -242,7 +241,7 @@ static void start_flush(struct disk *d)
 	struct layer *top = top_kept(d);
 	d->running = MV_TAKE(d->waiting);
 	d->pages_done = 0;
-	if (d->unsafe || (d->n_layers && !top)) {
+	if (d->n_layers && !top) {
 		end_flush(d, 0);
 	} else if (top && layer_take_pages(top, &d->pages)) {
 		end_flush(d, -ENOMEM);

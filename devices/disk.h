@@ -26,7 +26,6 @@ struct disk_files {
 	bool read_only;                 // without layers only
 	bool keep;                      // the newest layer outlives the VM
 	bool direct;                    // past the page cache; without layers only
-	bool unsafe;                    // a flush does nothing
 };
 
 struct disk_wait {                                     // embedded in a flush request; called once, lock held
@@ -46,7 +45,6 @@ struct disk {
 	struct disk_topology topology;
 	// direct: what addresses and lengths of memory, and what offsets have to be multiples of; else 0
 	uint32_t memory_align, offset_align;
-	bool unsafe;
 	bool read_only, keep;
 	struct layer layer[VMCFG_MAX_LAYERS];
 	unsigned n_layers;

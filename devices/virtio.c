@@ -33,7 +33,14 @@ static void on_kick(void *arg, uint32_t events)
 	eventfd_t n;
 	(void)events;
 	eventfd_read(k->dev->kick_fd[q], &n);
-	vio_notify(k->dev, q);
+	if (vio_live(k->dev, q))
+		k->dev->ops->kick(k->dev, q);
+}
+
+static void exclude(struct vio_dev *d, bool on)
+{
+	if (d->ops->exclude)
+		d->ops->exclude(d, on);
 }
 
 static void power_on(struct vio_dev *d)
@@ -41,6 +48,8 @@ static void power_on(struct vio_dev *d)
 	d->s = (struct vio_state){ .device_id = d->ops->device_id,
 				   .n_queue = d->n_queues,
 				   .config_generation = d->s.config_generation };
+	for (unsigned q = 0; q < d->n_queues; q++)
+		d->kick[q].broken = NULL;
 	d->active = false;
 }
 
@@ -57,6 +66,7 @@ int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name,
 	power_on(d);
 	for (unsigned q = 0; q < VIO_MAX_QUEUES; q++)
 		d->kick_fd[q] = -1;
+	d->broken_fd = -1;
 	d->irq_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (d->irq_fd < 0)
 		r = -errno;
@@ -79,13 +89,57 @@ void vio_dev_fini(struct vio_dev *d)
 		mv_watch_del(&d->kick[q].watch);
 		mv_close(&d->kick_fd[q]);
 	}
+	mv_watch_del(&d->broken_watch);
+	mv_close(&d->broken_fd);
 	mv_close(&d->irq_fd);
+}
+
+static void on_broken(void *arg, uint32_t events)
+{
+	struct vio_dev *d = arg;
+	eventfd_t n;
+	const char *why = NULL;
+	(void)events;
+	eventfd_read(d->broken_fd, &n);
+	exclude(d, true);
+	for (unsigned q = 0; q < d->n_queues; q++)
+		why = d->kick[q].broken ? d->kick[q].broken : why;
+	exclude(d, false);
+	if (why) // else it was reset meanwhile
+		vio_needs_reset(d, why);
+}
+
+int vio_move_queue(struct vio_dev *d, unsigned q, struct mv_loop *loop)
+{
+	int r = 0;
+	if (d->broken_fd < 0) {
+		d->broken_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		r = d->broken_fd < 0
+			    ? -errno
+			    : mv_watch_add(d->loop, &d->broken_watch, d->broken_fd, EPOLLIN, on_broken, d);
+	}
+	if (r)
+		return r;
+	mv_watch_del(&d->kick[q].watch);
+	return mv_watch_add(loop, &d->kick[q].watch, d->kick_fd[q], EPOLLIN, on_kick, &d->kick[q]);
+}
+
+static bool is_moved(const struct vio_dev *d, unsigned q) { return d->kick[q].watch.loop != d->loop; }
+
+void vio_queue_broken(struct vio_dev *d, unsigned q, const char *why)
+{
+	if (!is_moved(d, q)) {
+		vio_needs_reset(d, why);
+		return;
+	}
+	d->kick[q].broken = why;
+	eventfd_write(d->broken_fd, 1);
 }
 
 bool vio_live(const struct vio_dev *d, unsigned q)
 {
 	return (d->s.status & (VIO_DRIVER_OK | VIO_NEEDS_RESET)) == VIO_DRIVER_OK && !d->quiesced &&
-	       d->s.queue[q].ready;
+	       d->s.queue[q].ready && !d->kick[q].broken;
 }
 
 bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain)
@@ -94,7 +148,7 @@ bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain)
 		return false;
 	int r = vq_pop(&d->s.queue[q], ret_chain);
 	if (r < 0)
-		vio_needs_reset(d, strerror(-r));
+		vio_queue_broken(d, q, strerror(-r));
 	return r == 1;
 }
 
@@ -104,7 +158,7 @@ void vio_again(struct vio_dev *d, unsigned q) { eventfd_write(d->kick_fd[q], 1);
 
 static void signal_driver(struct vio_dev *d, uint32_t isr)
 {
-	d->s.isr |= isr;
+	__atomic_fetch_or(&d->s.isr, isr, __ATOMIC_SEQ_CST); // from any loop
 	eventfd_write(d->irq_fd, 1);
 }
 
@@ -123,14 +177,18 @@ void vio_signal_config(struct vio_dev *d)
 void vio_needs_reset(struct vio_dev *d, const char *why)
 {
 	mv_log_limited(MV_WARN, "%s: stopped until the guest resets it: %s", d->name, why);
+	exclude(d, true);
 	d->s.status |= VIO_NEEDS_RESET;
+	exclude(d, false);
 	if (d->s.status & VIO_DRIVER_OK)
 		vio_signal_config(d);
 }
 
 void vio_notify(struct vio_dev *d, unsigned q)
 {
-	if (vio_live(d, q))
+	if (is_moved(d, q))
+		vio_again(d, q);
+	else if (vio_live(d, q))
 		d->ops->kick(d, q);
 }
 
@@ -153,7 +211,9 @@ void vio_set_status(struct vio_dev *d, uint32_t value)
 	if (!value) {
 		if (d->ops->reset)
 			d->ops->reset(d);
+		exclude(d, true);
 		power_on(d);
+		exclude(d, false);
 		return;
 	}
 	uint32_t now = d->s.status, add = value & ~now & (STATUS_BITS & ~VIO_NEEDS_RESET);
@@ -162,7 +222,9 @@ void vio_set_status(struct vio_dev *d, uint32_t value)
 		add &= ~(uint32_t)VIO_FEATURES_OK; // the driver sees that it did not stick
 	if (!((now | add) & VIO_FEATURES_OK))
 		add &= ~(uint32_t)VIO_DRIVER_OK;
+	exclude(d, true);
 	d->s.status = now | add;
+	exclude(d, false);
 	if ((add & VIO_DRIVER_OK) && !d->quiesced) {
 		activate(d);
 		look_at_queues(d); // a driver may fill queues before it sets DRIVER_OK
@@ -185,14 +247,18 @@ void vio_set_ready(struct vio_dev *d, unsigned i, bool ready)
 
 void vio_quiesce(struct vio_dev *d)
 {
+	exclude(d, true);
 	d->quiesced = true;
+	exclude(d, false);
 	if (d->ops->quiesce)
 		d->ops->quiesce(d);
 }
 
 void vio_unquiesce(struct vio_dev *d)
 {
+	exclude(d, true);
 	d->quiesced = false;
+	exclude(d, false);
 	if (d->restored && d->ops->restored)
 		d->ops->restored(d);
 	d->restored = false;
@@ -258,11 +324,13 @@ static int load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err 
 		r = d->ops->check_state(d, scratch, err);
 	if (r)
 		return r;
+	exclude(d, true);
 	d->s = s;
 	d->s.n_queue = d->n_queues;
 	if (own)
 		memcpy((uint8_t *)d + d->ops->state_offset, scratch, own->size);
 	d->quiesced = d->restored = true;
+	exclude(d, false);
 	return 0;
 }
 

@@ -4,9 +4,10 @@
 // memory, the event loop and an interrupt eventfd; they know neither KVM nor each other.
 //
 // Threads: register accesses come from vCPU threads, queue work from the loop; both
-// with the loop's lock held.
-// Trust: every register write, ring and buffer is hostile. A driver that breaks the
-// rules gets DEVICE_NEEDS_RESET (section 2.1.2) and its device stops until reset;
+// with the loop's lock held. A device may have a loop of its own for a queue (vio_move_queue()): then that
+// queue's work holds that loop's lock only, and what it reads of the device (is it live?) is written with
+// both held (vio_ops.exclude), in this order. Trust: every register write, ring and buffer is hostile. A
+// driver that breaks the rules gets DEVICE_NEEDS_RESET (section 2.1.2) and its device stops until reset;
 // nothing else happens to the VM.
 #pragma once
 #include <stdbool.h>
@@ -55,6 +56,8 @@ struct vio_ops {
 	// Finish what is in flight. From here to the kicks of vio_unquiesce() the device is not
 	// live: vio_pop() gives nothing.
 	void (*quiesce)(struct vio_dev *d);
+	// Takes or gives back the locks of all loops of its own. Not from inside queue work there.
+	void (*exclude)(struct vio_dev *d, bool on);
 	// Does a loaded state (of table `state`) fit this device? Called before it replaces ours.
 	int (*check_state)(const struct vio_dev *d, const void *loaded, struct mv_err *err);
 	// The first vio_unquiesce() after vio_load(), e.g. to send a vsock transport reset.
@@ -93,7 +96,10 @@ struct vio_dev {
 	struct vio_kick {
 		struct vio_dev *dev;
 		struct mv_watch watch;
+		const char *broken; // by its driver, why: found by another loop, ours is yet to hear of it
 	} kick[VIO_MAX_QUEUES];
+	int broken_fd; // wakes our loop for that; -1: no queue was moved
+	struct mv_watch broken_watch;
 	bool quiesced, active, restored;
 };
 
@@ -102,6 +108,10 @@ struct vio_dev {
 int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name, struct gmem *mem,
 		 struct mv_loop *loop, uint64_t features, struct mv_err *err);
 void vio_dev_fini(struct vio_dev *d); // common part only; used by ops->free
+
+// Before the device is used: this queue is served by another loop, which runs in a thread of the device's.
+// It must be stopped before vio_dev_fini(), and may be freed after it. 0 or -errno.
+int vio_move_queue(struct vio_dev *d, unsigned q, struct mv_loop *loop);
 
 // Register access of the transport. len is 1, 2, 4 or 8 as the guest gave it; wrong
 // widths and offsets read as zero and are ignored on write.
@@ -126,6 +136,8 @@ void vio_again(struct vio_dev *d, unsigned q);
 void vio_signal_queue(struct vio_dev *d, unsigned q);
 void vio_signal_config(struct vio_dev *d);
 void vio_needs_reset(struct vio_dev *d, const char *why);
+// The same in the work of any queue; why stays.
+void vio_queue_broken(struct vio_dev *d, unsigned q, const char *why);
 
 // What the VMM calls around pause, snapshot and restore.
 void vio_quiesce(struct vio_dev *d);

@@ -54,7 +54,7 @@ static uint32_t read_register(struct vio_dev *d, uint64_t offset)
 		return d->s.features_sel < 2 ? (uint32_t)(d->features_offered >> 32 * d->s.features_sel) : 0;
 	case QUEUE_NUM_MAX: return q ? d->ops->queue_size_max : 0;
 	case QUEUE_READY: return q && q->ready;
-	case INTERRUPT_STATUS: return d->s.isr;
+	case INTERRUPT_STATUS: return __atomic_load_n(&d->s.isr, __ATOMIC_SEQ_CST);
 	case STATUS: return d->s.status;
 	case SHM_LEN_LOW ... SHM_BASE_HIGH: return UINT32_MAX;
 	case CONFIG_GENERATION: return d->s.config_generation;
@@ -127,7 +127,7 @@ void vio_mmio_write(struct vio_dev *d, uint64_t offset, const void *data, uint32
 		if (v < d->n_queues)
 			vio_notify(d, v);
 		break;
-	case INTERRUPT_ACK: d->s.isr &= ~v; break;
+	case INTERRUPT_ACK: __atomic_fetch_and(&d->s.isr, ~v, __ATOMIC_SEQ_CST); break;
 	case STATUS: vio_set_status(d, v); break;
 	default: write_queue(d, offset, v); // ignores what is no queue register
 	}

@@ -131,8 +131,7 @@ static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev
 	const struct vmcfg_drive *drive = &vm->cfg.drive[i];
 	struct disk_files files = { .read_only = drive->read_only,
 				    .keep = drive->layer == VMCFG_LAYER_KEPT,
-				    .direct = drive->direct,
-				    .unsafe = drive->cache == VMCFG_CACHE_UNSAFE };
+				    .direct = drive->direct };
 	files.base_fd = MV_TAKE_FD(f->drive[i]);
 	while (files.n_layers < VMCFG_MAX_LAYERS && f->layer[i][files.n_layers] >= 0) {
 		files.layer_fd[files.n_layers] = MV_TAKE_FD(f->layer[i][files.n_layers]);
@@ -140,6 +139,8 @@ static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev
 	}
 	struct vio_blk_options options = { .serial = drive->serial[0] ? drive->serial : drive->id,
 					   .block_bytes = drive->block_size,
+					   .n_queues = drive->queues,
+					   .unsafe = drive->cache == VMCFG_CACHE_UNSAFE,
 					   .rate = drive->rate };
 	return vio_blk_new(&vm->mem, &vm->loop, vm->ring, drive->id, &options, &files, ret_dev, err);
 }

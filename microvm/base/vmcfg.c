@@ -31,6 +31,7 @@ static const struct mv_field drive_fields[] = {
 	MV_OPT_INT(struct vmcfg_drive, cache, MV_TAG_SKIP + 9, MV_U32, VMCFG_CACHE_WRITEBACK,
 		   VMCFG_CACHE_UNSAFE),
 	MV_OPT_FLAG(struct vmcfg_drive, direct, MV_TAG_SKIP + 10),
+	MV_OPT_INT(struct vmcfg_drive, queues, MV_TAG_SKIP + 11, MV_U32, 0, VMCFG_MAX_BLK_QUEUES),
 };
 static MV_DEFINE_TABLE(drive_table, struct vmcfg_drive, drive_fields);
 
@@ -225,6 +226,9 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 			return r;
 		if ((r = check_drive(&c->drive[i], err)))
 			return r;
+		if (c->drive[i].queues > 1 && c->drive[i].queues > c->vcpus)
+			return mv_fail(err, EINVAL, "drive %s: queues: %u is more than the VM has vCPUs (%u)",
+				       c->drive[i].id, c->drive[i].queues, c->vcpus);
 		for (uint32_t k = 0; k < i; k++)
 			if (!strcmp(c->drive[k].id, c->drive[i].id))
 				return mv_fail(err, EINVAL, "drive %s: there twice", c->drive[i].id);

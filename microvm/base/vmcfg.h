@@ -15,6 +15,7 @@
 #define VMCFG_PATH_LEN 1024
 #define VMCFG_CMDLINE_LEN 2048 // Linux x86 COMMAND_LINE_SIZE
 #define VMCFG_MAX_DRIVES 8
+#define VMCFG_MAX_BLK_QUEUES 8
 #define VMCFG_MAX_LAYERS 16 // over the base of one drive
 #define VMCFG_MAX_NETS 4
 #define VMCFG_MAX_FORWARDS 16 // of one net
@@ -57,6 +58,7 @@ struct vmcfg_drive {
 	struct vmcfg_rate rate;
 	uint32_t block_size; // of a logical block, in bytes: 512, 4096 or 0: 512, or what `direct` needs
 	uint32_t cache;      // enum vmcfg_cache
+	uint32_t queues;     // 0: 1; without a layer, all but the first have a thread each
 	bool direct;         // past the host's page cache; without a layer only
 };
 

@@ -100,6 +100,7 @@ static void each_problem_has_its_message(void **state)
 	BAD(c->drive[1].rate.ops.size = 1, "drive disk1: rate_limit: ops needs a size and a refill_time_ms");
 	BAD(c->drive[1].rate.bandwidth.refill_ms = 1, "drive disk1: rate_limit: bandwidth needs");
 	BAD(c->drive[1].rate.bandwidth.burst = 1, "drive disk1: rate_limit: bandwidth needs");
+	BAD(c->drive[0].queues = 3, "drive disk0: queues: 3 is more than the VM has vCPUs (2)");
 	BAD(c->drive[0].block_size = 1024, "drive disk0: block_size is 512 or 4096");
 	BAD((c->drive[0].direct = true, c->drive[0].layer = VMCFG_LAYER_EPHEMERAL), "can't be direct");
 	BAD((c->drive[0].cache = VMCFG_CACHE_UNSAFE, c->drive[0].layer = VMCFG_LAYER_KEPT,

@@ -14,6 +14,7 @@ enum { OK = 0, IOERR = 1, UNSUPP = 2, SECTORS = 1024 };
 #define F_FLUSH (1ULL << 9)
 #define F_RO (1ULL << 5)
 #define F_WCE (1ULL << 11)
+#define F_MQ (1ULL << 12)
 #define F_ZEROS (1ULL << 13 | 1ULL << 14)
 #define ALL (VIO_FEATURES | F_FLUSH)
 
@@ -774,6 +775,163 @@ static void test_block_device(void **state)
 	vio_free(none);
 }
 
+// --- several queues, each but the first with a thread ------------------------------------
+enum { QUEUES = 4, EACH = 16 };
+
+static void start_queues(struct fixture *f, struct t_queue q[QUEUES])
+{
+	for (unsigned i = 0; i < QUEUES; i++)
+		t_queue_init(&q[i], &f->vm, 256);
+	t_start(f->d, ALL | F_MQ, q, QUEUES);
+}
+
+// Request i of queue n at its own place of disk and memory; all of them together are SECTORS.
+static void add_to(struct fixture *f, struct t_queue *q, unsigned n, unsigned i, uint32_t type)
+{
+	enum { BYTES = SECTORS * 512 / QUEUES / EACH };
+	unsigned at = n * EACH + i;
+	put_header(f, at, type, at * (BYTES / 512));
+	t_add(&q[n],
+	      (struct t_buf[]){ { f->header_gpa + 16 * at, 16, false },
+				{ f->data_gpa + at * BYTES, BYTES, type == IN },
+				{ f->status_gpa + at, 1, true } },
+	      3);
+}
+
+static void kick_all(struct fixture *f)
+{
+	for (unsigned n = 0; n < QUEUES; n++)
+		t_kick(f->d, n);
+}
+
+// The other queues' threads don't wake our loop: it is run a little, again and again, for at most five
+// seconds.
+static void wait_used(struct fixture *f, struct t_queue q[QUEUES], unsigned want)
+{
+	for (unsigned ms = 0; want; ms++) {
+		assert_true(ms < 5000);
+		t_run_ms(&f->vm, 1);
+		for (unsigned n = 0; n < QUEUES; n++)
+			while (t_used(&q[n], NULL, NULL))
+				want--;
+	}
+}
+
+static void all_queues(struct fixture *f, struct t_queue q[QUEUES], uint32_t type)
+{
+	for (unsigned i = 0; i < EACH; i++)
+		for (unsigned n = 0; n < QUEUES; n++)
+			add_to(f, q, n, i, type);
+	kick_all(f);
+}
+
+static void check_status(struct fixture *f)
+{
+	for (unsigned i = 0; i < QUEUES * EACH; i++)
+		assert_int_equal(f->status[i], OK);
+}
+
+static void reopen(struct fixture *f)
+{
+	vio_free(MV_TAKE(f->d));
+	options.n_queues = QUEUES;
+	int r = open_drive(f, false, &f->d, NULL);
+	options.n_queues = 0;
+	assert_int_equal(r, 0);
+}
+
+static void test_queues(void **state)
+{
+	struct fixture *f = *state;
+	struct t_queue q[QUEUES];
+	uint8_t *model = malloc(SECTORS * 512);
+	uint64_t seed = 3;
+	assert_false(f->d->features_offered & F_MQ);
+	reopen(f);
+	start_queues(f, q);
+	assert_int_equal(t_get(f->d, 0x120) >> 16, QUEUES); // num_queues
+	for (unsigned round = 0; round < 20; round++) {
+		for (unsigned i = 0; i < SECTORS * 512; i++)
+			model[i] = (uint8_t)t_rand(&seed);
+		memcpy(f->data, model, SECTORS * 512);
+		all_queues(f, q, OUT);
+		wait_used(f, q, QUEUES * EACH);
+		check_status(f);
+		all_queues(f, q, FLUSH);
+		wait_used(f, q, QUEUES * EACH);
+		check_status(f);
+		memset(f->data, 0, SECTORS * 512);
+		all_queues(f, q, IN);
+		wait_used(f, q, QUEUES * EACH);
+		check_status(f);
+		assert_memory_equal(f->data, model, SECTORS * 512);
+	}
+	assert_true(t_irqs(f->d) > 0);
+
+	// Paused and saved with requests everywhere: each is done, or still in its queue for a clone.
+	memset(f->data, 0, SECTORS * 512);
+	all_queues(f, q, IN);
+	vio_quiesce(f->d);
+	unsigned done = 0;
+	for (unsigned n = 0; n < QUEUES; n++)
+		while (t_used(&q[n], NULL, NULL))
+			done++;
+	MV_BUF saved = { 0 };
+	vio_save(f->d, &saved);
+	t_run_ms(&f->vm, 5);
+	for (unsigned n = 0; n < QUEUES; n++)
+		assert_false(t_has_used(&q[n]));
+	reopen(f);
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, NULL), 0);
+	vio_unquiesce(f->d);
+	wait_used(f, q, QUEUES * EACH - done);
+	check_status(f);
+	assert_memory_equal(f->data, model, SECTORS * 512);
+
+	// Reset with requests in flight, and then it is used again; freed with some in flight.
+	for (unsigned round = 0; round < 20; round++) {
+		all_queues(f, q, round % 2 ? IN : OUT);
+		if (round % 3)
+			t_run_ms(&f->vm, 1);
+		t_set(f->d, 0x70, 0);
+		memset(f->data, 'x', SECTORS * 512);
+		start_queues(f, q);
+		for (unsigned i = 0; i < SECTORS * 512; i++)
+			assert_int_equal(f->data[i], 'x');
+	}
+	all_queues(f, q, IN);
+	wait_used(f, q, QUEUES * EACH);
+
+	// A driver that breaks a rule in a thread's queue stops the whole device.
+	put_header(f, 0, IN, 0);
+	t_add(&q[2], (struct t_buf[]){ { f->header_gpa, 15, false }, { f->status_gpa, 1, true } }, 2);
+	t_kick(f->d, 2);
+	for (unsigned ms = 0; !(t_get(f->d, 0x70) & VIO_NEEDS_RESET); ms++) {
+		assert_true(ms < 2000);
+		t_run_ms(&f->vm, 1);
+	}
+	all_queues(f, q, IN);
+	t_run_ms(&f->vm, 20);
+	for (unsigned n = 0; n < QUEUES; n++)
+		assert_false(t_has_used(&q[n]));
+	start_queues(f, q);
+	all_queues(f, q, IN);
+	wait_used(f, q, QUEUES * EACH);
+	check_status(f);
+
+	// They share one rate.
+	struct vmcfg_rate rate = { .ops = { 10, 6, 100 } };
+	assert_int_equal(vio_blk_set_rate(f->d, &rate, NULL), 0);
+	uint64_t start = mv_now_ns();
+	all_queues(f, q, IN);
+	wait_used(f, q, QUEUES * EACH);
+	assert_true(mv_now_ns() - start >= 479 * 1000000ull); // 16 at once, 48 at 10 ms each
+	check_status(f);
+	assert_int_equal(vio_blk_set_rate(f->d, &(struct vmcfg_rate){ 0 }, NULL), 0);
+	all_queues(f, q, OUT);
+	free(model);
+}
+
 // The guest's choice between write-back and write-through is a byte of configuration space.
 static void test_writeback(void **state)
 {
@@ -831,6 +989,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_scattered, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_direct, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_block_device, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_queues, set_up, tear_down),
 	};
 	int failed = cmocka_run_group_tests_name("io_uring where there is one", tests, NULL, NULL);
 	force_sync = true;

@@ -257,6 +257,50 @@ def test_zeros_hide_what_is_below():
         assert digest(base) == before
 
 
+def queue_threads(d, name):
+    tasks = f"/proc/{d.vm(name)['pid']}/task"
+    return [open(f"{tasks}/{t}/comm").read() for t in os.listdir(tasks)].count("blk-queue\n")
+
+
+def test_two_queues():
+    need_kvm()
+    with Daemon() as d:
+        disks = [writable_disk(d, f"disk{i}.img") for i in range(3)]
+        d.create("src", vcpus=2, drives=[drive(disks[0], queues=2)])
+        d.expect("src", "READY")
+        assert queue_threads(d, "src") == 1
+        for q in (1, 0, 1):
+            assert d.say("src", f"blk q {q}") == "OK"
+            assert d.say("src", f"blk r {8 + q}") == f"OK base-{8 + q}"
+            assert d.say("src", f"blk w {20 + q} from-{q}") == "OK" and d.say("src", "blk f") == "OK"
+        for i in range(5):
+            assert d.post("/v1/vms/src/pause").status == 200
+            assert d.post("/v1/vms/src/resume").status == 200
+            assert d.say("src", "blk r 21") == "OK from-1"
+        snapshot(d, "src", "snap")
+        shutil.copyfile(disks[0], disks[1])
+        (n,) = clone(d, "snap", drives=[{"id": "root", "path": disks[1]}])
+        assert d.say(n, "blk r 20") == "OK from-0" and d.say(n, "blk w 20 clone") == "OK"
+        assert d.say(n, "blk q 0") == "OK" and d.say(n, "blk r 20") == "OK clone"
+        shutil.copyfile(disks[0], disks[2])
+        r = d.post("/v1/vms/src/clone", {"clones": [{"drives": [{"id": "root", "path": disks[2]}]}]})
+        assert r.status == 201, r
+        f = r.json["clones"][0]["name"]
+        d.expect(f, "RESTORED\n")
+        assert d.say(f, "blk r 21") == "OK from-1" and d.say(f, "blk w 21 fork") == "OK"
+        assert d.say("src", "blk r 21") == "OK from-1" and d.say("src", "blk r 20") == "OK from-0"
+        # With layers, too, all by one thread.
+        d.create("layered", vcpus=2, drives=[drive(make_base(d), queues=2, layer="ephemeral")])
+        d.expect("layered", "READY")
+        assert queue_threads(d, "layered") == 0
+        for q in (0, 1):
+            assert d.say("layered", "blk r 8") == "OK base-8"
+            assert d.say("layered", f"blk q {q}") == "OK"
+            assert d.say("layered", f"blk w 8 base-8") == "OK"
+        r = d.post("/v1/vms", {"name": "x", "kernel": disks[0], "drives": [drive(disks[0], queues=2)]})
+        assert (r.status, r.code) == (400, "invalid_value") and "vCPUs" in r.message, r
+
+
 def test_rate_limit():
     need_kvm()
     with Daemon() as d:

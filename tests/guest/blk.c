@@ -4,9 +4,21 @@
 
 enum { TYPE_IN = 0, TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_DISCARD = 11, TYPE_WRITE_ZEROES = 13 };
 
-static struct virtio blk;
+static struct virtio blk[2]; // the second one is there only if the device has it
+static u32 used;
 
-bool blk_init(void) { return virtio_init(&blk, 1, VIRTIO_BLK); }
+bool blk_init(void)
+{
+	return blk[0].base || virtio_init(blk, 2, VIRTIO_BLK) || virtio_init(blk, 1, VIRTIO_BLK);
+}
+
+bool blk_use(u64 queue)
+{
+	if (queue > 1 || !blk[queue].base)
+		return false;
+	used = (u32)queue;
+	return true;
+}
 
 static bool request(u32 type, u64 sector, volatile void *data, u32 len)
 {
@@ -22,7 +34,7 @@ static bool request(u32 type, u64 sector, volatile void *data, u32 len)
 	status = 0xff;
 	n += data != NULL;
 	bufs[n++] = (struct virtio_buf){ &status, 1, true };
-	return virtio_request(&blk, bufs, n, &len) && status == 0;
+	return virtio_request(&blk[used], bufs, n, &len) && status == 0;
 }
 
 bool blk_read(u64 sector, u8 to[BLK_SECTOR]) { return request(TYPE_IN, sector, to, BLK_SECTOR); }
@@ -41,4 +53,4 @@ bool blk_zero(u64 sector, u32 n, bool discard)
 }
 
 // Of the configuration space: the capacity's lower half.
-u32 blk_sectors(void) { return mmio_read(blk.base + VIRTIO_CONFIG); }
+u32 blk_sectors(void) { return mmio_read(blk[0].base + VIRTIO_CONFIG); }

@@ -435,8 +435,8 @@ static void do_rand(char *args)
 	put("\n");
 }
 
-// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | d SECTOR N | z SECTOR N | c | f: a sector as text, or into a
-// page of the heap that only the device touches; discard and make zeros; capacity; flush.
+// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | d SECTOR N | z SECTOR N | q QUEUE | c | f: a sector as text,
+// or into a page of the heap that only the device touches; discard, make zeros; which queue; capacity; flush.
 static void do_blk(char *args)
 {
 	static u8 data[BLK_SECTOR + 1];
@@ -463,12 +463,14 @@ static void do_blk(char *args)
 		if (!arg_number(&args, &page))
 			return error("bad number of sectors");
 		ok = blk_zero(sector, (u32)page, same(how, "d"));
+	} else if (same(how, "q")) {
+		ok = blk_use(sector);
 	} else if (same(how, "c")) {
 		return ok_dec(blk_sectors());
 	} else if (same(how, "f")) {
 		ok = blk_flush();
 	} else {
-		return error("not r, p, w, d, z, c or f");
+		return error("not r, p, w, d, z, q, c or f");
 	}
 	if (!ok)
 		return error("virtio-blk failed");

@@ -57,7 +57,7 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_BLK 2
 #define VIRTIO_RNG 4
 #define VIRTIO_VSOCK 19
-#define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 13 | 1u << 14) // FLUSH, DISCARD, WRITE_ZEROES
+#define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 12 | 1u << 13 | 1u << 14) // FLUSH, MQ, DISCARD, WRITE_ZEROES
 #define VIRTIO_NET_F_MAC (1u << 5)
 #define VIRTIO_QUEUE 4
 struct virtio { // of a device with several queues: one for each
@@ -100,6 +100,7 @@ bool blk_write(u64 sector, u8 from[BLK_SECTOR]);
 bool blk_flush(void);
 bool blk_zero(u64 sector, u32 n, bool discard);
 u32 blk_sectors(void);
+bool blk_use(u64 queue); // 0 or 1, for all that follows
 
 // net.c. False: no such device; it did not answer, or nobody did. Text ends with NUL.
 #define NET_TEXT 128
