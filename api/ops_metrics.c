@@ -4,7 +4,7 @@
 // What a VM process uses of the host is read from /proc by a thread of its own: the kernel walks
 // all page tables of the process for smaps_rollup, which takes milliseconds per GiB. A reading
 // counts only if the VM still has that process afterwards: the daemon alone reaps it, so until
-// then nobody else has its pid.
+// then nobody else has its pid. What its devices did it tells itself, ahead of that.
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "api/devices.h"
 #include "api/events.h"
 #include "api/lazy.h"
 #include "api/metrics.h"
@@ -27,6 +28,9 @@
 struct usage {
 	uint64_t rss, pss, private, cpu_ns, minor_faults, major_faults, threads;
 	bool there;
+	// Of all its devices and vCPUs
+	uint64_t kicks, kicks_by_exit, requests, interrupts, suppressed, mmio_exits, io_exits, other_exits;
+	bool told;
 };
 
 static const struct usage_field {
@@ -34,10 +38,17 @@ static const struct usage_field {
 	enum metric_type type;
 	enum metric_unit unit;
 	const char *key, *name, *help; // key: in JSON, where CPU time is in us
+	bool is_told;                  // by the VM process; else from /proc
 } fields[] = {
 #define F(member, type, unit, key, name, help)                                                               \
 	{                                                                                                    \
-		offsetof(struct usage, member), METRIC_##type, METRIC_##unit, key, "thaw_vm_" name, help     \
+		offsetof(struct usage, member), METRIC_##type, METRIC_##unit, key, "thaw_vm_" name, help,    \
+			false                                                                                \
+	}
+#define D(member, name, help)                                                                                \
+	{                                                                                                    \
+		offsetof(struct usage, member), METRIC_COUNTER, METRIC_ONE, name, "thaw_vm_" name "_total",  \
+			help, true                                                                           \
 	}
 	F(rss, GAUGE, BYTES, "resident_bytes", "resident_bytes",
 	  "memory of the VM process, shared pages in full"),
@@ -50,7 +61,16 @@ static const struct usage_field {
 	  "page faults without disk access"),
 	F(major_faults, COUNTER, ONE, "major_faults", "major_faults_total", "page faults with disk access"),
 	F(threads, GAUGE, ONE, "threads", "threads", "threads of the process"),
+	D(kicks, "kicks", "notifications of its virtio drivers, by ioeventfd"),
+	D(kicks_by_exit, "kicks_by_exit", "those that took an exit to user space"),
+	D(requests, "requests", "requests that its virtio devices returned"),
+	D(interrupts, "interrupts", "interrupts for batches of them, and for changed configurations"),
+	D(suppressed, "interrupts_suppressed", "batches that the driver wanted no interrupt for"),
+	D(mmio_exits, "mmio_exits", "exits to user space for memory-mapped I/O"),
+	D(io_exits, "io_exits", "exits to user space for port I/O"),
+	D(other_exits, "other_exits", "other exits to user space"),
 #undef F
+#undef D
 };
 
 static uint64_t field(const struct usage *u, const struct usage_field *f)
@@ -59,6 +79,7 @@ static uint64_t field(const struct usage *u, const struct usage_field *f)
 }
 
 struct usage_item {
+	struct usage_op *op;
 	struct vm *vm;
 	pid_t pid;
 	struct usage u;
@@ -69,8 +90,8 @@ struct usage_op {
 	struct server *s;
 	struct http_req *req;
 	struct usage_item *items;
-	unsigned n;
-	bool one, json; // of one VM
+	unsigned n, n_asked; // n_asked: VMs that have not told about their devices yet
+	bool one, json;      // of one VM
 };
 
 // --- /proc: the worker's thread ---------------------------------------------------------------
@@ -191,6 +212,11 @@ static void reply_text(struct http_req *r, struct mv_buf *b)
 
 static bool is_current(const struct usage_item *it) { return it->u.there && it->vm->pid == it->pid; }
 
+static bool is_known(const struct usage_item *it, const struct usage_field *f)
+{
+	return is_current(it) && (it->u.told || !f->is_told);
+}
+
 static void put_usage_text(struct mv_buf *out, const struct usage_op *o)
 {
 	char labels[160];
@@ -198,7 +224,7 @@ static void put_usage_text(struct mv_buf *out, const struct usage_op *o)
 		metrics_head(out, f->name, f->type, f->help);
 		for (unsigned i = 0; i < o->n; i++) {
 			const struct usage_item *it = &o->items[i];
-			if (!is_current(it))
+			if (!is_known(it, f))
 				continue;
 			snprintf(labels, sizeof labels, "vm=\"%s\",id=\"%s\"", it->vm->cfg.name,
 				 it->vm->cfg.id);
@@ -215,8 +241,9 @@ static js *usage_json(const struct usage_item *it)
 	js_put_str(o, "id", vm->cfg.id);
 	js_put_str(o, "state", vm_state_name(vm->state));
 	js_put_bool(o, "measured", is_current(it));
-	for (const struct usage_field *f = fields; is_current(it) && f < fields + MV_ARRAY_LEN(fields); f++)
-		js_put_uint(o, f->key, field(&it->u, f) / (f->unit == METRIC_NS ? 1000 : 1));
+	for (const struct usage_field *f = fields; f < fields + MV_ARRAY_LEN(fields); f++)
+		if (is_known(it, f))
+			js_put_uint(o, f->key, field(&it->u, f) / (f->unit == METRIC_NS ? 1000 : 1));
 	js *t = lazy_clone_json(vm);
 	if (t)
 		js_put(o, "template", t);
@@ -246,6 +273,54 @@ static void usage_done(struct worker_job *j)
 		reply_text(o->req, &b);
 	}
 	op_free(o);
+}
+
+// --- devices ------------------------------------------------------------------------------------
+static void add_device(void *arg, uint32_t slot, const struct msg_device *d)
+{
+	struct usage *u = &((struct usage_item *)arg)->u;
+	(void)slot;
+	for (uint32_t i = 0; i < d->n_queues; i++) {
+		const struct msg_queue *q = &d->queue[i];
+		u->kicks += q->kicks_by_event;
+		u->kicks_by_exit += q->kicks_by_exit;
+		u->requests += q->used;
+		u->interrupts += q->interrupts;
+		u->suppressed += q->suppressed;
+	}
+	u->interrupts += d->config_interrupts;
+	for (uint32_t i = 0; i < d->n_vcpus; i++) {
+		u->mmio_exits += d->vcpu[i].mmio;
+		u->io_exits += d->vcpu[i].io;
+		u->other_exits += d->vcpu[i].hlt + d->vcpu[i].other;
+	}
+}
+
+static void ask_proc(struct usage_op *o)
+{
+	if (!o->n_asked)
+		worker_add(&o->s->usage_worker, &o->job);
+}
+
+static void on_told(void *arg, struct vm *vm, const struct api_err *err)
+{
+	struct usage_item *it = arg;
+	(void)vm;
+	it->u.told = !err; // one that is ending has no numbers
+	it->op->n_asked--;
+	ask_proc(it->op);
+}
+
+static void usage_start(struct usage_op *o)
+{
+	struct api_err ignored;
+	for (unsigned i = 0; i < o->n; i++) {
+		struct usage_item *it = &o->items[i];
+		it->op = o;
+		if (vm_has_process(it->vm) && it->vm->state != VM_EXITED)
+			o->n_asked += !devices_walk(it->vm, add_device, on_told, it, &ignored);
+	}
+	ask_proc(o);
 }
 
 static void take_vm(void *arg, struct vm *vm)
@@ -292,7 +367,7 @@ void op_metrics(struct server *s, struct http_req *r, const char *name)
 		reply_err(r, &err);
 	} else if (o) {
 		vms_each(s, take_vm, o);
-		worker_add(&s->usage_worker, &o->job);
+		usage_start(o);
 	} else {
 		set_gauges(s);
 		metrics_text(&b);
@@ -319,5 +394,5 @@ void op_vm_metrics(struct server *s, struct http_req *r, const char *name)
 	o->one = true;
 	o->json = !format || !strcmp(format, "json");
 	o->items[o->n++] = (struct usage_item){ .vm = vm_ref(vm), .pid = vm->pid };
-	worker_add(&s->usage_worker, &o->job);
+	usage_start(o);
 }

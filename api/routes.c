@@ -46,6 +46,7 @@ const struct route api_routes[] = {
 	{ "GET", "/v1/events", op_events, { "since", "types", "follow" }, "what happened and happens" },
 	{ "GET", "/v1/metrics", op_metrics, { "per_vm" }, "counters, for Prometheus" },
 	{ "GET", "/v1/vms/{name}/metrics", op_vm_metrics, { "format" }, "what a VM uses of the host" },
+	{ "GET", "/v1/vms/{name}/devices", op_vm_devices, { 0 }, "its virtio devices and what they did" },
 };
 const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);
 

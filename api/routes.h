@@ -55,3 +55,4 @@ route_fn op_gc, op_snap_export, op_snap_import;               // ops_store.c
 route_fn op_clone, op_vm_clone;                               // ops_clone.c
 route_fn op_events;                                           // events.c
 route_fn op_metrics, op_vm_metrics;                           // ops_metrics.c
+route_fn op_vm_devices;                                       // devices.c

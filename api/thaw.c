@@ -84,6 +84,7 @@ static const struct command {
 	{ "delete", 1, 0, cli_delete, "NAME", "end a VM and forget it" },
 	{ "ls", 0, 0, cli_ls, "", "list VMs" },
 	{ "show", 1, 0, cli_show, "NAME", "show a VM" },
+	{ "devices", 1, 0, cli_devices, "NAME", "its virtio devices: features, queues, kicks, interrupts" },
 	{ "console", 1, BIT(O_FOLLOW) | BIT(O_READ) | BIT(O_WRITE), cli_console,
 	  "NAME [--read | --follow | --write TEXT]", "serial console; Ctrl-] leaves" },
 	{ "wait", 1, BIT(O_CONSOLE) | BIT(O_STATE) | BIT(O_READY) | BIT(O_TIMEOUT), cli_wait,

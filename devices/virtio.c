@@ -32,22 +32,36 @@ static void on_kick(void *arg, uint32_t events)
 	unsigned q = (unsigned)(k - k->dev->kick);
 	eventfd_t n;
 	(void)events;
-	eventfd_read(k->dev->kick_fd[q], &n);
+	if (eventfd_read(k->dev->kick_fd[q], &n))
+		return;
+	k->signals += n;
 	if (vio_live(k->dev, q))
 		k->dev->ops->kick(k->dev, q);
 }
 
-static void exclude(struct vio_dev *d, bool on)
+void vio_exclude(struct vio_dev *d, bool on)
 {
 	if (d->ops->exclude)
 		d->ops->exclude(d, on);
 }
 
+// Replaces the state, but for what was counted.
+static void set_state(struct vio_dev *d, const struct vio_state *s)
+{
+	struct vq_counts n[VIO_MAX_QUEUES];
+	for (unsigned q = 0; q < VIO_MAX_QUEUES; q++)
+		n[q] = d->s.queue[q].n;
+	d->s = *s;
+	for (unsigned q = 0; q < VIO_MAX_QUEUES; q++)
+		d->s.queue[q].n = n[q];
+}
+
 static void power_on(struct vio_dev *d)
 {
-	d->s = (struct vio_state){ .device_id = d->ops->device_id,
-				   .n_queue = d->n_queues,
-				   .config_generation = d->s.config_generation };
+	const struct vio_state s = { .device_id = d->ops->device_id,
+				     .n_queue = d->n_queues,
+				     .config_generation = d->s.config_generation };
+	set_state(d, &s);
 	for (unsigned q = 0; q < d->n_queues; q++)
 		d->kick[q].broken = NULL;
 	d->active = false;
@@ -101,10 +115,10 @@ static void on_broken(void *arg, uint32_t events)
 	const char *why = NULL;
 	(void)events;
 	eventfd_read(d->broken_fd, &n);
-	exclude(d, true);
+	vio_exclude(d, true);
 	for (unsigned q = 0; q < d->n_queues; q++)
 		why = d->kick[q].broken ? d->kick[q].broken : why;
-	exclude(d, false);
+	vio_exclude(d, false);
 	if (why) // else it was reset meanwhile
 		vio_needs_reset(d, why);
 }
@@ -154,7 +168,24 @@ bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain)
 
 bool vio_rearm(struct vio_dev *d, unsigned q) { return vio_live(d, q) && vq_enable_notify(&d->s.queue[q]); }
 
-void vio_again(struct vio_dev *d, unsigned q) { eventfd_write(d->kick_fd[q], 1); }
+// Makes the queue's loop look at it; with the lock of either loop.
+static void wake(struct vio_dev *d, unsigned q)
+{
+	__atomic_fetch_add(&d->kick[q].own, 1, __ATOMIC_RELAXED);
+	eventfd_write(d->kick_fd[q], 1);
+}
+
+void vio_again(struct vio_dev *d, unsigned q)
+{
+	d->kick[q].again++;
+	wake(d, q);
+}
+
+uint64_t vio_kicks_by_event(const struct vio_dev *d, unsigned q)
+{
+	uint64_t all = d->kick[q].signals, own = __atomic_load_n(&d->kick[q].own, __ATOMIC_RELAXED);
+	return all > own ? all - own : 0; // own may be ahead: not yet taken
+}
 
 static void signal_driver(struct vio_dev *d, uint32_t isr)
 {
@@ -171,15 +202,16 @@ void vio_signal_queue(struct vio_dev *d, unsigned q)
 void vio_signal_config(struct vio_dev *d)
 {
 	d->s.config_generation++;
+	d->config_interrupts++;
 	signal_driver(d, VIO_ISR_CONFIG);
 }
 
 void vio_needs_reset(struct vio_dev *d, const char *why)
 {
 	mv_log_limited(MV_WARN, "%s: stopped until the guest resets it: %s", d->name, why);
-	exclude(d, true);
+	vio_exclude(d, true);
 	d->s.status |= VIO_NEEDS_RESET;
-	exclude(d, false);
+	vio_exclude(d, false);
 	if (d->s.status & VIO_DRIVER_OK)
 		vio_signal_config(d);
 }
@@ -187,7 +219,7 @@ void vio_needs_reset(struct vio_dev *d, const char *why)
 void vio_notify(struct vio_dev *d, unsigned q)
 {
 	if (is_moved(d, q))
-		vio_again(d, q);
+		wake(d, q);
 	else if (vio_live(d, q))
 		d->ops->kick(d, q);
 }
@@ -211,9 +243,9 @@ void vio_set_status(struct vio_dev *d, uint32_t value)
 	if (!value) {
 		if (d->ops->reset)
 			d->ops->reset(d);
-		exclude(d, true);
+		vio_exclude(d, true);
 		power_on(d);
-		exclude(d, false);
+		vio_exclude(d, false);
 		return;
 	}
 	uint32_t now = d->s.status, add = value & ~now & (STATUS_BITS & ~VIO_NEEDS_RESET);
@@ -222,10 +254,10 @@ void vio_set_status(struct vio_dev *d, uint32_t value)
 		add &= ~(uint32_t)VIO_FEATURES_OK; // the driver sees that it did not stick
 	if (!((now | add) & VIO_FEATURES_OK))
 		add &= ~(uint32_t)VIO_DRIVER_OK;
-	exclude(d, true);
+	vio_exclude(d, true);
 	d->s.status = now | add;
-	exclude(d, false);
-	if ((add & VIO_DRIVER_OK) && !d->quiesced) {
+	vio_exclude(d, false);
+	if ((add & VIO_DRIVER_OK) && !(now & VIO_NEEDS_RESET) && !d->quiesced) {
 		activate(d);
 		look_at_queues(d); // a driver may fill queues before it sets DRIVER_OK
 	}
@@ -247,18 +279,18 @@ void vio_set_ready(struct vio_dev *d, unsigned i, bool ready)
 
 void vio_quiesce(struct vio_dev *d)
 {
-	exclude(d, true);
+	vio_exclude(d, true);
 	d->quiesced = true;
-	exclude(d, false);
+	vio_exclude(d, false);
 	if (d->ops->quiesce)
 		d->ops->quiesce(d);
 }
 
 void vio_unquiesce(struct vio_dev *d)
 {
-	exclude(d, true);
+	vio_exclude(d, true);
 	d->quiesced = false;
-	exclude(d, false);
+	vio_exclude(d, false);
 	if (d->restored && d->ops->restored)
 		d->ops->restored(d);
 	d->restored = false;
@@ -324,13 +356,13 @@ static int load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err 
 		r = d->ops->check_state(d, scratch, err);
 	if (r)
 		return r;
-	exclude(d, true);
-	d->s = s;
+	vio_exclude(d, true);
+	set_state(d, &s);
 	d->s.n_queue = d->n_queues;
 	if (own)
 		memcpy((uint8_t *)d + d->ops->state_offset, scratch, own->size);
 	d->quiesced = d->restored = true;
-	exclude(d, false);
+	vio_exclude(d, false);
 	return 0;
 }
 

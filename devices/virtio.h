@@ -97,9 +97,14 @@ struct vio_dev {
 		struct vio_dev *dev;
 		struct mv_watch watch;
 		const char *broken; // by its driver, why: found by another loop, ours is yet to hear of it
+		// Counted as struct vq_counts: notifications by an exit to user space, turns that ended with
+		// work left (vio_again()), and signals of the eventfd, of which `own` (atomic) are not the
+		// driver's.
+		uint64_t by_exit, again, signals, own;
 	} kick[VIO_MAX_QUEUES];
 	int broken_fd; // wakes our loop for that; -1: no queue was moved
 	struct mv_watch broken_watch;
+	uint64_t config_interrupts;
 	bool quiesced, active, restored;
 };
 
@@ -147,3 +152,7 @@ void vio_save(const struct vio_dev *d, struct mv_buf *out); // quiesced
 // offered, rings outside memory, and more queues than there are; fewer are those of an older version.
 int vio_load(struct vio_dev *d, const void *bytes, size_t len, struct mv_err *err);
 void vio_free(struct vio_dev *d); // NULL allowed
+
+// Around reading what was counted: holds off the loops of its queues, see vio_ops.exclude.
+void vio_exclude(struct vio_dev *d, bool on);
+uint64_t vio_kicks_by_event(const struct vio_dev *d, unsigned q); // the driver's, by ioeventfd

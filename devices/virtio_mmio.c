@@ -124,8 +124,10 @@ void vio_mmio_write(struct vio_dev *d, uint64_t offset, const void *data, uint32
 		break;
 	case QUEUE_SEL: d->s.queue_sel = v; break;
 	case QUEUE_NOTIFY:
-		if (v < d->n_queues)
+		if (v < d->n_queues) {
+			d->kick[v].by_exit++;
 			vio_notify(d, v);
+		}
 		break;
 	case INTERRUPT_ACK: __atomic_fetch_and(&d->s.isr, ~v, __ATOMIC_SEQ_CST); break;
 	case STATUS: vio_set_status(d, v); break;

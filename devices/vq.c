@@ -135,10 +135,15 @@ int vq_pop(struct vq *q, struct vq_chain *ret_chain)
 	if (r)
 		return r;
 	q->next_avail++;
+	q->n.popped++;
 	return 1;
 }
 
-void vq_unpop(struct vq *q) { q->next_avail--; }
+void vq_unpop(struct vq *q)
+{
+	q->next_avail--;
+	q->n.popped--;
+}
 
 void vq_push(struct vq *q, uint16_t head, uint32_t written)
 {
@@ -146,8 +151,19 @@ void vq_push(struct vq *q, uint16_t head, uint32_t written)
 	*e = (struct vq_used_elem){ .id = le32_make(head), .len = le32_make(written) };
 	gmem_wrote(q->mem, e, sizeof *e);
 	q->next_used++;
-	q->n_pushed++;
+	q->n.used++;
 	store16(q, &q->used->idx, q->next_used, __ATOMIC_RELEASE); // after the entry and the data
+}
+
+// Is the driver to hear of the entries from old to new?
+static bool wants_signal(const struct vq *q, uint16_t old, uint16_t new)
+{
+	// The driver sets its wish, then looks at used->idx; we do it the other way round.
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (!q->event_idx)
+		return !(load16(&q->avail->flags, __ATOMIC_RELAXED) & VQ_AVAIL_NO_INTERRUPT);
+	uint16_t event = load16(used_event(q), __ATOMIC_RELAXED);
+	return (uint16_t)(new - event - 1) < (uint16_t)(new - old);
 }
 
 bool vq_should_signal(struct vq *q)
@@ -156,12 +172,9 @@ bool vq_should_signal(struct vq *q)
 	if (new == old)
 		return false;
 	q->signalled_used = new;
-	// The driver sets its wish, then looks at used->idx; we do it the other way round.
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (!q->event_idx)
-		return !(load16(&q->avail->flags, __ATOMIC_RELAXED) & VQ_AVAIL_NO_INTERRUPT);
-	uint16_t event = load16(used_event(q), __ATOMIC_RELAXED);
-	return (uint16_t)(new - event - 1) < (uint16_t)(new - old);
+	bool wanted = wants_signal(q, old, new);
+	++*(wanted ? &q->n.interrupts : &q->n.suppressed);
+	return wanted;
 }
 
 void vq_disable_notify(struct vq *q)

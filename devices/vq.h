@@ -51,6 +51,13 @@ struct vq_used {
 	struct vq_used_elem ring[]; // then le16 avail_event
 };
 
+// Since the device was made: no reset and no restore takes them back. With the lock of the queue's loop.
+struct vq_counts {
+	uint64_t popped, used; // requests taken and returned
+	uint64_t interrupts;   // batches of returned requests that the driver wanted to hear of
+	uint64_t suppressed;   // those that it did not (EVENT_IDX, NO_INTERRUPT)
+};
+
 struct vq {
 	// guest-visible, saved (vq_table)
 	uint16_t size; // a power of two once ready
@@ -65,7 +72,7 @@ struct vq {
 	const struct vq_avail *avail;
 	struct vq_used *used;
 	bool indirect, event_idx;
-	uint64_t n_pushed; // requests returned; since when does not matter
+	struct vq_counts n;
 };
 
 extern const struct mv_table vq_table;

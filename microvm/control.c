@@ -319,6 +319,24 @@ static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *re
 	return 0;
 }
 
+static int do_devices(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
+{
+	struct msg_device_query q;
+	MV_FREE struct msg_device *d = calloc(1, sizeof *d);
+	MV_BUF bytes = { 0 };
+	int r = d ? mv_state_load(&msg_device_query_table, m->body, m->body_len, &q, err)
+		  : mv_fail(err, ENOMEM, "out of memory");
+	if (r)
+		return r;
+	vm_describe_device(c->vm, q.slot, d);
+	mv_state_save(&msg_device_table, d, &bytes);
+	if (bytes.failed || bytes.len > sizeof rep->data)
+		return mv_fail(err, E2BIG, "device %u does not fit an answer", q.slot);
+	memcpy(rep->data, bytes.p, bytes.len);
+	rep->n_data = (uint32_t)bytes.len;
+	return 0;
+}
+
 static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	struct msg_stop s;
@@ -376,6 +394,7 @@ static void handle(struct control *c, struct msg *m)
 		rep->activity = vm_activity(c->vm);
 		r = 0;
 		break;
+	case MSG_DEVICES: r = do_devices(c, m, rep, &err); break;
 	case MSG_CONSOLE_READ:
 		r = do_console_read(c, m, &err);
 		if (!r)

@@ -121,6 +121,26 @@ static void on_mmio(struct vcpu *c)
 	mv_loop_unlock(&c->vm->loop);
 }
 
+// One writer, so no atomic addition: the store is only not to be torn.
+static void count_exit(struct vcpu *c)
+{
+	uint64_t *n = &c->exits.other;
+	switch (c->run->exit_reason) {
+	case KVM_EXIT_MMIO: n = &c->exits.mmio; break;
+	case KVM_EXIT_IO: n = &c->exits.io; break;
+	case KVM_EXIT_HLT: n = &c->exits.hlt; break;
+	}
+	__atomic_store_n(n, *n + 1, __ATOMIC_RELAXED);
+}
+
+struct msg_exits vcpu_exits(const struct vcpu *c)
+{
+	return (struct msg_exits){ .mmio = __atomic_load_n(&c->exits.mmio, __ATOMIC_RELAXED),
+				   .io = __atomic_load_n(&c->exits.io, __ATOMIC_RELAXED),
+				   .hlt = __atomic_load_n(&c->exits.hlt, __ATOMIC_RELAXED),
+				   .other = __atomic_load_n(&c->exits.other, __ATOMIC_RELAXED) };
+}
+
 // True: go on running.
 static bool on_exit_reason(struct vcpu *c)
 {
@@ -169,10 +189,12 @@ static void *vcpu_thread(void *arg)
 			__atomic_store_n(&c->left_ns, mv_now_ns(), __ATOMIC_RELAXED);
 		first = false;
 		if (r == 0) {
+			count_exit(c);
 			// The VM is ending: wait for the order to end, as if parked.
 			if (!on_exit_reason(c))
 				go = wait_for_run(c);
 		} else if (errno == EINTR) {
+			count_exit(c);
 			if (c->run->immediate_exit)
 				go = wait_for_run(c);
 		} else if (errno != EAGAIN) {

@@ -20,5 +20,8 @@ void vcpus_park(struct vm *vm);
 // Brings vm->times up to date with what the first vCPU's thread noted.
 void vcpu_times(struct vm *vm);
 
+// How often it left KVM_RUN for user space; any thread.
+struct msg_exits vcpu_exits(const struct vcpu *c);
+
 // Ends and joins the threads; no lock held.
 void vcpus_end(struct vm *vm);

@@ -399,9 +399,48 @@ uint64_t vm_activity(const struct vm *vm)
 	for (unsigned i = 0; i < vm->n_devs; i++) {
 		uint32_t id = vm->dev[i]->ops->device_id;
 		for (unsigned q = 0; q < RX_AND_TX && (id == NET || id == VSOCK); q++)
-			n += vm->dev[i]->s.queue[q].n_pushed;
+			n += vm->dev[i]->s.queue[q].n.used;
 	}
 	return n;
+}
+
+void vm_describe_device(const struct vm *vm, uint32_t slot, struct msg_device *ret_device)
+{
+	_Static_assert(VIO_MAX_QUEUES <= MSG_MAX_QUEUES && VIO_NAME_BYTES <= sizeof ret_device->name,
+		       "all of a device can be told");
+	struct msg_device *m = ret_device;
+	m->n_devices = vm->n_devs;
+	m->n_vcpus = slot ? 0 : vm->n_vcpus;
+	for (unsigned i = 0; i < m->n_vcpus; i++)
+		m->vcpu[i] = vcpu_exits(&vm->vcpu[i]);
+	if (slot >= vm->n_devs)
+		return;
+	struct vio_dev *d = vm->dev[slot];
+	memcpy(m->name, d->name, sizeof d->name);
+	m->device_id = d->ops->device_id;
+	m->status = d->s.status;
+	m->features_offered = d->features_offered;
+	m->features_acked = d->s.features_acked;
+	m->config_interrupts = d->config_interrupts;
+	m->n_queues = d->s.n_queue;
+	vio_exclude(d, true);
+	for (unsigned i = 0; i < m->n_queues; i++) {
+		const struct vq *q = &d->s.queue[i];
+		const struct vio_kick *k = &d->kick[i];
+		m->queue[i] = (struct msg_queue){ .size = q->size,
+						  .max_size = d->ops->queue_size_max,
+						  .ready = q->ready,
+						  .next_avail = q->next_avail,
+						  .next_used = q->next_used,
+						  .kicks_by_event = vio_kicks_by_event(d, i),
+						  .kicks_by_exit = k->by_exit,
+						  .again = k->again,
+						  .popped = q->n.popped,
+						  .used = q->n.used,
+						  .interrupts = q->n.interrupts,
+						  .suppressed = q->n.suppressed };
+	}
+	vio_exclude(d, false);
 }
 
 void vm_freeze_end(struct vm *vm, bool commit)

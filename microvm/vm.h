@@ -43,6 +43,7 @@ struct vcpu {
 	bool parked; // not in KVM_RUN and its last exit is completed
 	// When its thread first went into KVM_RUN and came back; atomic. vcpu_times() tells others.
 	uint64_t entered_ns, left_ns;
+	struct msg_exits exits; // counted by its thread; read by others, relaxed
 };
 
 struct vm {
@@ -117,6 +118,9 @@ void vm_freeze_end(struct vm *vm, bool commit);
 // A number that differs from an earlier one when there was something on the console, the net or
 // the vsock devices since (MSG_ACTIVITY).
 uint64_t vm_activity(const struct vm *vm);
+
+// What MSG_DEVICES tells of the device in a slot; *ret_device is zero before.
+void vm_describe_device(const struct vm *vm, uint32_t slot, struct msg_device *ret_device);
 
 // From a vCPU thread or the loop, lock held: the VM is to end for this reason (the first counts).
 void vm_request_exit(struct vm *vm, enum vm_exit reason, const char *detail);

@@ -75,6 +75,48 @@ static const struct mv_field recorded_fields[] = {
 };
 MV_DEFINE_TABLE(msg_recorded_table, struct msg_recorded, recorded_fields);
 
+static const struct mv_field device_query_fields[] = {
+	MV_INT(struct msg_device_query, slot, 1, MV_U32, 0, 255),
+};
+MV_DEFINE_TABLE(msg_device_query_table, struct msg_device_query, device_query_fields);
+
+static const struct mv_field queue_fields[] = {
+	MV_INT(struct msg_queue, size, 1, MV_U32, 0, UINT16_MAX),
+	MV_INT(struct msg_queue, max_size, 2, MV_U32, 0, UINT16_MAX),
+	MV_FLAG(struct msg_queue, ready, 3),
+	MV_INT(struct msg_queue, next_avail, 4, MV_U32, 0, UINT16_MAX),
+	MV_INT(struct msg_queue, next_used, 5, MV_U32, 0, UINT16_MAX),
+	MV_INT(struct msg_queue, kicks_by_event, 6, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_queue, kicks_by_exit, 7, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_queue, again, 8, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_queue, popped, 9, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_queue, used, 10, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_queue, interrupts, 11, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_queue, suppressed, 12, MV_U64, 0, INT64_MAX),
+};
+static MV_DEFINE_TABLE(queue_table, struct msg_queue, queue_fields);
+
+static const struct mv_field exits_fields[] = {
+	MV_INT(struct msg_exits, mmio, 1, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_exits, io, 2, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_exits, hlt, 3, MV_U64, 0, INT64_MAX),
+	MV_INT(struct msg_exits, other, 4, MV_U64, 0, INT64_MAX),
+};
+static MV_DEFINE_TABLE(exits_table, struct msg_exits, exits_fields);
+
+static const struct mv_field device_fields[] = {
+	MV_INT(struct msg_device, n_devices, 1, MV_U32, 0, 255),
+	MV_STRING(struct msg_device, name, 2),
+	MV_INT(struct msg_device, device_id, 3, MV_U32, 0, 63),
+	MV_INT(struct msg_device, status, 4, MV_U32, 0, 255),
+	MV_INT(struct msg_device, features_offered, 5, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_device, features_acked, 6, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_device, config_interrupts, 7, MV_U64, 0, INT64_MAX),
+	MV_ARRAY(struct msg_device, queue, n_queues, 8, queue_table),
+	MV_ARRAY(struct msg_device, vcpu, n_vcpus, 9, exits_table),
+};
+MV_DEFINE_TABLE(msg_device_table, struct msg_device, device_fields);
+
 static const struct mv_field stop_fields[] = {
 	MV_INT(struct msg_stop, mode, 1, MV_U32, VM_STOP_POWER_BUTTON, VM_STOP_CTRL_ALT_DEL),
 };

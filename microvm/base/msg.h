@@ -17,7 +17,7 @@
 #define MSG_RECORD_MAX_MS 600000u
 // Of all that is said here. VM processes outlive their daemon: raise it with every change that an
 // older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
-#define MSG_VERSION 1
+#define MSG_VERSION 2
 #define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {
@@ -37,6 +37,7 @@ enum msg_type {
 	MSG_CLAIM,         // struct msg_claim; fds vsock: a shell becomes a clone
 	MSG_ACTIVITY,      // empty
 	MSG_METADATA,      // struct msg_metadata: at any time, also before the VM is made
+	MSG_DEVICES = 64,  // struct msg_device_query; answered by struct msg_device in data
 	MSG_ADOPT = 50,    // struct msg_adopt: the first one of a new daemon
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
@@ -131,6 +132,37 @@ struct msg_recorded {
 	char text[360];
 };
 
+// Devices are asked for one by one, so that the largest fits an answer.
+struct msg_device_query {
+	uint32_t slot; // 0 is answered even if there is no device
+};
+
+#define MSG_MAX_QUEUES 80
+
+struct msg_queue {
+	uint32_t size, max_size; // size 0: the driver has not set it up
+	bool ready;
+	uint32_t next_avail, next_used; // indexes of the rings
+	// Since the VM's process made it, as devices/vq.h and devices/virtio.h have them
+	uint64_t kicks_by_event, kicks_by_exit, again, popped, used, interrupts, suppressed;
+};
+
+struct msg_exits { // of a vCPU to user space, by reason
+	uint64_t mmio, io, hlt, other;
+};
+
+struct msg_device {
+	uint32_t n_devices; // of the VM; 0: all else but the vCPUs is zero
+	char name[80];
+	uint32_t device_id, status; // virtio 1.2 sections 5, 2.1
+	uint64_t features_offered, features_acked;
+	uint64_t config_interrupts;
+	struct msg_queue queue[MSG_MAX_QUEUES];
+	uint32_t n_queues;
+	struct msg_exits vcpu[VMCFG_MAX_VCPUS]; // with slot 0
+	uint32_t n_vcpus;
+};
+
 struct msg_stop {
 	uint32_t mode; // enum vm_stop
 };
@@ -172,7 +204,7 @@ struct msg_reply {
 	// MSG_CONSOLE_READ
 	uint64_t console_offset; // of data[0]; larger than asked when older output was overwritten
 	uint64_t console_end;    // total bytes the guest ever wrote
-	uint32_t n_data;
+	uint32_t n_data;         // MSG_DEVICES too
 	uint8_t data[MSG_CONSOLE_BYTES];
 	// MSG_ACTIVITY: a number that changes when the guest said something on its console, or
 	// something went over its net or vsock devices, either way
@@ -202,7 +234,8 @@ struct msg_event {
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
-	msg_adopt_table, msg_reply_table, msg_event_table, msg_forked_table;
+	msg_adopt_table, msg_device_query_table, msg_device_table, msg_reply_table, msg_event_table,
+	msg_forked_table;
 
 struct msg {
 	uint16_t type;

@@ -220,11 +220,41 @@ static void names(void **state)
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
+// The largest device there can be travels in an answer's data.
+static void largest_device(void **state)
+{
+	(void)state;
+	struct msg_device *d = calloc(1, sizeof *d), *got = calloc(1, sizeof *d);
+	MV_BUF bytes = { 0 };
+	memset(d->name, 'x', sizeof d->name - 1);
+	d->n_devices = 16;
+	d->features_offered = UINT64_MAX;
+	d->n_queues = MSG_MAX_QUEUES;
+	for (unsigned i = 0; i < MSG_MAX_QUEUES; i++)
+		d->queue[i] = (struct msg_queue){ .ready = true, .size = 1024, .used = INT64_MAX };
+	d->n_vcpus = VMCFG_MAX_VCPUS;
+	d->vcpu[VMCFG_MAX_VCPUS - 1].mmio = 7;
+	mv_state_save(&msg_device_table, d, &bytes);
+	assert_false(bytes.failed);
+	assert_true(bytes.len <= MSG_CONSOLE_BYTES);
+	assert_int_equal(mv_state_load(&msg_device_table, bytes.p, bytes.len, got, NULL), 0);
+	assert_memory_equal(d, got, sizeof *d);
+	free(d);
+	free(got);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(round_trip), T(largest_reply_and_most_fds), T(peer_gone),     T(peer_does_not_read),
-		T(malformed),  T(empty_datagram_with_fds),    T(hostile_bytes), cmocka_unit_test(names),
+		T(round_trip),
+		T(largest_reply_and_most_fds),
+		T(peer_gone),
+		T(peer_does_not_read),
+		T(malformed),
+		T(empty_datagram_with_fds),
+		T(hostile_bytes),
+		cmocka_unit_test(names),
+		cmocka_unit_test(largest_device),
 	};
 	return cmocka_run_group_tests_name("base/msg", tests, NULL, NULL);
 }

@@ -193,6 +193,8 @@ void t_start(struct vio_dev *d, uint64_t features, struct t_queue *queues, unsig
 
 void t_kick(struct vio_dev *d, unsigned q) { t_set(d, VIO_NOTIFY_OFFSET, q); }
 
+void t_event(struct vio_dev *d, unsigned q) { assert_int_equal(eventfd_write(d->kick_fd[q], 1), 0); }
+
 unsigned t_irqs(struct vio_dev *d)
 {
 	eventfd_t n = 0;

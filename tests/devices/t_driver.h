@@ -54,4 +54,5 @@ void t_set(struct vio_dev *d, uint64_t reg, uint32_t value);
 void t_negotiate(struct vio_dev *d, uint64_t features);
 void t_start(struct vio_dev *d, uint64_t features, struct t_queue *queues, unsigned n);
 void t_kick(struct vio_dev *d, unsigned q);
-unsigned t_irqs(struct vio_dev *d); // interrupts since the last call
+void t_event(struct vio_dev *d, unsigned q); // a kick as KVM's ioeventfd gives it: for the loop
+unsigned t_irqs(struct vio_dev *d);          // interrupts since the last call

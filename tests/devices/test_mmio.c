@@ -183,7 +183,7 @@ static void test_queues_and_interrupts(void **state)
 	t_kick(d, 0); // by register
 	assert_true(t_used(&f->drv[0], NULL, NULL));
 	t_add(&f->drv[0], &b, 1);
-	vio_again(d, 0); // by eventfd
+	t_event(d, 0);
 	t_run_until(&f->vm, t_has_used, &f->drv[0]);
 	t_kick(d, 2); // no such queue
 	unsigned resets = f->t->resets;
@@ -193,6 +193,91 @@ static void test_queues_and_interrupts(void **state)
 	t_kick(d, 0);
 	assert_int_equal(f->t->kicks[0], kicks); // not alive
 	assert_int_equal(t_get(d, 0x044), 0);
+}
+
+// What is counted, and that a reset takes none of it back.
+static void test_counters(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d = f->d;
+	struct t_buf b = { t_alloc(&f->vm, 16, 1), 16, true };
+	const struct vq_counts *n = &d->s.queue[0].n;
+	t_start(d, VIO_FEATURES, f->drv, 2);
+	for (unsigned i = 0; i < 6; i++)
+		t_add(&f->drv[0], &b, 1);
+	t_kick(d, 0); // six requests, one kick, one interrupt
+	assert_int_equal(d->kick[0].by_exit, 1);
+	assert_int_equal(vio_kicks_by_event(d, 0), 0);
+	assert_int_equal(n->popped, 6);
+	assert_int_equal(n->used, 6);
+	assert_int_equal(n->interrupts, 1);
+	assert_int_equal(n->suppressed, 0);
+	assert_int_equal(t_irqs(d), 1);
+	*f->drv[0].used_event = le16_make(11); // after six more: six kicks, one interrupt
+	for (unsigned i = 0; i < 6; i++) {
+		t_add(&f->drv[0], &b, 1);
+		t_event(d, 0);
+		t_run_ms(&f->vm, 1);
+		assert_int_equal(n->interrupts, i < 5 ? 1 : 2);
+	}
+	assert_int_equal(vio_kicks_by_event(d, 0), 6);
+	assert_int_equal(n->suppressed, 5);
+	assert_int_equal(t_irqs(d), 1);
+	for (unsigned i = 0; i < 2; i++) // none asked for
+		t_add(&f->drv[0], &b, 1);
+	t_event(d, 0);
+	t_event(d, 0);
+	vio_again(d, 0); // the device's own is no kick
+	t_run_ms(&f->vm, 1);
+	assert_int_equal(vio_kicks_by_event(d, 0), 8);
+	assert_int_equal(d->kick[0].again, 1);
+	assert_int_equal(n->suppressed, 6);
+	assert_int_equal(t_irqs(d), 0);
+	t_kick(d, 2); // no such queue
+	assert_int_equal(d->config_interrupts, 0);
+	vio_signal_config(d);
+	assert_int_equal(d->config_interrupts, 1);
+	assert_int_equal(t_irqs(d), 1);
+	t_set(d, 0x070, 0);
+	assert_int_equal(n->used, 14);
+	assert_int_equal(n->interrupts, 2);
+	assert_int_equal(vio_kicks_by_event(d, 0), 8);
+}
+
+// InterruptStatus says why, until the driver acknowledges just that.
+static void test_isr(void **state)
+{
+	struct fixture *f = *state;
+	struct vio_dev *d = f->d;
+	struct t_buf b = { t_alloc(&f->vm, 16, 1), 16, true };
+	t_start(d, VIO_FEATURES, f->drv, 2);
+	t_add(&f->drv[0], &b, 1);
+	t_kick(d, 0);
+	vio_signal_config(d);
+	assert_int_equal(t_get(d, 0x060), VIO_ISR_QUEUE | VIO_ISR_CONFIG);
+	assert_int_equal(t_get(d, 0x060), VIO_ISR_QUEUE | VIO_ISR_CONFIG); // reading changes nothing
+	t_set(d, 0x064, VIO_ISR_QUEUE);
+	assert_int_equal(t_get(d, 0x060), VIO_ISR_CONFIG);
+	t_set(d, 0x064, ~(uint32_t)VIO_ISR_CONFIG);
+	assert_int_equal(t_get(d, 0x060), VIO_ISR_CONFIG);
+	t_set(d, 0x064, UINT32_MAX);
+	assert_int_equal(t_get(d, 0x060), 0);
+	assert_int_equal(t_irqs(d), 2);
+	// One that the driver did not want leaves no trace: a shared line must not look busy.
+	t_add(&f->drv[0], &b, 1);
+	t_kick(d, 0);
+	assert_int_equal(t_get(d, 0x060), 0);
+	assert_int_equal(t_irqs(d), 0);
+	// Not acknowledged yet: the next one is an edge of its own all the same.
+	*f->drv[0].used_event = le16_make(2);
+	for (uint16_t i = 0; i < 2; i++) {
+		t_add(&f->drv[0], &b, 1);
+		t_kick(d, 0);
+		*f->drv[0].used_event = le16_make((uint16_t)(i + 3));
+	}
+	assert_int_equal(t_irqs(d), 2);
+	t_set(d, 0x070, 0);
+	assert_int_equal(t_get(d, 0x060), 0);
 }
 
 static void test_bad_ring_address(void **state)
@@ -322,6 +407,7 @@ static void test_no_lost_notification(void **state)
 {
 	struct fixture *f = *state;
 	struct t_buf b = { t_alloc(&f->vm, 16, 1), 16, true };
+	uint64_t counted = 0, used = 0;
 	for (int event_idx = 0; event_idx < 2; event_idx++) {
 		struct t_queue *q = &f->drv[0];
 		t_queue_init(q, &f->vm, 16);
@@ -339,7 +425,7 @@ static void test_no_lost_notification(void **state)
 			uint16_t event = __atomic_load_n(&q->avail_event->raw, __ATOMIC_RELAXED);
 			if (event_idx ? (uint16_t)(q->avail_idx - event - 1) < (uint16_t)(q->avail_idx - old)
 				      : !__atomic_load_n(&q->used->flags.raw, __ATOMIC_RELAXED)) {
-				vio_again(f->d, 0);
+				t_event(f->d, 0);
 				kicks++;
 			}
 			// Ask for an interrupt at the next completion; sleep only if there is none yet.
@@ -356,6 +442,13 @@ static void test_no_lost_notification(void **state)
 		}
 		mv_loop_stop(&f->vm.loop);
 		pthread_join(thread, NULL);
+		// Every kick is counted, those that one turn of the loop took together as well.
+		while (vio_kicks_by_event(f->d, 0) < counted + kicks)
+			t_run_ms(&f->vm, 1);
+		assert_int_equal(vio_kicks_by_event(f->d, 0), counted += kicks);
+		assert_int_equal(f->d->s.queue[0].n.used, used += done + outstanding);
+		assert_int_equal(f->d->s.queue[0].n.popped, used);
+		assert_int_equal(f->d->kick[0].by_exit, 0);
 		assert_true(event_idx ? kicks < done : kicks <= done);
 	}
 }
@@ -366,6 +459,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_registers, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_negotiation, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_queues_and_interrupts, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_counters, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_isr, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bad_ring_address, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_needs_reset, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_lost_notification, set_up, tear_down),

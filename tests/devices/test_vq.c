@@ -275,6 +275,64 @@ static void test_signal(void **state)
 	assert_false(vq_should_signal(q));
 }
 
+// All of it again by the definition (section 2.7.7.2): an interrupt for a batch if and only if it
+// fills the entry used_event; whatever the indexes, also over the wrap.
+static void test_signal_by_the_book(void **state)
+{
+	struct fixture *f = *state;
+	struct vq *q = &f->q;
+	for (uint32_t start = 0xfff0; start < 0x10010; start++)
+		for (unsigned batch = 0; batch <= q->size; batch++)
+			for (int event = -20; event <= 20; event++) {
+				bool wanted = false;
+				uint16_t at = (uint16_t)(start + (unsigned)event);
+				struct vq_counts before = q->n;
+				q->next_used = q->signalled_used = (uint16_t)start;
+				*f->drv.used_event = le16_make(at);
+				for (unsigned i = 0; i < batch; i++) {
+					wanted |= q->next_used == at;
+					vq_push(q, 0, 0);
+				}
+				assert_int_equal(vq_should_signal(q), wanted);
+				assert_false(vq_should_signal(q)); // once per batch
+				assert_int_equal(q->n.interrupts - before.interrupts, wanted);
+				assert_int_equal(q->n.suppressed - before.suppressed, batch && !wanted);
+			}
+}
+
+// The other direction: a driver kicks if and only if it fills the entry avail_event (section 2.7.10).
+// Asking again after each request, over the wrap, misses none; not asking is never asked.
+static void test_notify_over_the_wrap(void **state)
+{
+	struct fixture *f = *state;
+	struct t_buf one = { t_alloc(&f->vm, 16, 1), 1, false };
+	struct vq *q = &f->q;
+	unsigned kicks = 0;
+	f->drv.avail_idx = q->next_avail = 0xffe0;
+	f->drv.avail->idx = le16_make(0xffe0);
+	for (unsigned i = 0; i < 64; i++) {
+		assert_false(vq_enable_notify(q));
+		for (unsigned k = 0; k < 2; k++) { // the second one is no news
+			uint16_t before = f->drv.avail_idx;
+			t_add(&f->drv, &one, 1);
+			uint16_t event = le16_get(*f->drv.avail_event);
+			kicks += (uint16_t)(f->drv.avail_idx - event - 1) <
+				 (uint16_t)(f->drv.avail_idx - before);
+		}
+		assert_int_equal(kicks, i + 1);
+		assert_true(vq_enable_notify(q)); // a kick may have been missed: look again
+		for (unsigned k = 0; k < 2; k++)
+			assert_int_equal(vq_pop(q, &f->c), 1);
+	}
+	assert_int_equal(q->n.popped, 128);
+	vq_unpop(q);
+	assert_int_equal(q->n.popped, 127);
+	assert_true(vq_enable_notify(q));
+	uint16_t idx = vq_notify_next(q);
+	assert_int_equal(le16_get(*f->drv.avail_event), idx);
+	assert_int_equal(idx, f->drv.avail_idx);
+}
+
 static void test_notify(void **state)
 {
 	struct fixture *f = *state;
@@ -363,7 +421,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_random, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_4_gib, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_signal, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_signal_by_the_book, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_notify, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_notify_over_the_wrap, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_marks_what_it_writes, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
