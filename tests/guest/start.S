@@ -91,7 +91,7 @@ enter:
 	 * in its place: sleeps until an interrupt was taken, then returns behind the
 	 * hlt. Any other fault is an error and ends in a triple fault. rax is lost.
 	 */
-	.globl on_protection, on_serial, on_restored, on_button, on_timer
+	.globl on_protection, on_serial, on_restored, on_button, on_timer, on_virtio
 on_protection:
 	add $8, %rsp			/* the error code */
 	mov (%rsp), %rax
@@ -116,6 +116,9 @@ on_button:
 	iretq
 on_timer:
 	movb $1, irq_timer
+	iretq
+on_virtio:
+	movb $1, irq_virtio
 	iretq
 
 	.data
@@ -158,6 +161,7 @@ idt:	.fill VECTOR_PROTECTION * 2, 8, 0
 	gate on_restored
 	gate on_button
 	gate on_timer
+	gate on_virtio
 idt_end:
 
 	.globl tss

@@ -21,6 +21,8 @@
  *          RESTORED: nobody needs to ask, so it is the first I/O of a restored guest.
  *   pin 10 the power button. The answer is BUTTON and power-off.
  *
+ *   `events` routes the pin of the rng device as well, see there.
+ *
  * `timer MS` arms the local APIC's timer, one shot; when it fires the guest says TIMER.
  *
  * Nothing here is initialised at a command but the virtio queues, at the first
@@ -41,7 +43,7 @@
 extern char image_end[];
 void guest_main(u64 info, u32 kind);
 
-volatile u8 irq_serial, irq_restored, irq_button, irq_timer; // set by start.S
+volatile u8 irq_serial, irq_restored, irq_button, irq_timer, irq_virtio; // set by start.S
 
 char cmdline[1024];
 static u64 ram_bytes, heap, heap_pages, rsdp_addr;
@@ -92,6 +94,7 @@ static u64 get64(u64 addr)
 #define LAPIC 0xfee00000ULL
 #define LAPIC_EOI 0x0b0
 #define LAPIC_SVR 0x0f0
+#define LAPIC_IRR 0x200 // eight words, 16 bytes apart
 #define LAPIC_TIMER 0x320
 #define LAPIC_LINT0 0x350
 #define LAPIC_TIMER_COUNT 0x380
@@ -633,6 +636,33 @@ static void do_timer(char *args)
 	put("OK\n");
 }
 
+static void end_interrupt(void);
+
+// events PIN each|batch N [irq]: N requests to virtio-rng, whose interrupt is at PIN. With irq it asks for
+// one at the last request and sleeps until it comes; else it asks for none, and none is to be pending.
+static void do_events(char *args)
+{
+	u64 pin, n;
+	if (!arg_number(&args, &pin) || pin > 23)
+		return error("not a pin");
+	bool each = same(word(&args), "each");
+	if (!arg_number(&args, &n) || !n || n > 30000)
+		return error("not 1 to 30000 requests");
+	bool wish = same(word(&args), "irq");
+	if (!rng_init())
+		return error("no virtio-rng device");
+	unmask_pin((u32)pin, VECTOR_VIRTIO);
+	if (!rng_events(n, each, wish))
+		return error("virtio-rng does not answer");
+	for (bool came = !wish; !came; end_interrupt()) {
+		wait_interrupt();
+		came = irq_virtio;
+	}
+	if (mmio_read(LAPIC + LAPIC_IRR + VECTOR_VIRTIO / 32 * 16) >> VECTOR_VIRTIO % 32 & 1)
+		return error("an interrupt too many");
+	ok_dec(n);
+}
+
 static void do_exit(char *args)
 {
 	(void)args;
@@ -666,6 +696,7 @@ static const struct {
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },   { "work", do_work },
+	{ "events", do_events },
 };
 
 static void run_line(char *line)
@@ -683,9 +714,9 @@ static void end_interrupt(void)
 {
 	bool restored = irq_restored, button = irq_button, timer = irq_timer;
 	// One at a time: the vectors have the same priority class.
-	if (irq_serial || restored || button || timer)
+	if (irq_serial || restored || button || timer || irq_virtio)
 		mmio_write(LAPIC + LAPIC_EOI, 0);
-	irq_serial = irq_restored = irq_button = irq_timer = 0;
+	irq_serial = irq_restored = irq_button = irq_timer = irq_virtio = 0;
 	if (restored)
 		put("RESTORED\n");
 	if (timer)

@@ -15,6 +15,7 @@
 #define VECTOR_RESTORED 0x31
 #define VECTOR_BUTTON 0x32
 #define VECTOR_TIMER 0x33
+#define VECTOR_VIRTIO 0x34
 
 #define BOOT_PVH 1
 #define BOOT_LINUX 2
@@ -59,7 +60,8 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_VSOCK 19
 #define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 12 | 1u << 13 | 1u << 14) // FLUSH, MQ, DISCARD, WRITE_ZEROES
 #define VIRTIO_NET_F_MAC (1u << 5)
-#define VIRTIO_QUEUE 4
+#define VIRTIO_RING_F_EVENT_IDX (1u << 29)
+#define VIRTIO_QUEUE 16
 struct virtio { // of a device with several queues: one for each
 	volatile struct {
 		u64 addr;
@@ -67,13 +69,14 @@ struct virtio { // of a device with several queues: one for each
 		u16 flags, next;
 	} desc[VIRTIO_QUEUE] __attribute__((aligned(16)));
 	volatile struct {
-		u16 flags, idx, ring[VIRTIO_QUEUE];
+		u16 flags, idx, ring[VIRTIO_QUEUE], used_event;
 	} avail;
 	volatile struct {
 		u16 flags, idx;
 		struct {
 			u32 id, len;
 		} ring[VIRTIO_QUEUE];
+		u16 avail_event;
 	} used __attribute__((aligned(4)));
 	u64 base; // 0: not found yet
 	u16 queue, idx;
@@ -91,6 +94,8 @@ bool virtio_request(struct virtio *d, const struct virtio_buf *bufs, u32 n, u32 
 // The same in two steps; in between the device works.
 void virtio_submit(struct virtio *d, const struct virtio_buf *bufs, u32 n);
 bool virtio_wait(struct virtio *d, u64 rounds, u32 *ret_len);
+// Tells the device of what is in the queue up to d->idx.
+void virtio_kick(struct virtio *d);
 
 // blk.c. False: no such device; an error or no answer.
 #define BLK_SECTOR 512
@@ -116,6 +121,10 @@ bool vsock_read(u32 port, char *to, u32 size, u32 *ret_len);
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);
 bool rng_fill(u8 *to, u64 n);
+// n requests of one byte (up to 30000), each with a kick of its own or one kick per full queue. By EVENT_IDX
+// an interrupt is asked for at the last one (wish), or not at all. No register is read or written but the
+// kicks.
+bool rng_events(u64 n, bool kick_each, bool wish);
 #endif
 
 #endif

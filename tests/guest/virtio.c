@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The tiny guest's virtio drivers' common part: queues of four, each with one request at a
- * time, polled, over virtio-mmio version 2. Virtio 1.2 sections 2.7 and 4.2.
+ * The tiny guest's virtio drivers' common part: small queues, polled, most with one request at
+ * a time, over virtio-mmio version 2. Virtio 1.2 sections 2.7 and 4.2.
  */
 #include "tiny.h"
 
@@ -91,7 +91,9 @@ static bool make_queue(struct virtio *d, u64 b, u16 index)
 
 bool virtio_init(struct virtio *d, u32 n, u32 id)
 {
-	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC, [VIRTIO_BLK] = VIRTIO_BLK_FEATURES };
+	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC,
+				      [VIRTIO_BLK] = VIRTIO_BLK_FEATURES,
+				      [VIRTIO_RNG] = VIRTIO_RING_F_EVENT_IDX };
 	if (d->base)
 		return true;
 	u64 b = find_device(id);
@@ -127,8 +129,15 @@ void virtio_submit(struct virtio *d, const struct virtio_buf *bufs, u32 n)
 		d->desc[i].next = (u16)(i + 1);
 	}
 	d->avail.ring[slot] = 0;
+	d->avail.used_event = (u16)(d->idx - 1); // no interrupt, with EVENT_IDX
+	d->idx++;
+	virtio_kick(d);
+}
+
+void virtio_kick(struct virtio *d)
+{
 	barrier();
-	d->avail.idx = ++d->idx;
+	d->avail.idx = d->idx;
 	barrier();
 	mmio_write(d->base + R_NOTIFY, d->queue);
 }
