@@ -3,6 +3,7 @@
 #   make                 programs            make check   all tests
 #   make demo            see it work         make bench   measure (QUICK=1: subset)
 #   make lint format     style checks        make deps    install what is missing (Debian)
+#   make docs            what is generated in docs/
 # V=1 shows commands; SAN=asan|tsan builds with sanitizers into a folder of its own.
 
 SAN ?=
@@ -38,7 +39,7 @@ objs = $(eval OBJECTS += $(patsubst %.c,$(B)/%.o,$(1)))$(patsubst %.c,$(B)/%.o,$
 include devices/module.mk snapshot/module.mk microvm/module.mk api/module.mk
 include bench/module.mk tests/module.mk
 
-.PHONY: all programs deps demo check bench format lint install clean
+.PHONY: all programs deps demo check bench format lint docs install clean
 programs: $(PROGRAMS)
 
 $(B)/%.o: %.c
@@ -53,6 +54,9 @@ lint:
 
 format:
 	$(Q)clang-format -i $$(git ls-files '*.c' '*.h')
+
+docs: $(B)/tests/devices/test_features
+	$(Q)scripts/docs.sh $<
 
 demo: | ensure-deps
 	$(Q)$(MAKE) --no-print-directory programs guest

@@ -28,8 +28,8 @@ struct feature_device {    // types of device that have names
 extern const struct feature_device feature_devices[];
 extern const unsigned n_feature_devices;
 
-#define FEATURE_NAME_LEN 24
-// The name of a bit of a device, in small letters as the API shows it ("ring_event_idx"); "bit-N" when there
+#define FEATURE_NAME_LEN 32
+// The name of a bit, in small letters as the API shows it ("ring_event_idx"); "bit-N" when there is none.
 // is none.
 void feature_name(uint32_t device_id, unsigned bit, char ret_name[FEATURE_NAME_LEN]);
 // "net", "blk", ...; "device-N" when thaw has none of this type.

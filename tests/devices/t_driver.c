@@ -11,14 +11,25 @@ void t_vm_init(struct t_vm *vm)
 	*vm = (struct t_vm){ .next_gpa = 0x1000 };
 	assert_int_equal(gmem_add(&vm->mem, 0, T_LOW_BYTES), 0);
 	assert_int_equal(gmem_add(&vm->mem, T_HIGH_GPA, T_HIGH_BYTES), 0);
-	assert_int_equal(gmem_map(&vm->mem, -1, NULL), 0);
+	for (unsigned i = 0; i < vm->mem.n_regions; i++) {
+		size_t bytes = vm->mem.region[i].size_bytes;
+		uint8_t *p = mmap(NULL, bytes + 2 * GMEM_PAGE_BYTES, PROT_NONE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		assert_true(p != MAP_FAILED);
+		vm->mem.region[i].hva = p + GMEM_PAGE_BYTES;
+		assert_int_equal(mprotect(vm->mem.region[i].hva, bytes, PROT_READ | PROT_WRITE), 0);
+	}
 	assert_int_equal(mv_loop_init(&vm->loop), 0);
 }
 
 void t_vm_fini(struct t_vm *vm)
 {
 	mv_loop_fini(&vm->loop);
-	gmem_fini(&vm->mem);
+	for (unsigned i = 0; i < vm->mem.n_regions; i++) {
+		munmap(vm->mem.region[i].hva - GMEM_PAGE_BYTES,
+		       vm->mem.region[i].size_bytes + 2 * GMEM_PAGE_BYTES);
+		vm->mem.region[i].hva = NULL;
+	}
 }
 
 uint64_t t_alloc(struct t_vm *vm, uint64_t bytes, uint64_t align)

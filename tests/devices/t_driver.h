@@ -16,7 +16,7 @@ struct t_vm {
 	struct mv_loop loop;
 	uint64_t next_gpa;
 };
-void t_vm_init(struct t_vm *vm);
+void t_vm_init(struct t_vm *vm); // a page before and behind each region that nobody may touch
 void t_vm_fini(struct t_vm *vm);
 uint64_t t_alloc(struct t_vm *vm, uint64_t bytes, uint64_t align); // zeroed guest memory
 void *t_ptr(struct t_vm *vm, uint64_t gpa, size_t len);

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/devices/t_devices.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "devices/disk.h"
+#include "microvm/base/util.h"
+
+static const uint8_t mac[6] = { 2, 0, 0, 0, 0, 1 };
+
+static void make_drive(struct t_vm *vm, struct t_dev *t, bool read_only, unsigned n_queues)
+{
+	const struct vio_blk_options o = { .serial = "serial", .n_queues = n_queues };
+	const struct disk_files files = { .base_fd = t_file(), .read_only = read_only };
+	assert_int_equal(ftruncate(files.base_fd, 1 << 20), 0);
+	assert_int_equal(mv_ring_new(&vm->loop, 64, false, &t->ring, NULL), 0);
+	assert_int_equal(vio_blk_new(&vm->mem, &vm->loop, t->ring, "disk", &o, &files, &t->d, NULL), 0);
+}
+
+static void make_blk(struct t_vm *vm, struct t_dev *t) { make_drive(vm, t, false, 1); }
+static void make_blk_ro(struct t_vm *vm, struct t_dev *t) { make_drive(vm, t, true, 1); }
+static void make_blk_mq(struct t_vm *vm, struct t_dev *t) { make_drive(vm, t, false, VMCFG_MAX_BLK_QUEUES); }
+
+// As that of a shell, which gets its tap later: what is offered is the same.
+static void make_tap(struct t_vm *vm, struct t_dev *t)
+{
+	assert_int_equal(vio_net_new(&vm->mem, &vm->loop, "net", mac, VIO_NET_TAP, -1, &t->d, NULL), 0);
+}
+
+static void make_stream(struct t_vm *vm, struct t_dev *t)
+{
+	int s[2];
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s), 0);
+	t->peer_fd = s[0];
+	assert_int_equal(vio_net_new(&vm->mem, &vm->loop, "net", mac, VIO_NET_STREAM, s[1], &t->d, NULL), 0);
+}
+
+static void make_vsock(struct t_vm *vm, struct t_dev *t)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	sa_family_t only_family = AF_UNIX; // the kernel chooses an abstract name
+	assert_int_equal(bind(fd, (struct sockaddr *)&only_family, sizeof only_family), 0);
+	assert_int_equal(listen(fd, 8), 0);
+	assert_int_equal(vio_vsock_new(&vm->mem, &vm->loop, 3, fd, "/nonexistent", &t->d, NULL), 0);
+}
+
+static void make_rng(struct t_vm *vm, struct t_dev *t)
+{
+	assert_int_equal(vio_rng_new(&vm->mem, &vm->loop, &t->d, NULL), 0);
+}
+
+const struct t_device t_devices[] = {
+	// VIRTIO_BLK_T_IN of sector 0: header; data and status
+	{ "blk", 2, make_blk, 0, 16, 512 + 1, { 0 } },
+	{ "blk, read-only", 2, make_blk_ro, 0, 16, 512 + 1, { 0 } },
+	{ "blk, as many queues as can be", 2, make_blk_mq, 0, 16, 512 + 1, { 0 } },
+	{ "net behind a tap", 1, make_tap, 0, 0, 0, { 0 } },
+	// A frame that goes nowhere: the device's header, Ethernet
+	{ "net behind a stream", 1, make_stream, 1, 12 + 60, 0, { 0 } },
+	// A malformed packet, which is dropped: a header of zeros
+	{ "vsock", 19, make_vsock, 1, 44, 0, { 0 } },
+	{ "rng", 4, make_rng, 0, 0, 16, { 0 } },
+};
+const unsigned t_n_devices = MV_ARRAY_LEN(t_devices);
+
+void t_dev_free(struct t_dev *t)
+{
+	vio_free(t->d);
+	mv_ring_free(t->ring);
+	mv_close(&t->peer_fd);
+}
