@@ -2,6 +2,8 @@
 #include "api/devices.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "api/routes.h"
@@ -106,7 +108,7 @@ static js *queue_json(const struct msg_queue *q, unsigned index)
 
 static js *device_json(const struct msg_device *d, uint32_t slot)
 {
-	char type[FEATURE_NAME_LEN];
+	char type[FEATURE_NAME_LEN], mask[24];
 	js *o = js_object(), *f = js_object(), *queues = js_list();
 	feature_device_name(d->device_id, type);
 	js_put_uint(o, "slot", slot);
@@ -116,6 +118,10 @@ static js *device_json(const struct msg_device *d, uint32_t slot)
 	js_put(o, "status", status_list(d->status));
 	js_put(f, "offered", feature_list(d->device_id, d->features_offered));
 	js_put(f, "acked", feature_list(d->device_id, d->features_acked));
+	snprintf(mask, sizeof mask, "0x%016" PRIx64, d->features_offered);
+	js_put_str(f, "offered_mask", mask);
+	snprintf(mask, sizeof mask, "0x%016" PRIx64, d->features_acked);
+	js_put_str(f, "acked_mask", mask);
 	js_put(o, "features", f);
 	js_put_uint(o, "config_interrupts", d->config_interrupts);
 	for (uint32_t i = 0; i < d->n_queues; i++)

@@ -105,6 +105,7 @@ def test_what_is_shown():
         assert blk["name"] == "drive root" and "driver_ok" in blk["status"]
         assert {"ro", "flush", "version_1"} <= set(blk["features"]["offered"])
         assert set(blk["features"]["acked"]) == {"flush", "version_1"}
+        assert int(blk["features"]["acked_mask"], 0) == 1 << 32 | 1 << 9
         assert blk["queues"][0]["used"] == 1 and blk["queues"][0]["interrupts_suppressed"] == 1
         assert not any(re.match("bit-|device-", x) for y in v["devices"]
                        for x in [y["type"], *y["features"]["offered"], *y["status"]])

@@ -166,6 +166,37 @@ ended() { # VM WORD: exited with that reason
 	t wait "$1" --state exited --timeout "$LIMIT" && has "$2" t show "$1" --json
 }
 
+# What the guest's drivers took of each device, "ID MASK", by the guest and by the daemon.
+features_in_guest() {
+	guest "$1" 'for d in /sys/bus/virtio/devices/virtio*; do echo $(cat $d/device) $(cat $d/features); done' |
+		while read -r id bits; do
+			mask=$(echo "$bits" | awk '{
+				for (i = 61; i > 0; i -= 4)
+					printf "%x", substr($0, i, 1) + 2 * substr($0, i + 1, 1) + 4 * substr($0, i + 2, 1) + 8 * substr($0, i + 3, 1)
+			}')
+			echo "$((id)) 0x$mask"
+		done
+}
+features_by_daemon() {
+	t devices "$1" --json | tr -d ' ",' | awk -F: '
+		$1 == "device_id" { id = $2 }
+		$1 == "acked_mask" { print id, $2 }'
+}
+features_agree() { # VM
+	features_in_guest "$1" >"$DIR/features.guest"
+	features_by_daemon "$1" >"$DIR/features.daemon"
+	cat "$DIR/features.guest"
+	echo daemon:
+	cat "$DIR/features.daemon"
+	[ "$(wc -l <"$DIR/features.guest")" = 5 ] && cmp "$DIR/features.guest" "$DIR/features.daemon"
+}
+kicks_take_no_exit() { # VM: kicks there were, none by an exit
+	t devices "$1" --json | tr -d ' ",' | awk -F: '
+		$1 == "kicks_by_event" { event += $2 }
+		$1 == "kicks_by_exit" { exit_ += $2 }
+		END { print event " kicks by ioeventfd, " exit_ " by an exit"; exit !(event > 0 && exit_ == 0) }'
+}
+
 # boot: from nothing to user space, all devices seen.
 boot() {
 	tap 1
@@ -194,6 +225,9 @@ boot() {
 	check "blk: disk of 16 MiB" guest src 'test $(cat /sys/block/vda/size) = 32768'
 	same "net: its MAC" 02:00:00:00:00:01 guest src cat /sys/class/net/eth0/address
 	same "rng: 16 bytes" 16 guest src "head -c 16 /dev/hwrng | wc -c"
+	check "features: in the guest as the daemon says" features_agree src
+	t devices src | grep -E '^[^ ]|not taken' | sed "s/^/# $round: /"
+	check "kicks take no exit" kicks_take_no_exit src
 	check "counter counts" counts src
 	check "address set" set_address src 1
 	check "ping both ways" ping_guest 1 src
