@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One loop serves all devices of a VM: a driver that floods one of them, by a queue that is always full and
-// kicks without pause, must leave the others their turns. The flood is a thread, as another vCPU would
-// be; the other device is a virtio-rng whose driver waits for each answer.
+// How notifications and interrupts travel, for every device. A driver that floods one of them, by a queue
+// that is always full and kicks without pause, must leave the others on the loop their turns: the flood is a
+// thread, as another vCPU would be; the other device is a virtio-rng whose driver waits for each answer.
+// And no device interrupts its driver more often than it asked for.
 #include "tests/devices/t_devices.h"
 
 #include <sys/eventfd.h>
@@ -121,9 +122,71 @@ static void test_a_flood_leaves_turns_to_others(void **state)
 			run(&f, &t_devices[i]);
 }
 
+static bool all_used(void *arg)
+{
+	const struct t_queue *q = arg;
+	return le16_get((le16_t){ __atomic_load_n(&q->used->idx.raw, __ATOMIC_ACQUIRE) }) == q->avail_idx;
+}
+
+// Sixteen requests by one kick, whatever order and number of turns they come back in: by EVENT_IDX one
+// interrupt, for the last one; none when none is wanted, in both ways of saying so.
+static void one_interrupt(struct t_vm *vm, const struct t_device *kind)
+{
+	enum { BATCH = 16 };
+	const struct {
+		uint64_t features;
+		uint16_t event, flags, interrupts;
+	} cases[] = { { VIO_FEATURES, BATCH - 1, 0, 1 },
+		      { VIO_FEATURES, BATCH - 1, VQ_AVAIL_NO_INTERRUPT, 1 }, // the flag does not count there
+		      { VIO_FEATURES, UINT16_MAX, 0, 0 },
+		      { VIO_FEATURES, BATCH, 0, 0 },
+		      { VIRTIO_F_VERSION_1, 0, VQ_AVAIL_NO_INTERRUPT, 0 } };
+	for (unsigned i = 0; i < MV_ARRAY_LEN(cases); i++) {
+		struct t_queue drv[VIO_MAX_QUEUES];
+		struct t_dev t = { .peer_fd = -1 };
+		uint64_t data = t_alloc(vm, 8192, 16);
+		struct t_buf bufs[2];
+		unsigned n = 0;
+		kind->make(vm, &t);
+		for (unsigned q = 0; q < t.d->s.n_queue; q++)
+			t_queue_init(&drv[q], vm, 64);
+		struct t_queue *q = &drv[kind->queue];
+		const struct vq_counts *c = &t.d->s.queue[kind->queue].n;
+		memcpy(t_ptr(vm, data, sizeof kind->head), kind->head, sizeof kind->head);
+		if (kind->n_readable)
+			bufs[n++] = (struct t_buf){ data, kind->n_readable, false };
+		if (kind->n_writable)
+			bufs[n++] = (struct t_buf){ data + 4096, kind->n_writable, true };
+		*q->used_event = le16_make(cases[i].event);
+		q->avail->flags = le16_make(cases[i].flags);
+		t_start(t.d, cases[i].features, drv, t.d->s.n_queue);
+		for (unsigned k = 0; k < BATCH; k++)
+			t_add(q, bufs, n);
+		t_event(t.d, kind->queue);
+		t_run_until(vm, all_used, q);
+		assert_int_equal(c->used, BATCH);
+		assert_int_equal(c->interrupts, cases[i].interrupts);
+		assert_int_equal(t_irqs(t.d), cases[i].interrupts);
+		assert_int_equal(t_get(t.d, 0x60), cases[i].interrupts ? VIO_ISR_QUEUE : 0);
+		t_dev_free(&t);
+	}
+}
+
+static void test_interrupts_as_the_driver_asked(void **state)
+{
+	struct t_vm vm;
+	(void)state;
+	t_vm_init(&vm);
+	for (unsigned i = 0; i < t_n_devices; i++)
+		if (t_devices[i].n_readable || t_devices[i].n_writable)
+			one_interrupt(&vm, &t_devices[i]);
+	t_vm_fini(&vm);
+}
+
 int main(void)
 {
 	mv_log_init("test", MV_ERROR); // what a flood of bad packets says
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_a_flood_leaves_turns_to_others) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_a_flood_leaves_turns_to_others),
+					    cmocka_unit_test(test_interrupts_as_the_driver_asked) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
