@@ -14,6 +14,8 @@ struct toy {
 	} saved;
 	unsigned kicks[2], activations, resets, restores;
 	struct vq_chain c;
+	void (*meanwhile)(void *arg); // between the last look at a queue and asking for notifications
+	void *meanwhile_arg;
 };
 
 static void toy_kick(struct vio_dev *d, unsigned q)
@@ -23,6 +25,8 @@ static void toy_kick(struct vio_dev *d, unsigned q)
 	do {
 		while (vio_pop(d, q, &t->c))
 			vq_push(&d->s.queue[q], t->c.head, 7);
+		if (t->meanwhile)
+			t->meanwhile(t->meanwhile_arg);
 	} while (vio_rearm(d, q));
 	vio_signal_queue(d, q);
 }
@@ -401,6 +405,50 @@ static void *run_loop(void *loop)
 	return NULL;
 }
 
+// The driver adds a buffer where it can be missed, and kicks only when asked to: the device has found
+// the queue empty, but has not yet asked for notifications again.
+struct race {
+	struct t_queue *q;
+	struct vio_dev *d;
+	struct t_buf b;
+	unsigned left, kicks;
+};
+
+static void add_in_the_gap(void *arg)
+{
+	struct race *r = arg;
+	if (!r->left)
+		return;
+	r->left--;
+	uint16_t old = r->q->avail_idx;
+	t_add(r->q, &r->b, 1);
+	bool wanted = r->d->s.queue[0].event_idx ? (uint16_t)(r->q->avail_idx - le16_get(*r->q->avail_event) -
+							      1) < (uint16_t)(r->q->avail_idx - old)
+						 : !le16_get(r->q->used->flags);
+	if (wanted)
+		r->kicks++;
+}
+
+static void test_no_lost_notification_in_the_gap(void **state)
+{
+	struct fixture *f = *state;
+	for (int event_idx = 0; event_idx < 2; event_idx++) {
+		t_queue_init(&f->drv[0], &f->vm, 16);
+		t_start(f->d, event_idx ? VIO_FEATURES : VIRTIO_F_VERSION_1, f->drv, 1);
+		struct race r = { &f->drv[0], f->d, { t_alloc(&f->vm, 16, 1), 16, true }, 70000, 0 };
+		f->t->meanwhile = add_in_the_gap;
+		f->t->meanwhile_arg = &r;
+		uint16_t first = f->d->s.queue[0].next_used;
+		t_add(&f->drv[0], &r.b, 1);
+		t_kick(f->d, 0);
+		assert_int_equal(r.left, 0);
+		assert_int_equal((uint16_t)(f->d->s.queue[0].next_used - first), (uint16_t)70001);
+		if (event_idx)
+			assert_int_equal(r.kicks, 0); // so nothing but the second look can have found them
+		f->t->meanwhile = NULL;
+	}
+}
+
 // Driver and device on two threads: the driver kicks only when asked to, and waits for
 // nothing but the interrupt. A notification lost on either side stops it.
 static void test_no_lost_notification(void **state)
@@ -463,6 +511,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_isr, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bad_ring_address, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_needs_reset, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_no_lost_notification_in_the_gap, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_no_lost_notification, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_save_load, set_up, tear_down),
 	};
