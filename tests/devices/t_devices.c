@@ -51,17 +51,33 @@ static void make_rng(struct t_vm *vm, struct t_dev *t)
 	assert_int_equal(vio_rng_new(&vm->mem, &vm->loop, &t->d, NULL), 0);
 }
 
+// A frame for the guest, its length in front.
+static void send_frame(struct t_dev *t)
+{
+	static const uint8_t frame[4 + 60] = { 0, 0, 0, 60 };
+	ssize_t n = send(t->peer_fd, frame, sizeof frame, MSG_NOSIGNAL | MSG_DONTWAIT);
+	assert_true(n == sizeof frame || (n < 0 && errno == EAGAIN)); // full of those before
+}
+
 const struct t_device t_devices[] = {
 	// VIRTIO_BLK_T_IN of sector 0: header; data and status
-	{ "blk", 2, make_blk, 0, 16, 512 + 1, { 0 } },
-	{ "blk, read-only", 2, make_blk_ro, 0, 16, 512 + 1, { 0 } },
-	{ "blk, as many queues as can be", 2, make_blk_mq, 0, 16, 512 + 1, { 0 } },
-	{ "net behind a tap", 1, make_tap, 0, 0, 0, { 0 } },
+	{ "blk", 2, make_blk, 0, 16, 512 + 1, { 0 }, -1, NULL },
+	{ "blk, read-only", 2, make_blk_ro, 0, 16, 512 + 1, { 0 }, -1, NULL },
+	{ "blk, as many queues as can be", 2, make_blk_mq, 0, 16, 512 + 1, { 0 }, -1, NULL },
+	{ "net behind a tap", 1, make_tap, 0, 0, 0, { 0 }, -1, NULL },
 	// A frame that goes nowhere: the device's header, Ethernet
-	{ "net behind a stream", 1, make_stream, 1, 12 + 60, 0, { 0 } },
-	// A malformed packet, which is dropped: a header of zeros
-	{ "vsock", 19, make_vsock, 1, 44, 0, { 0 } },
-	{ "rng", 4, make_rng, 0, 0, 16, { 0 } },
+	{ "net behind a stream", 1, make_stream, 1, 12 + 60, 0, { 0 }, 0, send_frame },
+	// A request for a stream to a port where nobody listens: answered by a reset
+	{ "vsock",
+	  19,
+	  make_vsock,
+	  1,
+	  44,
+	  0,
+	  { [0] = 3, [8] = 2, [17] = 4, [20] = 1, [28] = 1, [30] = 1 },
+	  0,
+	  NULL },
+	{ "rng", 4, make_rng, 0, 0, 16, { 0 }, -1, NULL },
 };
 const unsigned t_n_devices = MV_ARRAY_LEN(t_devices);
 

@@ -19,7 +19,11 @@ struct t_device {
 	// driven here.
 	unsigned queue;
 	uint32_t n_readable, n_writable;
-	uint8_t head[4];
+	uint8_t head[44];
+	// What makes the device fill a buffer of queue `in`, besides that request; NULL: nothing, or that
+	// does it.
+	int in; // -1: none
+	void (*stir)(struct t_dev *t);
 };
 extern const struct t_device t_devices[];
 extern const unsigned t_n_devices;

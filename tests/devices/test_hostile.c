@@ -215,10 +215,15 @@ static void attack(struct fixture *f, unsigned q, const struct attack *a)
 	}
 	t_publish(drv, a->head);
 	drv->avail->idx = le16_make((uint16_t)(drv->avail_idx + a->more));
+	if (f->kind->stir)
+		f->kind->stir(&f->t);
 	t_kick(f->d, q);
 	turn(f);
-	// Other queues' buffers are looked at when there is something to put into them.
-	if (q == f->kind->queue && !a->lives && !stopped(f))
+	if (q != f->kind->queue) { // buffers of the other queues are taken when there is something to put in
+		add_good(f);
+		t_kick(f->d, f->kind->queue);
+	}
+	if ((q == f->kind->queue || (int)q == f->kind->in) && !a->lives && !stopped(f))
 		fail_msg("%s: %s: it goes on", f->kind->name, a->what);
 	if (stopped(f)) {
 		struct vq before = f->d->s.queue[q];
@@ -510,7 +515,11 @@ static void random_step(struct fixture *f, uint64_t *seed)
 	case 10: t_kick(f->d, (uint32_t)(drv - f->drv)); break;
 	case 11:
 	case 12: t_event(f->d, (unsigned)(drv - f->drv)); break;
-	case 13: turn(f); break;
+	case 13:
+		if (f->kind->stir && r & 0x10000)
+			f->kind->stir(&f->t);
+		turn(f);
+		break;
 	case 14:
 		if ((r >> 16) % 8 == 0 || stopped(f))
 			start(f);
