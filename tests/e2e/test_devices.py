@@ -88,6 +88,32 @@ def test_in_clones_and_after_a_pause():
             assert g["kicks_by_event"] == 200 and g["interrupts"] == 1 and g["mmio"] == 0, (name, g)
 
 
+def test_a_queue_with_a_thread_of_its_own():
+    need_kvm()
+    with Daemon() as d:
+        disk = os.path.join(d.folder, "disk")
+        with open(disk, "wb") as f:
+            f.truncate(1 << 20)
+        d.create("vm", drives=[{"id": "root", "path": disk, "queues": 2}], vcpus=2)
+        d.expect("vm", "READY")
+        d.say("vm", "blk r 0")
+        assert d.say("vm", "blk q 1").startswith("OK"), "the second queue"
+        before = devices(d)
+        for _ in range(50):
+            d.say("vm", "blk r 0")
+        after = devices(d)
+        q = [after["devices"][0]["queues"][i] for i in (0, 1)]
+        assert q[0] == before["devices"][0]["queues"][0], q
+        assert q[1]["used"] == q[1]["popped"] == q[1]["kicks_by_event"] == 50 == q[1]["interrupts_suppressed"], q
+        assert q[1]["kicks_by_exit"] == q[1]["continued"] == 0 == q[1]["interrupts"], q
+        for _ in range(50):  # asking while that thread works
+            d.put("/v1/vms/vm/console", "blk r 0\n" * 5)
+            used = devices(d)["devices"][0]["queues"][1]["used"]
+            assert used >= q[1]["used"], used
+            q[1]["used"] = used
+        assert d.state("vm") == "running"
+
+
 def test_what_is_shown():
     need_kvm()
     with Daemon() as d:
