@@ -145,14 +145,21 @@ void vq_unpop(struct vq *q)
 	q->n.popped--;
 }
 
+void vq_push_all(struct vq *q, const struct vq_used_elem *elem, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		struct vq_used_elem *e = &q->used->ring[slot(q, q->next_used++)];
+		*e = elem[i];
+		gmem_wrote(q->mem, e, sizeof *e);
+	}
+	q->n.used += n;
+	store16(q, &q->used->idx, q->next_used, __ATOMIC_RELEASE); // after the entries and the data
+}
+
 void vq_push(struct vq *q, uint16_t head, uint32_t written)
 {
-	struct vq_used_elem *e = &q->used->ring[slot(q, q->next_used)];
-	*e = (struct vq_used_elem){ .id = le32_make(head), .len = le32_make(written) };
-	gmem_wrote(q->mem, e, sizeof *e);
-	q->next_used++;
-	q->n.used++;
-	store16(q, &q->used->idx, q->next_used, __ATOMIC_RELEASE); // after the entry and the data
+	const struct vq_used_elem e = { .id = le32_make(head), .len = le32_make(written) };
+	vq_push_all(q, &e, 1);
 }
 
 // Is the driver to hear of the entries from old to new?

@@ -105,6 +105,8 @@ void vq_unpop(struct vq *q);
 
 // Returns a request to the driver. written: bytes from the start of its writable part.
 void vq_push(struct vq *q, uint16_t head, uint32_t written);
+// Several at once: the driver sees all of them or none.
+void vq_push_all(struct vq *q, const struct vq_used_elem *e, unsigned n);
 
 // After pushes: does the driver want an interrupt for them? (section 2.7.7)
 bool vq_should_signal(struct vq *q);

@@ -396,6 +396,20 @@ static void test_save_load(void **state)
 	assert_true(good > 100);
 	vio_free(&t2->dev);
 	vio_free(&t3->dev);
+	// A state of a version with fewer queues, and of one with more.
+	MV_BUF older = { 0 }, newer = { 0 };
+	f->t->saved.value = 77;
+	d->s.n_queue = 1;
+	vio_save(d, &older);
+	d->s.n_queue = 3;
+	vio_save(d, &newer);
+	d->s.n_queue = 2;
+	struct toy *t4 = toy_new(&f->vm, VIO_FEATURES);
+	assert_int_equal(vio_load(&t4->dev, newer.p, newer.len, NULL), -EINVAL);
+	assert_int_equal(vio_load(&t4->dev, older.p, older.len, NULL), 0);
+	assert_true(t4->dev.s.queue[0].ready && !t4->dev.s.queue[1].ready);
+	assert_int_equal(t4->dev.s.n_queue, 2);
+	vio_free(&t4->dev);
 	vio_unquiesce(d);
 }
 

@@ -81,6 +81,26 @@ static void test_wrap_around(void **state)
 	}
 }
 
+// All at once, around the ring's end.
+static void test_push_all(void **state)
+{
+	struct fixture *f = *state;
+	struct vq_used_elem e[5];
+	uint16_t head;
+	uint32_t len;
+	for (uint32_t i = 0; i < 20; i++) {
+		for (uint32_t k = 0; k < 5; k++)
+			e[k] = (struct vq_used_elem){ le32_make(i + k), le32_make(i * k) };
+		vq_push_all(&f->q, e, i % 6);
+		assert_int_equal(f->q.next_used, f->drv.seen + i % 6);
+		for (uint32_t k = 0; k < i % 6; k++) {
+			assert_true(t_used(&f->drv, &head, &len));
+			assert_true(head == i + k && len == i * k);
+		}
+		assert_false(t_has_used(&f->drv));
+	}
+}
+
 static void test_chain_and_spans(void **state)
 {
 	struct fixture *f = *state;
@@ -415,6 +435,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_map, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_wrap_around, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_push_all, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_chain_and_spans, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_indirect, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_malformed, set_up, tear_down),
