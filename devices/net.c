@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// virtio-net (virtio 1.2 section 5.1): two queues, a MAC address and the link's status. Where
-// frames come from and go to is the backend's business (net.h), as are the offloads
-// that the guest is offered.
+// virtio-net (virtio 1.2 section 5.1): a MAC address, the link's status, and pairs of queues
+// (net_pair.c). Where frames come from and go to is the backends' business (net.h), as are the
+// offloads that the guest is offered.
 //
-// Receiving goes on while there are frames (`readable`) and buffers; whichever runs out first
-// brings us back by its event or its notification. Sending likewise (`writable`). When
-// the other side is gone the guest sees its link go down (section 5.1.4.2), what it sends is
+// When the other side is gone the guest sees its link go down (section 5.1.4.2), what it sends is
 // dropped, and the VM goes on.
 #include <errno.h>
 #include <inttypes.h>
@@ -16,19 +14,7 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { RX, TX, N_QUEUES };
-enum { QUEUE_SIZE = 256, FRAMES_PER_KICK = 128, STATUS_LINK_UP = 1 };
-
-struct net_config { // section 5.1.4
-	uint8_t mac[NET_MAC_BYTES];
-	le16_t status;
-};
-_Static_assert(sizeof(struct net_config) == 8, "section 5.1.4");
-
-struct net_state {
-	bool link_down;                    // as the guest was told
-	uint8_t source_mac[NET_MAC_BYTES]; // of the last frame that a stream took; zero: none yet
-};
+enum { QUEUES_OF_PAIR = 2, STATUS_LINK_UP = 1 };
 
 static const struct mv_field state_fields[] = {
 	{ .name = "link_down",
@@ -47,16 +33,6 @@ static const struct mv_field state_fields[] = {
 };
 static MV_DEFINE_TABLE(state_table, struct net_state, state_fields);
 
-struct vio_net {
-	struct vio_dev dev;
-	struct net_config config;
-	struct net_state state;
-	struct net_backend *b;
-	bool readable, writable, down;
-	struct net_counts counts;
-	struct vq_chain chain;
-};
-
 // Tells the guest what it does not know yet; not while it stands still.
 static void update_link(struct vio_net *n)
 {
@@ -71,133 +47,93 @@ static void update_link(struct vio_net *n)
 		vio_signal_config(d);
 }
 
-static void receive(struct vio_net *n)
-{
-	struct vio_dev *d = &n->dev;
-	struct vq_chain *c = &n->chain;
-	unsigned left = FRAMES_PER_KICK;
-
-	while (n->readable && left) {
-		if (!vio_pop(d, RX, c)) {
-			if (!vio_rearm(d, RX))
-				break;
-			continue;
-		}
-		vq_disable_notify(&d->s.queue[RX]);
-		if (c->writable.bytes < NET_HEADER_BYTES + NET_ETH_BYTES) {
-			vio_needs_reset(d, "a receive buffer too small for any frame");
-			break;
-		}
-		ssize_t got = n->b->ops->receive(n->b, &c->writable);
-		if (got < 0) {
-			n->readable = got != -EAGAIN;
-			n->counts.dropped += got == -EMSGSIZE;
-			left -= got == -EMSGSIZE;
-			vq_unpop(&d->s.queue[RX]);
-			continue;
-		}
-		vq_push(&d->s.queue[RX], c->head, (uint32_t)got);
-		n->counts.received++;
-		left--;
-	}
-	if (!left)
-		vio_again(d, RX);
-	vio_signal_queue(d, RX);
-}
-
-// One frame; false: it has to wait.
-static bool transmit_one(struct vio_net *n, struct vq_span *frame)
-{
-	int r = -EINVAL;
-	if (frame->bytes >= NET_HEADER_BYTES + NET_ETH_BYTES)
-		r = n->b->ops->send(n->b, frame, n->state.source_mac);
-	n->counts.sent += r == 0;
-	n->counts.dropped += r && r != -EAGAIN;
-	return r != -EAGAIN;
-}
-
-static void transmit(struct vio_net *n)
-{
-	struct vio_dev *d = &n->dev;
-	struct vq_chain *c = &n->chain;
-	unsigned left = FRAMES_PER_KICK;
-	do {
-		if (vio_live(d, TX))
-			vq_disable_notify(&d->s.queue[TX]);
-		for (; left && n->writable && vio_pop(d, TX, c); left--) {
-			n->writable = transmit_one(n, &c->readable);
-			if (n->writable)
-				vq_push(&d->s.queue[TX], c->head, 0);
-			else
-				vq_unpop(&d->s.queue[TX]);
-		}
-	} while (left && n->writable && vio_rearm(d, TX));
-	if (!left)
-		vio_again(d, TX);
-	vio_signal_queue(d, TX);
-}
-
 static void on_readable(void *arg)
 {
-	struct vio_net *n = arg;
-	n->readable = true;
-	if (vio_live(&n->dev, RX))
-		receive(n);
+	struct net_pair *p = arg;
+	p->readable = true;
+	if (vio_live(&p->n->dev, p->rx))
+		net_pair_receive(p);
 }
 
 static void on_writable(void *arg)
 {
-	struct vio_net *n = arg;
-	n->writable = true;
-	if (vio_live(&n->dev, TX))
-		transmit(n);
+	struct net_pair *p = arg;
+	p->writable = true;
+	if (vio_live(&p->n->dev, p->tx))
+		net_pair_transmit(p);
 }
 
 static void on_down(void *arg, const char *why)
 {
-	struct vio_net *n = arg;
-	const struct net_counts *c = &n->counts;
+	struct net_pair *p = arg;
+	const struct net_counts *c = &p->counts;
 	mv_log(MV_WARN,
 	       "%s: link down: %s (frames: %" PRIu64 " sent, %" PRIu64 " received, %" PRIu64 " dropped)",
-	       n->dev.name, why, c->sent, c->received, c->dropped);
-	n->down = true;
-	update_link(n);
-	if (!n->writable) // what waited is dropped, but not from within a send()
-		vio_again(&n->dev, TX);
-	n->writable = true;
+	       p->n->dev.name, why, c->sent, c->received, c->dropped);
+	p->n->down = true;
+	update_link(p->n);
+	if (!p->writable) // what waited is dropped, but not from within a send()
+		vio_again(&p->n->dev, p->tx);
+	p->writable = true;
 }
 
 static void net_kick(struct vio_dev *d, unsigned q)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	struct net_pair *p = &n->pair[q / QUEUES_OF_PAIR];
 	update_link(n);
-	if (q == RX)
-		receive(n);
+	if (q == p->rx)
+		net_pair_receive(p);
 	else
-		transmit(n);
+		net_pair_transmit(p);
 }
 
 static void net_activate(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	if (n->b->ops->activate(n->b, d->s.features_acked))
-		vio_needs_reset(d, "the tap refuses checksum offload");
+	for (unsigned i = 0; i < n->n_pairs; i++) {
+		struct net_backend *b = n->pair[i].b;
+		if (b->ops->offload && b->ops->offload(b, d->s.features_acked & NET_GUEST_OFFLOADS))
+			vio_needs_reset(d, "the tap refuses these offloads");
+	}
+}
+
+static void net_reset(struct vio_dev *d)
+{
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	for (unsigned i = 0; i < n->n_pairs; i++)
+		net_pair_forget(&n->pair[i]);
+}
+
+static void net_quiesce(struct vio_dev *d)
+{
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	for (unsigned i = 0; i < n->n_pairs; i++)
+		net_pair_put_back(&n->pair[i]);
 }
 
 static void net_restored(struct vio_dev *d)
 {
 	static const uint8_t never[NET_MAC_BYTES];
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	struct net_backend *b = n->pair[0].b;
 	update_link(n);
-	if (n->b->ops->announce && memcmp(n->state.source_mac, never, NET_MAC_BYTES))
-		n->b->ops->announce(n->b, n->state.source_mac);
+	if (b->ops->announce && memcmp(n->state.source_mac, never, NET_MAC_BYTES))
+		b->ops->announce(b, n->state.source_mac);
+}
+
+static void free_pairs(struct vio_net *n)
+{
+	for (unsigned i = 0; n->pair && i < n->n_pairs; i++)
+		if (n->pair[i].b)
+			n->pair[i].b->ops->free(n->pair[i].b);
+	free(MV_TAKE(n->pair));
 }
 
 static void net_free(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	if (n->b)
-		n->b->ops->free(n->b);
+	free_pairs(n);
 	vio_dev_fini(d);
 	free(n);
 }
@@ -205,41 +141,54 @@ static void net_free(struct vio_dev *d)
 static const struct vio_ops net_ops = {
 	.device_id = 1,
 	.config_bytes = sizeof(struct net_config),
-	.n_queues = N_QUEUES,
-	.queue_size_max = QUEUE_SIZE,
+	.n_queues = QUEUES_OF_PAIR,
+	.queue_size_max = NET_QUEUE_SIZE,
 	.state = &state_table,
 	.state_offset = offsetof(struct vio_net, state),
 	.activate = net_activate,
+	.reset = net_reset,
+	.quiesce = net_quiesce,
 	.kick = net_kick,
 	.restored = net_restored,
 	.free = net_free,
 };
+
+static int new_pair(struct vio_net *n, struct mv_loop *loop, const char *label, unsigned i,
+		    enum vio_net_backend kind, int fd, struct mv_err *err)
+{
+	struct net_pair *p = &n->pair[i];
+	const struct net_events events = { on_readable, on_writable, on_down, p };
+	p->n = n;
+	p->rx = i * QUEUES_OF_PAIR;
+	p->tx = p->rx + 1;
+	p->writable = true;
+	return (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(loop, label, fd, &events, &p->b, err);
+}
 
 int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
 		enum vio_net_backend kind, int backend_fd, struct vio_dev **ret_dev, struct mv_err *err)
 {
 	MV_FD fd = backend_fd;
 	MV_FREE struct vio_net *n = calloc(1, sizeof *n);
-	if (!n)
+	if (!n || !(n->pair = calloc(1, sizeof *n->pair)))
 		return mv_fail(err, ENOMEM, "out of memory");
+	n->n_pairs = 1;
 	char label[VIO_NAME_BYTES];
 	snprintf(label, sizeof label, "network %s", name);
-	const struct net_events events = { on_readable, on_writable, on_down, n };
-	int r = (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(loop, label, MV_TAKE_FD(fd), &events,
-								     &n->b, err);
-	if (r)
-		return r;
-	r = vio_dev_init(&n->dev, &net_ops, label, mem, loop,
-			 VIO_FEATURES | NET_F_MAC | NET_F_STATUS | n->b->ops->features, err);
+	int r = new_pair(n, loop, label, 0, kind, MV_TAKE_FD(fd), err);
+	if (!r)
+		r = vio_dev_init(&n->dev, &net_ops, label, mem, loop,
+				 VIO_FEATURES | NET_F_MAC | NET_F_STATUS | NET_F_MRG_RXBUF |
+					 n->pair[0].b->features,
+				 err);
 	if (r) {
-		n->b->ops->free(n->b);
+		free_pairs(n);
 		return r;
 	}
 	memcpy(n->config.mac, mac, NET_MAC_BYTES);
 	n->config.status = le16_make(STATUS_LINK_UP);
-	n->writable = true;
 	n->dev.config = &n->config;
-	n->dev.features_hint = n->b->ops->features_hint;
+	n->dev.features_hint = n->pair[0].b->ops->features_hint;
 	*ret_dev = &MV_TAKE(n)->dev;
 	return 0;
 }
@@ -247,11 +196,15 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 int vio_net_claim(struct vio_dev *d, const uint8_t mac[NET_MAC_BYTES], int backend_fd, struct mv_err *err)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	struct net_backend *b = n->pair[0].b;
 	MV_FD fd = backend_fd;
 	memcpy(n->config.mac, mac, NET_MAC_BYTES);
 	if (fd < 0)
 		return 0;
-	if (!n->b->ops->attach)
+	if (!b->ops->attach)
 		return mv_fail(err, EINVAL, "%s: it has its backend already", n->dev.name);
-	return n->b->ops->attach(n->b, n->dev.name, MV_TAKE_FD(fd), err);
+	int r = b->ops->attach(b, n->dev.name, MV_TAKE_FD(fd), err);
+	if (!r && (d->s.features_acked & (NET_GUEST_OFFLOADS | NET_HOST_OFFLOADS) & ~b->features))
+		r = mv_fail(err, EINVAL, "%s: the guest uses offloads that this tap does not have", d->name);
+	return r;
 }

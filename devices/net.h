@@ -1,17 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
-// Private to virtio-net: the device (net.c) and what frames go to, its backend: a tap
-// (net_tap.c) or a stream socket (net_stream.c). Loop lock held for everything.
+// Private to virtio-net: the device (net.c), the data queues of a pair (net_pair.c), the control
+// queue (net_ctrl.c), and what frames go to, a pair's backend: a tap (net_tap.c) or a stream socket
+// (net_stream.c). Loop lock held for everything.
 #pragma once
 #include "devices/devices.h"
 
-enum { NET_HEADER_BYTES = 12, NET_NUM_BUFFERS_AT = 10, NET_ETH_BYTES = 14, NET_MAC_BYTES = 6 };
+enum {
+	NET_HEADER_BYTES = 12, // virtio 1.2 section 5.1.6
+	NET_NUM_BUFFERS_AT = 10,
+	NET_ETH_BYTES = 14,
+	NET_MAC_BYTES = 6,
+	NET_FRAME_MAX = 65536 + NET_ETH_BYTES + 4, // the largest IP packet, Ethernet header, VLAN tag
+	NET_QUEUE_SIZE = 256,
+};
 
 #define NET_F_CSUM (1ULL << 0) // virtio 1.2 section 5.1.3
 #define NET_F_GUEST_CSUM (1ULL << 1)
 #define NET_F_MAC (1ULL << 5)
+#define NET_F_GUEST_TSO4 (1ULL << 7)
+#define NET_F_GUEST_TSO6 (1ULL << 8)
+#define NET_F_GUEST_ECN (1ULL << 9)
 #define NET_F_HOST_TSO4 (1ULL << 11)
 #define NET_F_HOST_TSO6 (1ULL << 12)
+#define NET_F_HOST_ECN (1ULL << 13)
+#define NET_F_MRG_RXBUF (1ULL << 15)
 #define NET_F_STATUS (1ULL << 16)
+#define NET_F_GUEST_USO4 (1ULL << 54)
+#define NET_F_GUEST_USO6 (1ULL << 55)
+#define NET_F_HOST_USO (1ULL << 56)
+
+// What the host may leave for the guest to do with a frame.
+#define NET_GUEST_SEGMENTS                                                                                   \
+	(NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN | NET_F_GUEST_USO4 | NET_F_GUEST_USO6)
+#define NET_GUEST_OFFLOADS (NET_F_GUEST_CSUM | NET_GUEST_SEGMENTS)
+#define NET_HOST_OFFLOADS (NET_F_CSUM | NET_F_HOST_TSO4 | NET_F_HOST_TSO6 | NET_F_HOST_ECN | NET_F_HOST_USO)
 
 struct net_counts {
 	uint64_t sent, received; // frames
@@ -20,7 +42,7 @@ struct net_counts {
 
 struct net_backend;
 
-// What a backend tells its device, from the loop.
+// What a backend tells its pair, from the loop.
 struct net_events {
 	void (*readable)(void *arg);              // receive() may find a frame
 	void (*writable)(void *arg);              // send() may work again
@@ -29,15 +51,15 @@ struct net_events {
 };
 
 struct net_backend_ops {
-	uint64_t features;         // that it can fulfil
 	const char *features_hint; // ends the sentence "the guest uses features ... not available here"
-	// One frame and its header into `to`: their bytes; -EAGAIN: none (`readable` follows);
-	// -EMSGSIZE: one that does not fit was dropped; -EINTR: try again.
-	ssize_t (*receive)(struct net_backend *b, struct vq_span *to);
-	// A header and a frame of at least NET_ETH_BYTES. 0: taken; -EAGAIN: not now (`writable`
+	// One frame and its header: their bytes; -EAGAIN: none (`readable` follows); -EINTR: try again.
+	// `to` has room for NET_HEADER_BYTES + NET_FRAME_MAX. num_buffers is the caller's to fill in.
+	ssize_t (*receive)(struct net_backend *b, const struct iovec *to, unsigned n);
+	// A header and a frame of NET_ETH_BYTES to NET_FRAME_MAX. 0: taken; -EAGAIN: not now (`writable`
 	// follows); another error: dropped. src_mac: the frame's sender, untouched when dropped.
 	int (*send)(struct net_backend *b, struct vq_span *frame, uint8_t src_mac[NET_MAC_BYTES]);
-	int (*activate)(struct net_backend *b, uint64_t features); // the driver is ready
+	// Optional: received frames may have these of NET_GUEST_OFFLOADS, from now on.
+	int (*offload)(struct net_backend *b, uint64_t guest_offloads);
 	// A backend made without a descriptor gets one (taken, also on failure). NULL: can't.
 	int (*attach)(struct net_backend *b, const char *name, int fd, struct mv_err *err);
 	// Optional: a restored guest, last seen with this MAC, goes on behind a new connection.
@@ -48,6 +70,7 @@ struct net_backend_ops {
 struct net_backend { // the first member of a backend's own struct
 	const struct net_backend_ops *ops;
 	struct net_events events;
+	uint64_t features; // that it can fulfil; without a descriptor: that it may be able to
 };
 
 // Both take fd, also on failure; name is for messages. A tap may come later (fd < 0):
@@ -56,3 +79,58 @@ int net_tap_new(struct mv_loop *loop, const char *name, int fd, const struct net
 		struct net_backend **ret_b, struct mv_err *err);
 int net_stream_new(struct mv_loop *loop, const char *name, int fd, const struct net_events *events,
 		   struct net_backend **ret_b, struct mv_err *err);
+
+// Writes into a row of buffers, `at` bytes behind its start; what does not fit is left out.
+void net_scatter(const struct iovec *to, unsigned n, size_t at, const void *src, size_t len);
+
+// Receive buffers taken from the queue in advance, so that one readv(2) takes a frame of any size:
+// buf[at..at+n) with the pieces iov[iov_at..iov_at+n_iov). They are given back before a pause.
+enum { NET_POOL_BUFS = 2 * NET_QUEUE_SIZE, NET_POOL_IOV = 1024 - 1 }; // and the spill: UIO_MAXIOV
+struct net_pool {
+	unsigned at, n, iov_at, n_iov;
+	size_t bytes; // in all of them
+	struct {
+		uint16_t head, n_iov;
+		uint32_t bytes;
+	} buf[NET_POOL_BUFS];
+	struct iovec iov[NET_POOL_IOV + 1];
+};
+
+// A receive and a transmit queue, and their backend. A frame that is larger than the guest's
+// buffers goes on in `spill`, until there are more of them or it is known that it never fits.
+struct net_pair {
+	struct vio_net *n;
+	unsigned rx, tx; // numbers of the queues
+	struct net_backend *b;
+	bool readable, writable;
+	size_t frame, spilled; // bytes of a frame that waits for buffers, header included; of it in spill
+	struct net_counts counts;
+	struct net_pool pool;
+	struct vq_chain chain;
+	uint8_t spill[NET_HEADER_BYTES + NET_FRAME_MAX];
+};
+
+struct net_config { // section 5.1.4
+	uint8_t mac[NET_MAC_BYTES];
+	le16_t status;
+} __attribute__((packed));
+
+struct net_state {
+	bool link_down;                    // as the guest was told
+	uint8_t source_mac[NET_MAC_BYTES]; // of the last frame that a stream took; zero: none yet
+};
+
+struct vio_net {
+	struct vio_dev dev;
+	struct net_config config;
+	struct net_state state;
+	unsigned n_pairs;
+	struct net_pair *pair;
+	bool down; // the other side is gone
+};
+
+// net_pair.c. Frames are moved until there are no more, or it is others' turn.
+void net_pair_receive(struct net_pair *p);
+void net_pair_transmit(struct net_pair *p);
+void net_pair_put_back(struct net_pair *p); // buffers that were taken in advance; a frame that waited is lost
+void net_pair_forget(struct net_pair *p);   // the same, of a queue that is no more

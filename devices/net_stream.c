@@ -27,8 +27,7 @@
 
 enum {
 	LENGTH_BYTES = 4,
-	FRAME_MAX = 65536 + NET_ETH_BYTES + 4, // the largest IP packet, Ethernet header, VLAN tag
-	BUFFER_BYTES = 2 * (LENGTH_BYTES + FRAME_MAX),
+	BUFFER_BYTES = 2 * (LENGTH_BYTES + NET_FRAME_MAX),
 	RARP_BYTES = 60,                  // the shortest Ethernet frame, without its checksum
 	FRONT_BYTES = NET_ETH_BYTES + 40, // with an IPv6 header
 };
@@ -39,7 +38,7 @@ struct stream {
 	struct mv_watch watch;      // edge-triggered
 	uint32_t in_at, in_len;     // what was read and not yet given to the guest
 	uint32_t rest_at, rest_len; // what the socket has not taken of the last frame
-	uint8_t in[BUFFER_BYTES], rest[LENGTH_BYTES + FRAME_MAX];
+	uint8_t in[BUFFER_BYTES], rest[LENGTH_BYTES + NET_FRAME_MAX];
 };
 
 static void end(struct stream *s, const char *why)
@@ -71,7 +70,7 @@ static int fill(struct stream *s)
 	return n > 0 ? 0 : -EAGAIN;
 }
 
-static ssize_t stream_receive(struct net_backend *b, struct vq_span *to)
+static ssize_t stream_receive(struct net_backend *b, const struct iovec *to, unsigned n)
 {
 	struct stream *s = MV_CONTAINER(b, struct stream, b);
 	uint32_t length = 0;
@@ -81,7 +80,7 @@ static ssize_t stream_receive(struct net_backend *b, struct vq_span *to)
 		if (s->in_len >= LENGTH_BYTES) {
 			memcpy(&length, s->in + s->in_at, LENGTH_BYTES);
 			length = ntohl(length);
-			if (length < NET_ETH_BYTES || length > FRAME_MAX) {
+			if (length < NET_ETH_BYTES || length > NET_FRAME_MAX) {
 				char why[80];
 				snprintf(why, sizeof why, "a frame of %u bytes can't be", length);
 				end(s, why);
@@ -94,16 +93,12 @@ static ssize_t stream_receive(struct net_backend *b, struct vq_span *to)
 		if (r)
 			return r;
 	}
-	const uint8_t *frame = s->in + s->in_at + LENGTH_BYTES;
-	bool fits = to->bytes >= NET_HEADER_BYTES + length;
-	if (fits) {
-		uint8_t header[NET_HEADER_BYTES] = { [NET_NUM_BUFFERS_AT] = 1 };
-		vq_span_write(to, header, sizeof header);
-		vq_span_write(to, frame, length);
-	}
+	static const uint8_t header[NET_HEADER_BYTES]; // nothing is left to do
+	net_scatter(to, n, 0, header, sizeof header);
+	net_scatter(to, n, sizeof header, s->in + s->in_at + LENGTH_BYTES, length);
 	s->in_at += LENGTH_BYTES + length;
 	s->in_len -= LENGTH_BYTES + length;
-	return fits ? (ssize_t)(NET_HEADER_BYTES + length) : -EMSGSIZE;
+	return (ssize_t)(NET_HEADER_BYTES + length);
 }
 
 // ---- out
@@ -164,7 +159,7 @@ static int stream_send(struct net_backend *b, struct vq_span *frame, uint8_t src
 		return r;
 	vq_span_read(frame, header, sizeof header);
 	// No offload was negotiated, so nothing may be left to do. Flag 2 (data valid) is harmless.
-	if ((header[0] & 1) || header[1] || frame->bytes > FRAME_MAX)
+	if ((header[0] & 1) || header[1])
 		return -EINVAL;
 	uint32_t length = htonl((uint32_t)frame->bytes);
 	memcpy(front, &length, LENGTH_BYTES);
@@ -213,13 +208,6 @@ static void stream_announce(struct net_backend *b, const uint8_t mac[NET_MAC_BYT
 	send_rest(s);
 }
 
-static int stream_activate(struct net_backend *b, uint64_t features)
-{
-	(void)b;
-	(void)features;
-	return 0;
-}
-
 static void stream_free(struct net_backend *b)
 {
 	struct stream *s = MV_CONTAINER(b, struct stream, b);
@@ -233,7 +221,6 @@ static const struct net_backend_ops stream_ops = {
 			 "the snapshot with a socket or user network",
 	.receive = stream_receive,
 	.send = stream_send,
-	.activate = stream_activate,
 	.announce = stream_announce,
 	.free = stream_free,
 };
@@ -263,7 +250,7 @@ int net_stream_new(struct mv_loop *loop, const char *name, int stream_fd, const 
 	MV_FREE struct stream *s = calloc(1, sizeof *s);
 	if (!s)
 		return mv_fail(err, ENOMEM, "out of memory");
-	s->b = (struct net_backend){ &stream_ops, *events };
+	s->b = (struct net_backend){ &stream_ops, *events, 0 };
 	r = mv_watch_add(loop, &s->watch, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, on_socket, s);
 	if (r)
 		return mv_fail(err, -r, "%s: cannot watch the socket: %s", name, strerror(-r));

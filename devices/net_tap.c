@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A tap. Every frame starts with the 12-byte header of virtio 1.2 section 5.1.6 on both
-// sides, so the tap (IFF_VNET_HDR) takes and gives the guest's buffers as they are; only
-// num_buffers is ours to fill in. What the tap does not take now is dropped, as a real
-// link would.
+// sides, so the tap (IFF_VNET_HDR) takes and gives the guest's buffers as they are. What the tap does not
+// take now is dropped, as a real link would.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
@@ -15,6 +14,9 @@
 #include "devices/net.h"
 #include "microvm/base/util.h"
 
+#define TAP_F_USO4 0x20u // TUN_F_USO4, TUN_F_USO6: of newer headers
+#define TAP_F_USO6 0x40u
+
 struct tap {
 	struct net_backend b;
 	struct mv_loop *loop;
@@ -22,15 +24,12 @@ struct tap {
 	struct mv_watch watch; // edge-triggered
 };
 
-static ssize_t tap_receive(struct net_backend *b, struct vq_span *to)
+static ssize_t tap_receive(struct net_backend *b, const struct iovec *to, unsigned n)
 {
 	struct tap *t = MV_CONTAINER(b, struct tap, b);
-	ssize_t got = readv(t->fd, to->iov, (int)to->n);
+	ssize_t got = readv(t->fd, to, (int)n);
 	if (got < NET_HEADER_BYTES) // none, or the interface is down or gone
 		return got < 0 && errno == EINTR ? -EINTR : -EAGAIN;
-	le16_t one = le16_make(1);
-	vq_span_skip(to, NET_NUM_BUFFERS_AT);
-	vq_span_write(to, &one, sizeof one);
 	return got;
 }
 
@@ -46,11 +45,29 @@ static int tap_send(struct net_backend *b, struct vq_span *frame, uint8_t src_ma
 
 // What the tap may leave for the guest to do. In the other direction each frame's header
 // says what is left for the tap.
-static int tap_activate(struct net_backend *b, uint64_t features)
+static int tap_offload(struct net_backend *b, uint64_t guest)
 {
+	static const struct {
+		uint64_t guest;
+		unsigned tap;
+	} all[] = {
+		{ NET_F_GUEST_CSUM, TUN_F_CSUM }, { NET_F_GUEST_TSO4, TUN_F_TSO4 },
+		{ NET_F_GUEST_TSO6, TUN_F_TSO6 }, { NET_F_GUEST_ECN, TUN_F_TSO_ECN },
+		{ NET_F_GUEST_USO4, TAP_F_USO4 }, { NET_F_GUEST_USO6, TAP_F_USO6 },
+	};
 	struct tap *t = MV_CONTAINER(b, struct tap, b);
-	unsigned long offload = features & NET_F_GUEST_CSUM ? TUN_F_CSUM : 0;
+	unsigned long offload = 0;
+	for (unsigned i = 0; i < MV_ARRAY_LEN(all); i++)
+		offload |= guest & all[i].guest ? all[i].tap : 0;
 	return ioctl(t->fd, TUNSETOFFLOAD, offload) && offload ? -errno : 0;
+}
+
+// Both directions came with Linux 6.2.
+static void ask_for_uso(struct tap *t)
+{
+	if (tap_offload(&t->b, NET_F_GUEST_CSUM | NET_F_GUEST_USO4 | NET_F_GUEST_USO6))
+		t->b.features &= ~(NET_F_GUEST_USO4 | NET_F_GUEST_USO6 | NET_F_HOST_USO);
+	tap_offload(&t->b, 0); // a tap keeps what its last user asked for
 }
 
 static void tap_free(struct net_backend *b)
@@ -92,14 +109,15 @@ static int tap_attach(struct net_backend *b, const char *name, int tap_fd, struc
 	if (r)
 		return mv_fail(err, -r, "%s: cannot watch the tap: %s", name, strerror(-r));
 	t->fd = MV_TAKE_FD(fd);
+	ask_for_uso(t);
 	return 0;
 }
 
 static const struct net_backend_ops tap_ops = {
-	.features = NET_F_CSUM | NET_F_GUEST_CSUM | NET_F_HOST_TSO4 | NET_F_HOST_TSO6,
+	.features_hint = "; the snapshot was taken where taps can do more: use a newer kernel",
 	.receive = tap_receive,
 	.send = tap_send,
-	.activate = tap_activate,
+	.offload = tap_offload,
 	.attach = tap_attach,
 	.free = tap_free,
 };
@@ -112,7 +130,9 @@ int net_tap_new(struct mv_loop *loop, const char *name, int fd, const struct net
 		mv_close(&fd);
 		return mv_fail(err, ENOMEM, "out of memory");
 	}
-	*t = (struct tap){ .b = { &tap_ops, *events }, .loop = loop, .fd = -1 };
+	*t = (struct tap){ .b = { &tap_ops, *events, NET_HOST_OFFLOADS | NET_GUEST_OFFLOADS },
+			   .loop = loop,
+			   .fd = -1 };
 	int r = fd < 0 ? 0 : tap_attach(&t->b, name, fd, err);
 	if (r)
 		tap_free(&t->b);

@@ -12,9 +12,10 @@
 
 #include "tests/devices/t_driver.h"
 
+#include "devices/net.h"
 #include "microvm/base/util.h"
 
-enum { RX, TX, HEADER = 12, FRAME = 64, ETHERTYPE = 0x88b5 /* for experiments */ };
+enum { RX, TX, HEADER = NET_HEADER_BYTES, FRAME = 64, ETHERTYPE = 0x88b5 /* for experiments */ };
 
 static const uint8_t mac[6] = { 2, 1, 2, 3, 4, 5 };
 static const char *no_tap; // why the tests are skipped
@@ -251,6 +252,193 @@ static void test_small_buffer(void **state)
 	assert_true(t_get(f->d, 0x70) & VIO_NEEDS_RESET);
 }
 
+// ---- segmentation: TCP over IPv4, the header's checksum fields as for offloading
+
+enum { ETH_IP_TCP = 14 + 20 + 20, MSS = 1448, PAYLOAD = 20000, WHOLE = ETH_IP_TCP + PAYLOAD };
+enum { VNET = 10 }; // the header of a packet socket has no num_buffers
+enum { CSUM_FEATURES = NET_F_CSUM | NET_F_GUEST_CSUM };
+#define TSO_FEATURES (CSUM_FEATURES | NET_F_HOST_TSO4 | NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_MRG_RXBUF)
+
+static uint32_t sum16(const uint8_t *p, uint32_t n, uint32_t sum)
+{
+	for (uint32_t i = 0; i < n; i++)
+		sum += i % 2 ? p[i] : p[i] * 256u;
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+static uint32_t pseudo(const uint8_t *ip, uint32_t tcp_bytes) { return sum16(ip + 12, 8, 6 + tcp_bytes); }
+
+static void put16(uint8_t *p, uint32_t v)
+{
+	p[0] = (uint8_t)(v >> 8);
+	p[1] = (uint8_t)v;
+}
+
+// A frame that is to be cut into segments of MSS, behind its header of `header` bytes.
+static void make_large(uint8_t *p, unsigned header)
+{
+	static const uint8_t h[VNET] = { 1, 1, ETH_IP_TCP, 0, MSS & 0xff, MSS >> 8, 34, 0, 16, 0 };
+	static const uint8_t ip_tcp[] = { 0x45, 0, 0, 0, 0,  1, 0x40, 0, 64,   6,    0,    0,
+					  10,   0, 0, 1, 10, 0, 0,    2, 0x1f, 0x90, 0x23, 0x28,
+					  0,    0, 0, 1, 0,  0, 0,    1, 0x50, 0x10, 0xff, 0xff };
+	memset(p, 0, header);
+	memcpy(p, h, VNET);
+	uint8_t *eth = p + header, *ip = eth + 14;
+	memcpy(eth, mac, 6);
+	memcpy(eth + 6, mac, 6);
+	put16(eth + 12, ETH_P_IP);
+	memset(ip, 0, 40);
+	memcpy(ip, ip_tcp, sizeof ip_tcp);
+	put16(ip + 2, 40 + PAYLOAD);
+	put16(ip + 10, ~sum16(ip, 20, 0) & 0xffff);
+	put16(ip + 20 + 16, pseudo(ip, 20 + PAYLOAD));
+	for (uint32_t i = 0; i < PAYLOAD; i++)
+		ip[40 + i] = (uint8_t)(i + i / 251);
+}
+
+static int vnet_socket(int tap)
+{
+	struct ifreq ifr = { 0 };
+	int one = 1, fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, htons(ETH_P_IP));
+	assert_int_equal(ioctl(tap, TUNGETIFF, &ifr), 0);
+	assert_int_equal(ioctl(fd, SIOCGIFINDEX, &ifr), 0);
+	struct sockaddr_ll a = { .sll_family = AF_PACKET,
+				 .sll_protocol = htons(ETH_P_IP),
+				 .sll_ifindex = ifr.ifr_ifindex };
+	ifr.ifr_flags = IFF_UP;
+	assert_int_equal(ioctl(fd, SIOCSIFFLAGS, &ifr), 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof one), 0);
+	return fd;
+}
+
+// The next TCP frame, of however many buffers; its bytes, header included.
+static uint32_t receive_tcp(struct fixture *f, uint8_t *in, size_t size)
+{
+	for (;;) {
+		uint32_t at = 0, len;
+		uint16_t head;
+		unsigned n = 0;
+		t_run_until(&f->vm, t_has_used, &f->drv[RX]);
+		do {
+			assert_true(t_used(&f->drv[RX], &head, &len));
+			assert_true(at + len <= size);
+			memcpy(in + at, t_ptr(&f->vm, le64_get(f->drv[RX].desc[head].addr), len), len);
+			at += len;
+		} while (++n < (unsigned)(in[10] | in[11] << 8));
+		if (at > HEADER + ETH_IP_TCP && in[HEADER + 12] == 8 && in[HEADER + 14 + 9] == 6)
+			return at;
+	}
+}
+
+// As one frame when `whole`, else as segments with their checksums done.
+static void expect_large(struct fixture *f, int from, bool whole)
+{
+	static uint8_t out[VNET + WHOLE], in[HEADER + WHOLE + 64];
+	uint32_t got = 0, len;
+	make_large(out, VNET);
+	assert_int_equal(send(from, out, sizeof out, 0), sizeof out);
+	while (got < PAYLOAD) {
+		len = receive_tcp(f, in, sizeof in) - HEADER;
+		const uint8_t *ip = in + HEADER + 14;
+		if (whole) {
+			assert_int_equal(len, WHOLE);
+			assert_int_equal(in[0] & 1, 1);    // checksum is left to do
+			assert_int_equal(in[1] & 0x7f, 1); // TCPv4
+			assert_int_equal(in[4] | in[5] << 8, MSS);
+		} else {
+			assert_true(len <= ETH_IP_TCP + MSS);
+			assert_int_equal(in[0] & 1, 0);
+			assert_int_equal(in[1], 0);
+			assert_int_equal(sum16(ip + 20, len - 34, pseudo(ip, len - 34)), 0xffff);
+		}
+		assert_memory_equal(ip + 40, out + VNET + ETH_IP_TCP + got, len - ETH_IP_TCP);
+		got += len - ETH_IP_TCP;
+	}
+}
+
+static void give_small_buffers(struct fixture *f, struct vio_dev *d, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		add_rx(f, i);
+	t_kick(d, RX);
+}
+
+static int tap_of(struct fixture *f, struct vio_dev **ret_d)
+{
+	int tap = open_tap(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR), fd = vnet_socket(tap);
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_TAP, tap, ret_d, NULL), 0);
+	return fd;
+}
+
+static void test_segments(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	struct vio_dev *d;
+	int fd = tap_of(f, &d);
+	assert_true(d->features_offered & NET_F_GUEST_TSO4);
+	t_start(d, VIO_FEATURES | NET_F_MRG_RXBUF, f->drv, 2);
+	give_small_buffers(f, d, 64);
+	expect_large(f, fd, false); // a driver that can't
+	t_set(d, 0x70, 0);
+	for (unsigned i = 0; i < 2; i++)
+		t_queue_init(&f->drv[i], &f->vm, 256);
+	t_start(d, VIO_FEATURES | TSO_FEATURES, f->drv, 2);
+	give_small_buffers(f, d, 64);
+	expect_large(f, fd, true);
+	// As large as can be, from the guest.
+	static uint8_t got[VNET + WHOLE + 64];
+	uint64_t gpa = t_alloc(&f->vm, HEADER + WHOLE, 4096);
+	uint8_t *p = t_ptr(&f->vm, gpa, HEADER + WHOLE);
+	make_large(p, HEADER);
+	t_add(&f->drv[TX],
+	      (struct t_buf[]){ { gpa, HEADER + ETH_IP_TCP, false },
+				{ gpa + HEADER + ETH_IP_TCP, PAYLOAD, false } },
+	      2);
+	t_kick(d, TX);
+	assert_true(t_used(&f->drv[TX], NULL, NULL));
+	assert_int_equal(recv(fd, got, sizeof got, 0), VNET + WHOLE);
+	assert_int_equal(got[1] & 0x7f, 1);
+	assert_memory_equal(got + VNET + ETH_IP_TCP, p + HEADER + ETH_IP_TCP, PAYLOAD);
+
+	// A restored one asks for the same, also of a tap that comes only with the claim.
+	MV_BUF saved = { 0 };
+	vio_quiesce(d);
+	vio_save(d, &saved);
+	vio_free(d);
+	close(fd);
+	fd = tap_of(f, &d);
+	assert_int_equal(vio_load(d, saved.p, saved.len, NULL), 0);
+	vio_unquiesce(d);
+	expect_large(f, fd, true);
+	vio_quiesce(d);
+	vio_free(d);
+	close(fd);
+	int tap = open_tap(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
+	fd = vnet_socket(tap);
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_TAP, -1, &d, NULL), 0);
+	assert_int_equal(vio_load(d, saved.p, saved.len, NULL), 0);
+	assert_int_equal(vio_net_claim(d, mac, tap, NULL), 0);
+	d->s.queue[RX].next_avail = d->s.queue[RX].next_used = f->drv[RX].seen;
+	vio_unquiesce(d);
+	give_small_buffers(f, d, 64);
+	expect_large(f, fd, true);
+	vio_free(d);
+	close(fd);
+}
+
+// Offloads without what they need: section 5.1.3.1.
+static void test_impossible_offloads(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	t_start(f->d, VIO_FEATURES | NET_F_GUEST_TSO4, f->drv, 2);
+	assert_true(t_get(f->d, 0x70) & VIO_NEEDS_RESET);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -259,6 +447,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_receive_paused_and_cloned, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_transmit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_small_buffer, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_segments, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_impossible_offloads, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, enter_namespace, NULL);
 }
