@@ -43,12 +43,25 @@ unsigned vio_blk_layers(const struct vio_dev *d);        // in use
 // anything else: -EINVAL. A stream has no offloads, so a state saved with a tap, whose guest uses
 // them, can't be loaded with one; the reverse works.
 enum vio_net_backend { VIO_NET_TAP, VIO_NET_STREAM };
+#define VIO_NET_MAX_PAIRS 8
+struct vio_net_options {
+	const char *name;
+	const uint8_t *mac; // 6 bytes
+	enum vio_net_backend kind;
+	unsigned n_pairs; // of queues, each with a descriptor of the same tap (IFF_MULTI_QUEUE); 0: 1
+	uint16_t mtu;     // that the guest is told; 0: 1500
+};
+int vio_net_new_with(struct gmem *mem, struct mv_loop *loop, const struct vio_net_options *o, int *fds,
+		     struct vio_dev **ret_dev, struct mv_err *err); // takes fds, also on failure
 int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
 		enum vio_net_backend kind, int fd, struct vio_dev **ret_dev, struct mv_err *err);
 
-// Before the first run of a restored guest: another MAC, and the tap (taken, also on failure) of a device
-// made without one (fd < 0).
-int vio_net_claim(struct vio_dev *d, const uint8_t mac[6], int fd, struct mv_err *err);
+// Before the first run of a restored guest: another MAC, and the tap (those taken are set to -1) of a
+// device made without one (fds -1), as many as it has pairs of queues.
+int vio_net_claim(struct vio_dev *d, const uint8_t mac[6], int *fds, struct mv_err *err);
+
+// The link goes down or up again, as by hand; while it is down frames are dropped. Not saved.
+void vio_net_set_link(struct vio_dev *d, bool up);
 
 // virtio-vsock (section 5.10), streams to Unix sockets: a host program connects to
 // listen_fd, sends "CONNECT <port>\n" and reads "OK <host port>\n"; a stream of the guest to

@@ -14,24 +14,37 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { QUEUES_OF_PAIR = 2, STATUS_LINK_UP = 1 };
+enum { QUEUES_OF_PAIR = 2, STATUS_LINK_UP = 1, STATUS_ANNOUNCE = 2, DUPLEX_FULL = 1 };
+enum { NOMINAL_MBIT = 10000, MTU_DEFAULT = 1500 };
 
+#define FEATURES                                                                                             \
+	(VIO_FEATURES | NET_F_MTU | NET_F_MAC | NET_F_STATUS | NET_F_MRG_RXBUF | NET_F_CTRL_VQ |             \
+	 NET_F_CTRL_RX | NET_F_GUEST_ANNOUNCE | NET_F_CTRL_MAC_ADDR | NET_F_SPEED_DUPLEX)
+
+// clang-format off
+#define OPTIONAL_BYTES(member, tag_)                                                                         \
+	{ .name = #member, .tag = (tag_), .type = MV_BYTES, .flags = MV_OPTIONAL,                            \
+	  .offset = MV_OFF(struct net_state, member), .size = NET_MAC_BYTES }
 static const struct mv_field state_fields[] = {
-	{ .name = "link_down",
-	  .tag = 1,
-	  .type = MV_BOOL,
-	  .flags = MV_OPTIONAL,
-	  .offset = MV_OFF(struct net_state, link_down),
-	  .size = 1,
-	  .max = 1 },
-	{ .name = "source_mac",
-	  .tag = 2,
-	  .type = MV_BYTES,
-	  .flags = MV_OPTIONAL,
-	  .offset = MV_OFF(struct net_state, source_mac),
-	  .size = NET_MAC_BYTES },
+	MV_OPT_FLAG(struct net_state, link_down, 1),
+	OPTIONAL_BYTES(source_mac, 2),
+	OPTIONAL_BYTES(mac, 3),
+	MV_OPT_INT(struct net_state, mode, 4, MV_U32, 0, 31),
+	{ .name = "macs", .tag = 5, .type = MV_BLOB, .flags = MV_OPTIONAL,
+	  .offset = MV_OFF(struct net_state, macs), .size = MV_SIZEOF(struct net_state, macs),
+	  .count_offset = MV_OFF(struct net_state, macs_bytes) },
+	MV_OPT_INT(struct net_state, pairs, 6, MV_U32, 0, VIO_NET_MAX_PAIRS),
+	MV_OPT_INT(struct net_state, guest_offloads, 7, MV_U64, 0, UINT64_MAX),
 };
+// clang-format on
 static MV_DEFINE_TABLE(state_table, struct net_state, state_fields);
+
+static bool link_up(const struct vio_net *n) { return !n->down && !n->off; }
+
+void net_update_status(struct vio_net *n)
+{
+	n->config.status = le16_make((link_up(n) ? STATUS_LINK_UP : 0) | (n->announce ? STATUS_ANNOUNCE : 0));
+}
 
 // Tells the guest what it does not know yet; not while it stands still.
 static void update_link(struct vio_net *n)
@@ -39,19 +52,67 @@ static void update_link(struct vio_net *n)
 	struct vio_dev *d = &n->dev;
 	if (d->quiesced)
 		return;
-	n->config.status = le16_make(n->down ? 0 : STATUS_LINK_UP);
-	if (n->state.link_down == n->down)
+	net_update_status(n);
+	if (n->state.link_down == !link_up(n))
 		return;
-	n->state.link_down = n->down;
+	n->state.link_down = !link_up(n);
 	if ((d->s.status & VIO_DRIVER_OK) && (d->s.features_acked & NET_F_STATUS))
 		vio_signal_config(d);
+}
+
+// The driver goes by the MAC that it knows; a clone's own (vio_net_claim()) is accepted as well.
+void net_apply_filter(struct vio_net *n)
+{
+	enum { OWN = 3 };
+	const struct net_state *s = &n->state;
+	const struct net_backend *b = n->pair[0].b;
+	uint8_t macs[(OWN + NET_MAX_MACS) * NET_MAC_BYTES];
+	bool all = !(s->mode & NET_MODE_FILTER) || (s->mode & (NET_MODE_PROMISC | NET_MODE_ALL));
+	memset(macs, 0xff, NET_MAC_BYTES); // broadcast
+	memcpy(macs + NET_MAC_BYTES, s->mac, NET_MAC_BYTES);
+	memcpy(macs + 2 * NET_MAC_BYTES, n->mac, NET_MAC_BYTES);
+	memcpy(macs + OWN * NET_MAC_BYTES, s->macs, s->macs_bytes);
+	if (b->ops->filter)
+		b->ops->filter(n->pair[0].b, all, s->mode & NET_MODE_ALLMULTI, macs,
+			       OWN + s->macs_bytes / NET_MAC_BYTES);
+}
+
+int net_apply_offloads(struct vio_net *n)
+{
+	struct net_backend *b = n->pair[0].b;
+	uint64_t guest = n->state.mode & NET_MODE_OFFLOADS ? n->state.guest_offloads
+							   : n->dev.s.features_acked & NET_GUEST_OFFLOADS;
+	return b->ops->offload ? b->ops->offload(b, guest) : 0;
+}
+
+static unsigned pairs_in_use(const struct vio_net *n) { return n->state.pairs ? n->state.pairs : 1; }
+
+int net_use_pairs(struct vio_net *n, unsigned pairs)
+{
+	for (unsigned i = 0; i < n->n_pairs; i++) {
+		struct net_pair *p = &n->pair[i];
+		int r = p->b->ops->enable ? p->b->ops->enable(p->b, i < pairs) : 0;
+		if (r)
+			return r;
+		if (i >= pairs)
+			net_pair_put_back(p);
+		else if (i >= pairs_in_use(n)) // a new one: its frames are not lost until then
+			vio_again(&n->dev, p->rx);
+	}
+	n->state.pairs = pairs;
+	return 0;
+}
+
+static bool takes_part(const struct net_pair *p, unsigned q)
+{
+	return p->rx / QUEUES_OF_PAIR < pairs_in_use(p->n) && vio_live(&p->n->dev, q);
 }
 
 static void on_readable(void *arg)
 {
 	struct net_pair *p = arg;
 	p->readable = true;
-	if (vio_live(&p->n->dev, p->rx))
+	if (takes_part(p, p->rx))
 		net_pair_receive(p);
 }
 
@@ -59,7 +120,7 @@ static void on_writable(void *arg)
 {
 	struct net_pair *p = arg;
 	p->writable = true;
-	if (vio_live(&p->n->dev, p->tx))
+	if (takes_part(p, p->tx))
 		net_pair_transmit(p);
 }
 
@@ -77,25 +138,36 @@ static void on_down(void *arg, const char *why)
 	p->writable = true;
 }
 
+// Section 5.1.2: behind all pairs, or behind the first for a driver that knows no others.
+static unsigned ctrl_queue(const struct vio_net *n)
+{
+	return QUEUES_OF_PAIR * (n->dev.s.features_acked & NET_F_MQ ? n->n_pairs : 1);
+}
+
 static void net_kick(struct vio_dev *d, unsigned q)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	struct net_pair *p = &n->pair[q / QUEUES_OF_PAIR];
 	update_link(n);
-	if (q == p->rx)
-		net_pair_receive(p);
-	else
-		net_pair_transmit(p);
+	if (q == ctrl_queue(n)) {
+		if (d->s.features_acked & NET_F_CTRL_VQ)
+			net_ctrl_run(n, q);
+	} else if (q / QUEUES_OF_PAIR < pairs_in_use(n)) {
+		struct net_pair *p = &n->pair[q / QUEUES_OF_PAIR];
+		(q == p->rx ? net_pair_receive : net_pair_transmit)(p);
+	}
 }
 
 static void net_activate(struct vio_dev *d)
 {
+	static const uint8_t none[NET_MAC_BYTES];
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	for (unsigned i = 0; i < n->n_pairs; i++) {
-		struct net_backend *b = n->pair[i].b;
-		if (b->ops->offload && b->ops->offload(b, d->s.features_acked & NET_GUEST_OFFLOADS))
-			vio_needs_reset(d, "the tap refuses these offloads");
-	}
+	if (!memcmp(n->state.mac, none, NET_MAC_BYTES))
+		memcpy(n->state.mac, n->config.mac, NET_MAC_BYTES);
+	net_apply_filter(n);
+	if (net_apply_offloads(n))
+		vio_needs_reset(d, "the tap refuses these offloads");
+	else if (net_use_pairs(n, pairs_in_use(n)))
+		vio_needs_reset(d, "the tap refuses this number of queues");
 }
 
 static void net_reset(struct vio_dev *d)
@@ -103,6 +175,11 @@ static void net_reset(struct vio_dev *d)
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
 	for (unsigned i = 0; i < n->n_pairs; i++)
 		net_pair_forget(&n->pair[i]);
+	n->state = (struct net_state){ .link_down = n->state.link_down };
+	n->announce = false;
+	memcpy(n->config.mac, n->mac, NET_MAC_BYTES);
+	net_update_status(n);
+	net_apply_filter(n);
 }
 
 static void net_quiesce(struct vio_dev *d)
@@ -112,12 +189,28 @@ static void net_quiesce(struct vio_dev *d)
 		net_pair_put_back(&n->pair[i]);
 }
 
+static int net_check_state(const struct vio_dev *d, const void *loaded, struct mv_err *err)
+{
+	const struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	const struct net_state *s = loaded;
+	if (s->pairs > n->n_pairs)
+		return mv_fail(err, EINVAL, "the guest uses %u pairs of queues, the configuration has %u",
+			       s->pairs, n->n_pairs);
+	if (s->macs_bytes % NET_MAC_BYTES)
+		return mv_fail(err, EINVAL, "a MAC address is cut off");
+	return 0;
+}
+
+// Whoever knew where the guest was has to learn where it is now: the guest says so, if it can.
 static void net_restored(struct vio_dev *d)
 {
 	static const uint8_t never[NET_MAC_BYTES];
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
 	struct net_backend *b = n->pair[0].b;
+	n->announce = (d->s.status & VIO_DRIVER_OK) && (d->s.features_acked & NET_F_GUEST_ANNOUNCE);
 	update_link(n);
+	if (n->announce)
+		vio_signal_config(d);
 	if (b->ops->announce && memcmp(n->state.source_mac, never, NET_MAC_BYTES))
 		b->ops->announce(b, n->state.source_mac);
 }
@@ -141,7 +234,7 @@ static void net_free(struct vio_dev *d)
 static const struct vio_ops net_ops = {
 	.device_id = 1,
 	.config_bytes = sizeof(struct net_config),
-	.n_queues = QUEUES_OF_PAIR,
+	.n_queues = QUEUES_OF_PAIR + 1,
 	.queue_size_max = NET_QUEUE_SIZE,
 	.state = &state_table,
 	.state_offset = offsetof(struct vio_net, state),
@@ -149,6 +242,7 @@ static const struct vio_ops net_ops = {
 	.reset = net_reset,
 	.quiesce = net_quiesce,
 	.kick = net_kick,
+	.check_state = net_check_state,
 	.restored = net_restored,
 	.free = net_free,
 };
@@ -161,50 +255,101 @@ static int new_pair(struct vio_net *n, struct mv_loop *loop, const char *label, 
 	p->n = n;
 	p->rx = i * QUEUES_OF_PAIR;
 	p->tx = p->rx + 1;
-	p->writable = true;
+	p->readable = p->writable = true;
 	return (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(loop, label, fd, &events, &p->b, err);
 }
 
-int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
-		enum vio_net_backend kind, int backend_fd, struct vio_dev **ret_dev, struct mv_err *err)
+static int make(struct vio_net *n, struct gmem *mem, struct mv_loop *loop, const struct vio_net_options *o,
+		int *fds, struct mv_err *err)
 {
-	MV_FD fd = backend_fd;
-	MV_FREE struct vio_net *n = calloc(1, sizeof *n);
-	if (!n || !(n->pair = calloc(1, sizeof *n->pair)))
-		return mv_fail(err, ENOMEM, "out of memory");
-	n->n_pairs = 1;
 	char label[VIO_NAME_BYTES];
-	snprintf(label, sizeof label, "network %s", name);
-	int r = new_pair(n, loop, label, 0, kind, MV_TAKE_FD(fd), err);
-	if (!r)
-		r = vio_dev_init(&n->dev, &net_ops, label, mem, loop,
-				 VIO_FEATURES | NET_F_MAC | NET_F_STATUS | NET_F_MRG_RXBUF |
-					 n->pair[0].b->features,
-				 err);
-	if (r) {
-		free_pairs(n);
-		return r;
+	snprintf(label, sizeof label, "network %s", o->name);
+	n->n_pairs = o->n_pairs ? o->n_pairs : 1;
+	n->pair = calloc(n->n_pairs, sizeof *n->pair);
+	if (!n->pair)
+		return mv_fail(err, ENOMEM, "out of memory");
+	for (unsigned i = 0; i < n->n_pairs; i++) {
+		int r = new_pair(n, loop, label, i, o->kind, MV_TAKE_FD(fds[i]), err);
+		if (r)
+			return r;
 	}
-	memcpy(n->config.mac, mac, NET_MAC_BYTES);
-	n->config.status = le16_make(STATUS_LINK_UP);
+	n->config = (struct net_config){ .status = le16_make(STATUS_LINK_UP),
+					 .max_pairs = le16_make((uint16_t)n->n_pairs),
+					 .mtu = le16_make(o->mtu ? o->mtu : MTU_DEFAULT),
+					 .speed = le32_make(NOMINAL_MBIT),
+					 .duplex = DUPLEX_FULL };
+	memcpy(n->config.mac, o->mac, NET_MAC_BYTES);
+	memcpy(n->mac, o->mac, NET_MAC_BYTES);
 	n->dev.config = &n->config;
-	n->dev.features_hint = n->pair[0].b->ops->features_hint;
-	*ret_dev = &MV_TAKE(n)->dev;
-	return 0;
+	n->dev.n_queues = QUEUES_OF_PAIR * n->n_pairs + 1;
+	const struct net_backend *b = n->pair[0].b;
+	n->dev.features_hint = b->ops->features_hint;
+	uint64_t offloads = b->features & NET_GUEST_OFFLOADS ? NET_F_CTRL_GUEST_OFFLOADS : 0;
+	return vio_dev_init(&n->dev, &net_ops, label, mem, loop,
+			    FEATURES | b->features | offloads | (n->n_pairs > 1 ? NET_F_MQ : 0), err);
 }
 
-int vio_net_claim(struct vio_dev *d, const uint8_t mac[NET_MAC_BYTES], int backend_fd, struct mv_err *err)
+int vio_net_new_with(struct gmem *mem, struct mv_loop *loop, const struct vio_net_options *o, int *fds,
+		     struct vio_dev **ret_dev, struct mv_err *err)
+{
+	struct vio_net *n = calloc(1, sizeof *n);
+	int r = n ? make(n, mem, loop, o, fds, err) : mv_fail(err, ENOMEM, "out of memory");
+	for (unsigned i = 0; i < (o->n_pairs ? o->n_pairs : 1); i++)
+		mv_close(&fds[i]);
+	if (!r) {
+		*ret_dev = &n->dev;
+		return 0;
+	}
+	if (n)
+		free_pairs(n);
+	free(n);
+	return r;
+}
+
+int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const uint8_t mac[6],
+		enum vio_net_backend kind, int fd, struct vio_dev **ret_dev, struct mv_err *err)
+{
+	const struct vio_net_options o = { .name = name, .mac = mac, .kind = kind };
+	return vio_net_new_with(mem, loop, &o, &fd, ret_dev, err);
+}
+
+static int attach(struct vio_net *n, struct net_backend *b, int fd, struct mv_err *err)
+{
+	uint64_t used = n->dev.s.features_acked & (NET_GUEST_OFFLOADS | NET_HOST_OFFLOADS);
+	if (!b->ops->attach) {
+		mv_close(&fd);
+		return mv_fail(err, EINVAL, "%s: it has its backend already", n->dev.name);
+	}
+	int r = b->ops->attach(b, n->dev.name, fd, err);
+	if (!r && (used & ~b->features))
+		return mv_fail(err, EINVAL,
+			       "%s: the guest uses features 0x%llx that are not available here%s",
+			       n->dev.name, (unsigned long long)(used & ~b->features), b->ops->features_hint);
+	return r;
+}
+
+int vio_net_claim(struct vio_dev *d, const uint8_t mac[NET_MAC_BYTES], int *fds, struct mv_err *err)
+{
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	int r = 0;
+	memcpy(n->config.mac, mac, NET_MAC_BYTES);
+	memcpy(n->mac, mac, NET_MAC_BYTES);
+	for (unsigned i = 0; !r && i < n->n_pairs; i++)
+		if (fds[i] >= 0)
+			r = attach(n, n->pair[i].b, MV_TAKE_FD(fds[i]), err);
+	return r;
+}
+
+void vio_net_set_link(struct vio_dev *d, bool up)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
 	struct net_backend *b = n->pair[0].b;
-	MV_FD fd = backend_fd;
-	memcpy(n->config.mac, mac, NET_MAC_BYTES);
-	if (fd < 0)
-		return 0;
-	if (!b->ops->attach)
-		return mv_fail(err, EINVAL, "%s: it has its backend already", n->dev.name);
-	int r = b->ops->attach(b, n->dev.name, MV_TAKE_FD(fd), err);
-	if (!r && (d->s.features_acked & (NET_GUEST_OFFLOADS | NET_HOST_OFFLOADS) & ~b->features))
-		r = mv_fail(err, EINVAL, "%s: the guest uses offloads that this tap does not have", d->name);
-	return r;
+	n->off = !up;
+	if (b->ops->carrier)
+		b->ops->carrier(b, up);
+	for (unsigned i = 0; !d->quiesced && i < pairs_in_use(n); i++) {
+		net_pair_put_back(&n->pair[i]);
+		vio_again(d, n->pair[i].rx);
+	}
+	update_link(n);
 }

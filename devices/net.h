@@ -12,10 +12,13 @@ enum {
 	NET_MAC_BYTES = 6,
 	NET_FRAME_MAX = 65536 + NET_ETH_BYTES + 4, // the largest IP packet, Ethernet header, VLAN tag
 	NET_QUEUE_SIZE = 256,
+	NET_MAX_MACS = 20,
 };
 
 #define NET_F_CSUM (1ULL << 0) // virtio 1.2 section 5.1.3
 #define NET_F_GUEST_CSUM (1ULL << 1)
+#define NET_F_CTRL_GUEST_OFFLOADS (1ULL << 2)
+#define NET_F_MTU (1ULL << 3)
 #define NET_F_MAC (1ULL << 5)
 #define NET_F_GUEST_TSO4 (1ULL << 7)
 #define NET_F_GUEST_TSO6 (1ULL << 8)
@@ -25,9 +28,15 @@ enum {
 #define NET_F_HOST_ECN (1ULL << 13)
 #define NET_F_MRG_RXBUF (1ULL << 15)
 #define NET_F_STATUS (1ULL << 16)
+#define NET_F_CTRL_VQ (1ULL << 17)
+#define NET_F_CTRL_RX (1ULL << 18)
+#define NET_F_GUEST_ANNOUNCE (1ULL << 21)
+#define NET_F_MQ (1ULL << 22)
+#define NET_F_CTRL_MAC_ADDR (1ULL << 23)
 #define NET_F_GUEST_USO4 (1ULL << 54)
 #define NET_F_GUEST_USO6 (1ULL << 55)
 #define NET_F_HOST_USO (1ULL << 56)
+#define NET_F_SPEED_DUPLEX (1ULL << 63)
 
 // What the host may leave for the guest to do with a frame.
 #define NET_GUEST_SEGMENTS                                                                                   \
@@ -60,6 +69,12 @@ struct net_backend_ops {
 	int (*send)(struct net_backend *b, struct vq_span *frame, uint8_t src_mac[NET_MAC_BYTES]);
 	// Optional: received frames may have these of NET_GUEST_OFFLOADS, from now on.
 	int (*offload)(struct net_backend *b, uint64_t guest_offloads);
+	// Optional: which frames for whom are wanted, of `n` addresses; all: every one.
+	void (*filter)(struct net_backend *b, bool all, bool allmulti, const uint8_t *macs, unsigned n);
+	// Optional: tells the host's side whether the link is up.
+	void (*carrier)(struct net_backend *b, bool up);
+	// Optional: this pair takes part, or not. A pair without it is the only one.
+	int (*enable)(struct net_backend *b, bool on);
 	// A backend made without a descriptor gets one (taken, also on failure). NULL: can't.
 	int (*attach)(struct net_backend *b, const char *name, int fd, struct mv_err *err);
 	// Optional: a restored guest, last seen with this MAC, goes on behind a new connection.
@@ -112,22 +127,52 @@ struct net_pair {
 
 struct net_config { // section 5.1.4
 	uint8_t mac[NET_MAC_BYTES];
-	le16_t status;
+	le16_t status, max_pairs, mtu;
+	le32_t speed; // Mbit/s
+	uint8_t duplex;
 } __attribute__((packed));
+
+// What the driver said by the control queue.
+enum {
+	NET_MODE_PROMISC = 1,
+	NET_MODE_ALLMULTI = 2,
+	NET_MODE_ALL = 4,      // more addresses than we keep
+	NET_MODE_FILTER = 8,   // it said something of these
+	NET_MODE_OFFLOADS = 16 // guest_offloads counts, and not the features
+};
 
 struct net_state {
 	bool link_down;                    // as the guest was told
 	uint8_t source_mac[NET_MAC_BYTES]; // of the last frame that a stream took; zero: none yet
+	uint8_t mac[NET_MAC_BYTES];        // that the driver goes by; zero: there was no driver
+	uint32_t mode;
+	uint8_t macs[NET_MAX_MACS * NET_MAC_BYTES]; // further ones that it wants frames for
+	uint32_t macs_bytes;
+	uint32_t pairs; // in use
+	uint64_t guest_offloads;
 };
 
 struct vio_net {
 	struct vio_dev dev;
 	struct net_config config;
 	struct net_state state;
+	uint8_t mac[NET_MAC_BYTES]; // after a reset
 	unsigned n_pairs;
 	struct net_pair *pair;
-	bool down; // the other side is gone
+	bool down;     // the other side is gone
+	bool off;      // the host's wish
+	bool announce; // the guest is asked to tell its network where it is
+	struct vq_chain ctrl_chain;
 };
+
+// net.c: puts into effect what the state says.
+void net_update_status(struct vio_net *n); // in the configuration space; tells nobody
+void net_apply_filter(struct vio_net *n);
+int net_apply_offloads(struct vio_net *n);
+int net_use_pairs(struct vio_net *n, unsigned pairs); // and the state
+
+// net_ctrl.c: carries out what is in the control queue, which is queue q.
+void net_ctrl_run(struct vio_net *n, unsigned q);
 
 // net_pair.c. Frames are moved until there are no more, or it is others' turn.
 void net_pair_receive(struct net_pair *p);

@@ -16,7 +16,7 @@
 #include "microvm/base/util.h"
 
 enum { FRAMES_PER_TURN = 128, BYTES_PER_TURN = 1 << 20 };
-enum { VLAN_TAG_BYTES = 4, MTU_MIN = 1500 };
+enum { VLAN_TAG_BYTES = 4 };
 
 struct budget {
 	unsigned frames;
@@ -97,7 +97,7 @@ static size_t frame_room(const struct net_pair *p)
 {
 	if (p->n->dev.s.features_acked & NET_GUEST_SEGMENTS)
 		return NET_HEADER_BYTES + NET_FRAME_MAX;
-	return NET_HEADER_BYTES + NET_ETH_BYTES + VLAN_TAG_BYTES + MTU_MIN;
+	return NET_HEADER_BYTES + NET_ETH_BYTES + VLAN_TAG_BYTES + le16_get(p->n->config.mtu);
 }
 
 // The frame that lies in the pool's buffers, and in the spill, is the guest's.
@@ -143,10 +143,30 @@ static bool take_frame(struct net_pair *p)
 	return true;
 }
 
+// What comes while the link is down is lost, as it would be on a wire.
+static void discard(struct net_pair *p)
+{
+	const struct iovec spill = { p->spill, sizeof p->spill };
+	struct budget turn = A_TURN;
+	while (p->readable && left(&turn)) {
+		ssize_t got = p->b->ops->receive(p->b, &spill, 1);
+		p->readable = got != -EAGAIN;
+		p->counts.dropped += got > 0;
+		spend(&turn, got > 0 ? (size_t)got : 0);
+	}
+	if (!left(&turn))
+		vio_again(&p->n->dev, p->rx);
+}
+
 void net_pair_receive(struct net_pair *p)
 {
 	struct vio_dev *d = &p->n->dev;
 	struct budget turn = A_TURN;
+
+	if (p->n->off) {
+		discard(p);
+		return;
+	}
 
 	while ((p->readable || p->frame) && left(&turn)) {
 		bool can_grow = fill_pool(p, p->frame ? p->frame : frame_room(p));
@@ -195,7 +215,7 @@ void net_pair_put_back(struct net_pair *p)
 static bool transmit_one(struct net_pair *p, struct vq_span *frame)
 {
 	int r = -EINVAL;
-	if (frame->bytes >= NET_HEADER_BYTES + NET_ETH_BYTES &&
+	if (!p->n->off && frame->bytes >= NET_HEADER_BYTES + NET_ETH_BYTES &&
 	    frame->bytes <= NET_HEADER_BYTES + NET_FRAME_MAX)
 		r = p->b->ops->send(p->b, frame, p->n->state.source_mac);
 	p->counts.sent += r == 0;

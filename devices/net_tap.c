@@ -21,6 +21,7 @@ struct tap {
 	struct net_backend b;
 	struct mv_loop *loop;
 	int fd;
+	bool disabled;         // of several queues
 	struct mv_watch watch; // edge-triggered
 };
 
@@ -60,6 +61,38 @@ static int tap_offload(struct net_backend *b, uint64_t guest)
 	for (unsigned i = 0; i < MV_ARRAY_LEN(all); i++)
 		offload |= guest & all[i].guest ? all[i].tap : 0;
 	return ioctl(t->fd, TUNSETOFFLOAD, offload) && offload ? -errno : 0;
+}
+
+// The kernel compares a few addresses, and has a hash for the rest of the multicast ones.
+static void tap_filter(struct net_backend *b, bool all, bool allmulti, const uint8_t *macs, unsigned n)
+{
+	struct tap *t = MV_CONTAINER(b, struct tap, b);
+	struct {
+		struct tun_filter f;
+		uint8_t macs[UINT8_MAX][NET_MAC_BYTES];
+	} arg = { .f = { .flags = allmulti ? TUN_FLT_ALLMULTI : 0, .count = (uint16_t)(all ? 0 : n) } };
+	memcpy(arg.macs, macs, (all ? 0 : n) * (size_t)NET_MAC_BYTES);
+	// It spares the guest frames; one that could not be set changes nothing else.
+	ioctl(t->fd, TUNSETTXFILTER, &arg);
+}
+
+// The host's side has no link either, so it knows, and sends nothing into the void. (Linux 5.0.)
+static void tap_carrier(struct net_backend *b, bool up)
+{
+	int on = up;
+	ioctl(MV_CONTAINER(b, struct tap, b)->fd, TUNSETCARRIER, &on);
+}
+
+static int tap_enable(struct net_backend *b, bool on)
+{
+	struct tap *t = MV_CONTAINER(b, struct tap, b);
+	struct ifreq ifr = { .ifr_flags = on ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE };
+	if (on == !t->disabled)
+		return 0;
+	if (ioctl(t->fd, TUNSETQUEUE, &ifr))
+		return -errno;
+	t->disabled = !on;
+	return 0;
 }
 
 // Both directions came with Linux 6.2.
@@ -118,6 +151,9 @@ static const struct net_backend_ops tap_ops = {
 	.receive = tap_receive,
 	.send = tap_send,
 	.offload = tap_offload,
+	.filter = tap_filter,
+	.carrier = tap_carrier,
+	.enable = tap_enable,
 	.attach = tap_attach,
 	.free = tap_free,
 };

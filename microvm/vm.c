@@ -187,9 +187,10 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = r ? mv_wrap(err, "drive %s", c->drive[i].id) : add_device(vm, d, err);
 	}
 	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
-		r = vio_net_new(&vm->mem, &vm->loop, c->net[i].id, c->net[i].mac,
-				c->net[i].tap[0] ? VIO_NET_TAP : VIO_NET_STREAM, MV_TAKE_FD(f->tap[i]), &d,
-				err);
+		const struct vio_net_options o = { .name = c->net[i].id,
+						   .mac = c->net[i].mac,
+						   .kind = c->net[i].tap[0] ? VIO_NET_TAP : VIO_NET_STREAM };
+		r = vio_net_new_with(&vm->mem, &vm->loop, &o, &f->tap[i], &d, err);
 		r = r ? mv_wrap(err, "net %s", c->net[i].id) : add_device(vm, d, err);
 	}
 	if (!r && c->vsock.present) {
@@ -347,7 +348,7 @@ int vm_claim(struct vm *vm, const struct msg_claim *claim, struct vm_fds *fds, s
 		if (c->net[i].tap[0] && fds->tap[i] < 0)
 			return mv_fail(err, EBADF, "net %s: no tap was passed", c->net[i].id);
 		c->net[i] = claim->net[i];
-		r = vio_net_claim(vm->dev[c->n_drives + i], c->net[i].mac, MV_TAKE_FD(fds->tap[i]), err);
+		r = vio_net_claim(vm->dev[c->n_drives + i], c->net[i].mac, &fds->tap[i], err);
 	}
 	if (!r && c->vsock.present) {
 		c->vsock = claim->vsock;
@@ -394,11 +395,12 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 
 uint64_t vm_activity(const struct vm *vm)
 {
-	enum { NET = 1, VSOCK = 19, RX_AND_TX = 2 }; // virtio 1.2 sections 5.1, 5.10
+	enum { NET = 1, VSOCK = 19, VSOCK_RX_AND_TX = 2 }; // virtio 1.2 sections 5.1, 5.10
 	uint64_t n = vm->serial.out_total;
 	for (unsigned i = 0; i < vm->n_devs; i++) {
 		uint32_t id = vm->dev[i]->ops->device_id;
-		for (unsigned q = 0; q < RX_AND_TX && (id == NET || id == VSOCK); q++)
+		unsigned n_queues = id == NET ? vm->dev[i]->n_queues : id == VSOCK ? VSOCK_RX_AND_TX : 0;
+		for (unsigned q = 0; q < n_queues; q++)
 			n += vm->dev[i]->s.queue[q].n.used;
 	}
 	return n;

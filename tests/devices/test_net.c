@@ -2,9 +2,11 @@
 // With a real tap, in a network namespace of our own; skipped where we may not make one.
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/ethtool.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -50,15 +52,9 @@ static int enter_namespace(void **state)
 	return 0;
 }
 
-static int set_up(void **state)
+// A device on a new tap, and the host's side of it.
+static void open_packet(struct fixture *f)
 {
-	struct fixture *f = calloc(1, sizeof *f);
-	*state = f;
-	if (no_tap)
-		return 0;
-	t_vm_init(&f->vm);
-	t_queue_init(&f->drv[RX], &f->vm, 256);
-	t_queue_init(&f->drv[TX], &f->vm, 256);
 	int tap = open_tap(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
 	struct ifreq ifr = { 0 };
 	assert_int_equal(ioctl(tap, TUNGETIFF, &ifr), 0);
@@ -71,6 +67,18 @@ static int set_up(void **state)
 	assert_int_equal(ioctl(f->packet_fd, SIOCSIFFLAGS, &ifr), 0);
 	assert_int_equal(bind(f->packet_fd, (struct sockaddr *)&a, sizeof a), 0);
 	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_TAP, tap, &f->d, NULL), 0);
+}
+
+static int set_up(void **state)
+{
+	struct fixture *f = calloc(1, sizeof *f);
+	*state = f;
+	if (no_tap)
+		return 0;
+	t_vm_init(&f->vm);
+	t_queue_init(&f->drv[RX], &f->vm, 256);
+	t_queue_init(&f->drv[TX], &f->vm, 256);
+	open_packet(f);
 	f->rx_gpa = t_alloc(&f->vm, 256 * 2048, 4096);
 	f->tx_gpa = t_alloc(&f->vm, 2048, 4096);
 	return 0;
@@ -421,10 +429,144 @@ static void test_segments(void **state)
 	fd = vnet_socket(tap);
 	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_TAP, -1, &d, NULL), 0);
 	assert_int_equal(vio_load(d, saved.p, saved.len, NULL), 0);
-	assert_int_equal(vio_net_claim(d, mac, tap, NULL), 0);
+	assert_int_equal(vio_net_claim(d, mac, &tap, NULL), 0);
 	d->s.queue[RX].next_avail = d->s.queue[RX].next_used = f->drv[RX].seen;
 	vio_unquiesce(d);
 	give_small_buffers(f, d, 64);
+	expect_large(f, fd, true);
+	vio_free(d);
+	close(fd);
+}
+
+// ---- the control queue's effect on the tap
+
+static unsigned ask(struct fixture *f, struct vio_dev *d, struct t_queue *ctrl, unsigned q,
+		    const void *request, uint32_t len)
+{
+	const uint64_t gpa = t_alloc(&f->vm, 256, 8);
+	memcpy(t_ptr(&f->vm, gpa, 256), request, len);
+	t_add(ctrl, (struct t_buf[]){ { gpa, len, false }, { gpa + 200, 1, true } }, 2);
+	t_kick(d, q);
+	assert_true(t_used(ctrl, NULL, NULL));
+	return *(uint8_t *)t_ptr(&f->vm, gpa + 200, 1);
+}
+
+static void host_sends_to(struct fixture *f, const uint8_t to[6], uint8_t tag)
+{
+	uint8_t frame[FRAME];
+	make_frame(frame, tag);
+	memcpy(frame, to, 6);
+	assert_int_equal(send(f->packet_fd, frame, FRAME, 0), FRAME);
+}
+
+// The tag of the next frame of ours.
+static uint8_t next_tag(struct fixture *f)
+{
+	for (;;) {
+		uint16_t head;
+		t_run_until(&f->vm, t_has_used, &f->drv[RX]);
+		assert_true(t_used(&f->drv[RX], &head, NULL));
+		const uint8_t *p = t_ptr(&f->vm, le64_get(f->drv[RX].desc[head].addr), 2048);
+		if (p[HEADER + 12] == ETHERTYPE >> 8 && p[HEADER + 13] == (ETHERTYPE & 0xff))
+			return p[HEADER + FRAME - 1];
+	}
+}
+
+static void test_filter(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	static const uint8_t other[6] = { 2, 9, 9, 9, 9, 9 }, group[6] = { 3, 9, 9, 9, 9, 9 },
+			     group2[6] = { 3, 8, 8, 8, 8, 8 }, all[6] = { 255, 255, 255, 255, 255, 255 };
+	const uint8_t table[] = { 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 3, 9, 9, 9, 9, 9 };
+	struct t_queue q[3] = { f->drv[RX], f->drv[TX] };
+	t_queue_init(&q[2], &f->vm, 16);
+	t_start(f->d, VIO_FEATURES | NET_F_CTRL_VQ | NET_F_CTRL_RX, q, 3);
+	for (unsigned i = 0; i < 200; i++)
+		add_rx(f, i);
+	t_kick(f->d, RX);
+	host_sends_to(f, other, 1); // nothing was said: everything comes
+	assert_int_equal(next_tag(f), 1);
+	assert_int_equal(ask(f, f->d, &q[2], 2, "\0\0\0", 3), 0); // not promiscuous
+	assert_int_equal(ask(f, f->d, &q[2], 2, table, sizeof table), 0);
+	host_sends_to(f, other, 2);
+	host_sends_to(f, group2, 3);
+	host_sends_to(f, mac, 4);
+	host_sends_to(f, group, 5);
+	host_sends_to(f, all, 6);
+	for (uint8_t tag = 4; tag <= 6; tag++)
+		assert_int_equal(next_tag(f), tag);
+	assert_int_equal(ask(f, f->d, &q[2], 2, "\0\1\1", 3), 0); // all multicast
+	host_sends_to(f, other, 7);
+	host_sends_to(f, group2, 8);
+	assert_int_equal(next_tag(f), 8);
+	// A clone with another MAC gets frames for both: the guest does not know it yet.
+	MV_BUF saved = { 0 };
+	vio_quiesce(f->d);
+	vio_save(f->d, &saved);
+	vio_free(f->d);
+	close(f->packet_fd);
+	open_packet(f);
+	assert_int_equal(vio_load(f->d, saved.p, saved.len, NULL), 0);
+	int none = -1;
+	assert_int_equal(vio_net_claim(f->d, (const uint8_t[]){ 2, 5, 5, 5, 5, 5 }, &none, NULL), 0);
+	vio_unquiesce(f->d);
+	host_sends_to(f, other, 9);
+	host_sends_to(f, mac, 10);
+	host_sends_to(f, (const uint8_t[]){ 2, 5, 5, 5, 5, 5 }, 11);
+	host_sends_to(f, group2, 12);
+	for (uint8_t tag = 10; tag <= 12; tag++)
+		assert_int_equal(next_tag(f), tag);
+	assert_int_equal(ask(f, f->d, &q[2], 2, "\0\0\1", 3), 0); // promiscuous
+	host_sends_to(f, other, 13);
+	assert_int_equal(next_tag(f), 13);
+}
+
+static bool carrier(struct fixture *f)
+{
+	struct ifreq ifr = { 0 };
+	struct sockaddr_ll a;
+	socklen_t len = sizeof a;
+	assert_int_equal(getsockname(f->packet_fd, (struct sockaddr *)&a, &len), 0);
+	assert_non_null(if_indextoname((unsigned)a.sll_ifindex, ifr.ifr_name));
+	struct ethtool_value v = { .cmd = ETHTOOL_GLINK };
+	ifr.ifr_data = (void *)&v;
+	assert_int_equal(ioctl(f->packet_fd, SIOCETHTOOL, &ifr), 0);
+	return v.data;
+}
+
+static void test_link(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	t_start(f->d, VIO_FEATURES | NET_F_STATUS, f->drv, 2);
+	for (unsigned i = 0; i < 100; i++)
+		add_rx(f, i);
+	t_kick(f->d, RX);
+	assert_true(carrier(f));
+	vio_net_set_link(f->d, false);
+	assert_false(carrier(f)); // the host sees it, too
+	vio_net_set_link(f->d, true);
+	assert_true(carrier(f));
+	host_sends(f, 3);
+	expect_rx(f, 3);
+}
+
+static void test_guest_offloads(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	struct vio_dev *d;
+	struct t_queue q[3] = { f->drv[RX], f->drv[TX] };
+	int fd = tap_of(f, &d);
+	t_queue_init(&q[2], &f->vm, 16);
+	t_start(d, VIO_FEATURES | TSO_FEATURES | NET_F_CTRL_VQ | NET_F_CTRL_GUEST_OFFLOADS, q, 3);
+	give_small_buffers(f, d, 128);
+	expect_large(f, fd, true);
+	assert_int_equal(ask(f, d, &q[2], 2, "\5\0\0\0\0\0\0\0\0\0", 10), 0); // none, for XDP
+	expect_large(f, fd, false);
+	assert_int_equal(ask(f, d, &q[2], 2, "\5\0\2\4\0\0\0\0\0\0", 10), 1); // UFO: not acknowledged
+	assert_int_equal(ask(f, d, &q[2], 2, "\5\0\x82\1\0\0\0\0\0\0", 10), 0);
 	expect_large(f, fd, true);
 	vio_free(d);
 	close(fd);
@@ -448,6 +590,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_transmit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_small_buffer, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_segments, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_filter, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_link, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_guest_offloads, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_impossible_offloads, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, enter_namespace, NULL);

@@ -237,7 +237,7 @@ static void test_pause(void **state)
 	struct vio_dev *clone = new_device(f, &peer);
 	assert_int_equal(vio_load(clone, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(clone);
-	assert_int_equal(clone->s.queue[RX].next_avail, 6);
+	assert_int_equal(clone->s.queue[RX].next_avail, 10);
 	vio_free(clone);
 	close(peer);
 }
