@@ -246,8 +246,11 @@ static int put_forward(js *user, char *text)
 }
 
 // A rate: N with K, M, G or T for powers of 1024 and perhaps /s behind it, as a limit per second.
-static int put_rate(js *o, const char *option, const char *key, const char *kind, const char *value)
+static int put_rate(js *o, const char *option, const char *key, const char *value)
 {
+	const char *kind = strstr(key, "iops") ? "ops" : "bandwidth";
+	const char *of = key[0] == 'r' || key[0] == 't' ? key : option; // rx_iops; --rx-limit iops
+	const char *limit = of[0] == 'r' ? "rx_rate_limit" : of[0] == 't' ? "tx_rate_limit" : "rate_limit";
 	static const char units[] = "KMGT";
 	char *end;
 	errno = 0;
@@ -260,12 +263,12 @@ static int put_rate(js *o, const char *option, const char *key, const char *kind
 	if (*value < '0' || *value > '9' || *end || errno || v > UINT64_MAX >> shift)
 		return cli_fail(EXIT_USAGE, "--%s: %s=%s: use a number, with K, M, G or T behind it", option,
 				key, value);
-	if (!js_get(o, "rate_limit"))
-		js_put(o, "rate_limit", js_object());
+	if (!js_get(o, limit))
+		js_put(o, limit, js_object());
 	js *bucket = js_object();
 	js_put_uint(bucket, "size", v << shift);
 	js_put_uint(bucket, "refill_time_ms", 1000);
-	js_put(js_get(o, "rate_limit"), kind, bucket);
+	js_put(js_get(o, limit), kind, bucket);
 	return 0;
 }
 
@@ -298,8 +301,8 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 		js_put_uint(o, key, v);
 	} else if (!strcmp(key, "forward")) {
 		return put_forward(user_of(o), value);
-	} else if (!strcmp(key, "bandwidth") || !strcmp(key, "iops")) {
-		return put_rate(o, option, key, key[0] == 'i' ? "ops" : key, value);
+	} else if (strstr(key, "bandwidth") || strstr(key, "iops")) {
+		return put_rate(o, option, key, value);
 	} else if (!strcmp(key, "path") || !strcmp(key, "layer_path") || !strcmp(key, "socket")) {
 		if (!cli_absolute(value, path))
 			return cli_fail(EXIT_USAGE, "--%s: the path is too long", option);
@@ -310,22 +313,28 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 	return 0;
 }
 
-js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers, unsigned n)
+int cli_put_pairs(js *o, const char *option, const char *text, const char *keys, const char *numbers,
+		  unsigned n)
 {
 	char work[PATH_MAX + 512], *save = NULL;
-	if (!expand(text, n, work, sizeof work)) {
-		cli_fail(EXIT_USAGE, "--%s: too long", option);
-		return NULL;
-	}
-	js *o = js_object();
+	if (!expand(text, n, work, sizeof work))
+		return cli_fail(EXIT_USAGE, "--%s: too long", option);
 	for (char *p = strtok_r(work, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
 		char *value = strchr(p, '=');
 		if (value)
 			*value++ = 0;
-		if (put_pair(o, option, p, value, keys, numbers)) {
-			js_free(o);
-			return NULL;
-		}
+		if (put_pair(o, option, p, value, keys, numbers))
+			return EXIT_USAGE;
+	}
+	return EXIT_OK;
+}
+
+js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers, unsigned n)
+{
+	js *o = js_object();
+	if (cli_put_pairs(o, option, text, keys, numbers, n)) {
+		js_free(o);
+		return NULL;
 	}
 	return o;
 }

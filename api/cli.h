@@ -17,6 +17,7 @@ enum {
 };
 
 #define CLI_MAX_MULTI 8
+#define CLI_NET_RATES " rx_bandwidth rx_iops tx_bandwidth tx_iops" // keys of --net
 
 struct cli {
 	char socket[PATH_MAX];
@@ -29,6 +30,7 @@ struct cli {
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	const char *pool;
+	const char *link, *rx_limit, *tx_limit;
 	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle;
 	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
@@ -37,7 +39,7 @@ struct cli {
 
 typedef int cli_fn(struct cli *c);
 cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
-	cli_wait, cli_metadata; // cli_vm.c
+	cli_wait, cli_metadata, cli_net_set; // cli_vm.c
 cli_fn cli_devices;             // cli_devices.c
 cli_fn cli_console;             // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
@@ -75,6 +77,8 @@ int cli_put_policy(struct cli *c, js *o);
 // --drive, --net, --vsock: "key=value,flag,..." into a JSON object. Keys of `numbers` become
 // integers, "ro" becomes read_only, a path is made absolute, {n} becomes n (when n > 0).
 // Both lists are space-separated. NULL: a complaint was printed.
+int cli_put_pairs(js *o, const char *option, const char *text, const char *keys, const char *numbers,
+		  unsigned n); // into one that is there
 js *cli_parse_pairs(const char *option, const char *text, const char *keys, const char *numbers, unsigned n);
 // The JSON in a file, "-": standard input. NULL: a complaint was printed.
 js *cli_json_file(const char *path);

@@ -218,7 +218,7 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro layer layer_path", n);
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets,
-				   "id tap socket user loopback forward mac", n);
+				   "id tap socket user loopback forward mac" CLI_NET_RATES, n);
 	if (c->record && n == 1)
 		js_put(o, "record", js_object());
 	if (c->no_populate)

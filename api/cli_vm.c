@@ -102,8 +102,9 @@ static int put_devices(struct cli *c, js *o)
 		js_add(drives, v);
 	}
 	for (unsigned i = 0; i < c->n_nets; i++) {
-		if (!(v = cli_parse_pairs("net", c->net[i], "id tap socket user loopback forward mac", "",
-					  0)))
+		if (!(v = cli_parse_pairs("net", c->net[i],
+					  "id tap socket user loopback forward mac mtu queues" CLI_NET_RATES,
+					  "mtu queues", 0)))
 			return EXIT_USAGE;
 		js_add(nets, v);
 	}
@@ -194,6 +195,39 @@ int cli_create(struct cli *c)
 		return status;
 	}
 	status = cli_request(c, "POST", o, &v, "/v1/vms");
+	return finish(c, status, v, NULL);
+}
+
+// --rx-limit and --tx-limit: keys as in --net, "none", or not given.
+static int put_limit(js *o, const char *option, const char *key, const char *text)
+{
+	if (!text)
+		return EXIT_OK;
+	if (strcmp(text, "none"))
+		return cli_put_pairs(o, option, text, "bandwidth iops", "", 0);
+	js_put(o, key, js_object());
+	return EXIT_OK;
+}
+
+int cli_net_set(struct cli *c)
+{
+	js *o, *v = NULL;
+	if (!cli_name_ok(c->pos[0]) || !cli_name_ok(c->pos[1]))
+		return EXIT_USAGE;
+	if (!c->link && !c->rx_limit && !c->tx_limit)
+		return cli_fail(EXIT_USAGE, "net-set: give --link, --rx-limit or --tx-limit");
+	if (c->link && strcmp(c->link, "up") && strcmp(c->link, "down"))
+		return cli_fail(EXIT_USAGE, "--link: \"%s\" is neither up nor down", c->link);
+	o = js_object();
+	if (c->link)
+		js_put_bool(o, "link_up", !strcmp(c->link, "up"));
+	int status = put_limit(o, "rx-limit", "rx_rate_limit", c->rx_limit);
+	status = status ? status : put_limit(o, "tx-limit", "tx_rate_limit", c->tx_limit);
+	if (status) {
+		js_free(o);
+		return status;
+	}
+	status = cli_request(c, "PATCH", o, &v, "/v1/vms/%s/nets/%s", c->pos[0], c->pos[1]);
 	return finish(c, status, v, NULL);
 }
 

@@ -403,7 +403,7 @@ static int start_claim(struct clone_item *it, struct api_err *err)
 	int r = clone_config(&it->job->p->m.cfg, it->spec, &cfg, err);
 	for (uint32_t i = 0; !r && i < cfg.n_nets; i++)
 		if (cfg.net[i].tap[0])
-			r = vmfds_tap(&cfg.net[i], &fds.tap[i], err);
+			r = vmfds_tap(&cfg.net[i], fds.tap[i], err);
 	if (!r && (it->vm = pool_claim(it->job->pool))) {
 		it->claimed = true;
 		r = claim(it, &cfg, &fds, err);

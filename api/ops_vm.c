@@ -195,6 +195,7 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 		return;
 	}
 	ops_default_vsock(s, &b.cfg);
+	vmfds_default_mtu(&b.cfg);
 	struct vm *vm = vm_new(s, &b.cfg);
 	if (!vm)
 		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for another VM");

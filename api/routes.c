@@ -30,6 +30,7 @@ const struct route api_routes[] = {
 	{ "PUT", "/v1/vms/{name}/console", op_console_write, { 0 }, "write serial input" },
 	{ "GET", "/v1/vms/{name}/metadata", op_metadata_get, { 0 }, "the guest's document" },
 	{ "PUT", "/v1/vms/{name}/metadata", op_metadata_put, { 0 }, "replace it" },
+	{ "PATCH", "/v1/vms/{name}/nets/{net}", op_net_patch, { 0 }, "its link and rate limits" },
 	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
 	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },
@@ -61,8 +62,10 @@ bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME
 		size_t n = strcspn(path, "/");
 		if (n == 0 || n >= ROUTE_NAME_LEN)
 			return false;
-		memcpy(ret_name, path, n);
-		ret_name[n] = 0;
+		if (!strncmp(pattern, "{name}", 6)) {
+			memcpy(ret_name, path, n);
+			ret_name[n] = 0;
+		}
 		path += n;
 		pattern += strcspn(pattern, "}") + 1;
 	}

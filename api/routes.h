@@ -27,7 +27,8 @@ void api_answered(void *arg, const struct http_req *r, unsigned status);
 // The http_is_upload_fn.
 bool api_is_upload(const char *method, const char *path);
 
-// Does path fit pattern? Copies what stands at {name} (at most 64 bytes) when there is one.
+// Does path fit pattern? Copies what stands at {name} (at most 64 bytes) when there is one; what stands at
+// other names has at most 64 bytes, too.
 #define ROUTE_NAME_LEN 65
 bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN]);
 
@@ -48,6 +49,7 @@ int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
 	op_vm_delete;                       // ops_vm.c
 route_fn op_metadata_get, op_metadata_put;  // metadata.c
+route_fn op_net_patch;                      // ops_net.c
 route_fn op_console_read, op_console_write; // ops_console.c
 route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete, op_snap_prepare,
 	op_snap_flatten, op_snap_unprepare, op_snap_drop_set; // ops_snapshot.c

@@ -17,6 +17,7 @@ enum opt {
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
 	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE,
+	O_LINK, O_RX_LIMIT, O_TX_LIMIT,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -42,7 +43,8 @@ static const struct option long_options[] = {
 	WITH("page-handler", O_PAGE_HANDLER), BARE("incremental", O_INCREMENTAL), WITH("since", O_SINCE),
 	WITH("types", O_TYPES), WITH("ttl", O_TTL), WITH("idle-timeout", O_IDLE),
 	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), BARE("ready", O_READY),
-	WITH("ready-when", O_READY_WHEN), BARE("record", O_RECORD), BARE("no-populate", O_NO_POPULATE), { 0 },
+	WITH("ready-when", O_READY_WHEN), BARE("record", O_RECORD), BARE("no-populate", O_NO_POPULATE),
+	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT), { 0 },
 };
 
 // clang-format on
@@ -69,7 +71,8 @@ static const struct command {
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]\n"
 	  "           "
 	  "[,bandwidth=N[K|M|G|T][/s]][,iops=N][,block_size=N][,cache=CACHE][,direct][,queues=N]]...\n"
-	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]]...\n"
+	  "         [--net id=ID,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...[,mac=MAC]\n"
+	  "           [,mtu=N][,queues=N][,rx_bandwidth=N[K|M|G|T][/s]][,rx_iops=N][,tx_bandwidth=...]]...\n"
 	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata "
 	  "FILE]\n"
@@ -92,6 +95,9 @@ static const struct command {
 	  "wait until it is ready, for output, or for a state (30 s, or --timeout)" },
 	{ "metadata", 1, BIT(O_SET), cli_metadata, "NAME [--set FILE|-]",
 	  "the document that the guest reads over vsock: show or replace it" },
+	{ "net-set", 2, BIT(O_LINK) | BIT(O_RX_LIMIT) | BIT(O_TX_LIMIT), cli_net_set,
+	  "VM NET [--link up|down] [--rx-limit bandwidth=N[K|M|G|T][/s][,iops=N]|none] [--tx-limit ...]",
+	  "cut or restore the link of a network device; how much may pass it, to and from the guest" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
 	  "VM NAME [--format raw|lz4|lz4-high] [--incremental]\n"
 	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
@@ -209,6 +215,9 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_READY_WHEN: c->ready_when = arg; return true;
 	case O_RECORD: return c->record = true;
 	case O_NO_POPULATE: return c->no_populate = true;
+	case O_LINK: c->link = arg; return true;
+	case O_RX_LIMIT: c->rx_limit = arg; return true;
+	case O_TX_LIMIT: c->tx_limit = arg; return true;
 	case O_INCREMENTAL: return c->incremental = true;
 	case O_METADATA: c->metadata = arg; return true;
 	case O_SET: c->set = arg; return true;

@@ -130,7 +130,7 @@ int usernet_open(struct vm *vm, struct vm_fds *f, struct api_err *err)
 	int r = 0;
 	for (uint32_t i = 0; !r && i < vm->cfg.n_nets; i++)
 		if (vm->cfg.net[i].user.present)
-			r = start(vm, &vm->cfg.net[i], &f->tap[i], err);
+			r = start(vm, &vm->cfg.net[i], &f->tap[i][0], err);
 	if (r)
 		usernet_end(vm);
 	return r;

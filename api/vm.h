@@ -97,6 +97,7 @@ struct vm {
 	struct lazy_clone *lazy;        // of a clone of a compressed snapshot (lazy.c)
 	bool corrupt;                   // was ended because its snapshot's memory is damaged
 	LIST_HEAD(, usernet) user_nets; // usernet.c
+	uint32_t links_down;            // bit per net: by the host's wish
 	char *metadata;                 // for the guest (metadata.c); NULL: an empty object
 	struct vm_record record;
 	bool populate; // by the working set, before it runs

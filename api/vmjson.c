@@ -57,6 +57,9 @@ static const struct js_field rate_fields[] = {
 	F_SUB(struct vmcfg_rate, ops, "ops", bucket_table, "operations; default: no limit"),
 };
 static DEFINE_JS(rate_table, rate_fields);
+#define F_RATE(s, member, has_, name_, doc_)                                                       \
+	{ .name = (name_), .type = JS_OBJ, .offset = MV_OFF(s, member), .size = MV_SIZEOF(s, member), \
+	  .sub = &rate_table, PRESENT(s, has_), .doc = (doc_) }
 
 // --- a VM's configuration ------------------------------------------------------------
 static const struct js_field drive_fields[] = {
@@ -107,6 +110,12 @@ static const struct js_field net_fields[] = {
 	  .doc = "instead of tap: a passt that the daemon starts" },
 	{ .name = "mac", .type = JS_MAC, .offset = MV_OFF(struct vmcfg_net, mac), .size = 6,
 	  .doc = "default: random, locally administered" },
+	F_UINT(struct vmcfg_net, mtu, "mtu", JS_OMIT_EMPTY, VMCFG_MIN_MTU, UINT16_MAX,
+	       "that the guest is told; default: the tap's, else 1500"),
+	F_UINT(struct vmcfg_net, queues, "queues", JS_OMIT_EMPTY, 1, VMCFG_MAX_PAIRS,
+	       "pairs of queues, with a tap that has multi_queue; default 1"),
+	F_SUB(struct vmcfg_net, rx_rate, "rx_rate_limit", rate_table, "to the guest; default: none"),
+	F_SUB(struct vmcfg_net, tx_rate, "tx_rate_limit", rate_table, "from the guest; default: none"),
 };
 static DEFINE_JS(net_table, net_fields);
 
@@ -214,6 +223,8 @@ static const struct js_field clone_net_fields[] = {
 	  .doc = "default: the snapshot's without its forwarded ports" },
 	{ .name = "mac", .type = JS_MAC, .offset = MV_OFF(struct clone_net, mac), .size = 6,
 	  PRESENT(struct clone_net, has_mac), .doc = "default: the snapshot's" },
+	F_RATE(struct clone_net, rx_rate, has_rx, "rx_rate_limit", "{}: none; default: the snapshot's"),
+	F_RATE(struct clone_net, tx_rate, has_tx, "tx_rate_limit", "{}: none; default: the snapshot's"),
 };
 static DEFINE_JS(clone_net_table, clone_net_fields);
 
@@ -293,6 +304,14 @@ static const struct js_field stop_fields[] = {
 	F_UINT(struct stop_body, wait_ms, "wait_ms", 0, 0, 600000, "ms to wait for the end; default 0"),
 };
 DEFINE_JS(stop_table, stop_fields);
+
+static const struct js_field net_body_fields[] = {
+	{ .name = "link_up", .type = JS_BOOL, .offset = MV_OFF(struct net_body, link_up), .size = 1,
+	  PRESENT(struct net_body, has_link), .doc = "default: as it is" },
+	F_RATE(struct net_body, rx_rate, has_rx, "rx_rate_limit", "{}: none; default: as it is"),
+	F_RATE(struct net_body, tx_rate, has_tx, "tx_rate_limit", "{}: none; default: as it is"),
+};
+DEFINE_JS(net_body_table, net_body_fields);
 
 static const struct js_field snapshot_fields[] = {
 	F_TEXT(struct snapshot_body, name, "name", JS_NAME, JS_REQUIRED, "of the snapshot"),
@@ -451,6 +470,10 @@ static int override_net(struct vmcfg *c, const struct clone_net *o, struct api_e
 		}
 		if (o->has_mac)
 			memcpy(c->net[i].mac, o->mac, sizeof o->mac);
+		if (o->has_rx)
+			c->net[i].rx_rate = o->rx_rate;
+		if (o->has_tx)
+			c->net[i].tx_rate = o->tx_rate;
 		return 0;
 	}
 	return api_fail(err, API_INVALID_VALUE, "nets: the snapshot has no interface \"%s\"", o->id);

@@ -25,7 +25,8 @@ struct clone_net {
 	char id[VMCFG_NAME_LEN], tap[16], socket[VMCFG_SOCKET_LEN];
 	struct vmcfg_user user;
 	uint8_t mac[6];
-	bool has_tap, has_socket, has_mac;
+	struct vmcfg_rate rx_rate, tx_rate;
+	bool has_tap, has_socket, has_mac, has_rx, has_tx;
 };
 struct clone_drive {
 	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN], layer_path[VMCFG_PATH_LEN];
@@ -62,6 +63,11 @@ struct clone_body {
 	struct vm_policy policy; // of all
 };
 
+struct net_body { // PATCH .../nets/{net}: what it does not have stays
+	struct vmcfg_rate rx_rate, tx_rate;
+	bool link_up, has_link, has_rx, has_tx;
+};
+
 struct stop_body {
 	uint32_t mode; // enum stop_mode
 	uint32_t wait_ms;
@@ -94,8 +100,9 @@ struct prepare_body {
 };
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
-	flatten_table, empty_table, lifetime_table, limits_table, // of struct vm_policy, struct vm_limits
-	config_table;                                             // struct vmcfg as shown
+	flatten_table, net_body_table, empty_table, lifetime_table,
+	limits_table, // of struct vm_policy, struct vm_limits
+	config_table; // struct vmcfg as shown
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
 // Free ret_b->metadata in every case.

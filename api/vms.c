@@ -166,6 +166,13 @@ js *vm_json(const struct vm *vm)
 	record_json(o, vm);
 	// Where timing_us counts from, for clients that compare it with a clock of their own.
 	js_put_uint(o, "timing_zero_ns", vm->requested_ns);
+	if (vm->links_down) {
+		js *down = js_list();
+		for (uint32_t i = 0; i < vm->cfg.n_nets; i++)
+			if (vm->links_down & 1u << i)
+				js_add(down, js_string(vm->cfg.net[i].id));
+		js_put(o, "links_down", down);
+	}
 	js_put(o, "lifetime", lifetime_json(vm));
 	if (vm->policy.has_limits)
 		js_put(o, "limits", js_encode(&limits_table, &vm->policy.limits));

@@ -60,8 +60,14 @@ int vio_net_new(struct gmem *mem, struct mv_loop *loop, const char *name, const 
 // device made without one (fds -1), as many as it has pairs of queues.
 int vio_net_claim(struct vio_dev *d, const uint8_t mac[6], int *fds, struct mv_err *err);
 
+// Bytes and frames per direction, seen from the guest; all zero: no limit. What is too much waits, in the
+// guest's queue or in the backend. Not saved. -errno: no timer.
+int vio_net_set_limits(struct vio_dev *d, const struct vmcfg_rate *rx, const struct vmcfg_rate *tx,
+		       struct mv_err *err);
+
 // The link goes down or up again, as by hand; while it is down frames are dropped. Not saved.
 void vio_net_set_link(struct vio_dev *d, bool up);
+bool vio_net_link_up(const struct vio_dev *d); // the last of these wishes
 
 // virtio-vsock (section 5.10), streams to Unix sockets: a host program connects to
 // listen_fd, sends "CONNECT <port>\n" and reads "OK <host port>\n"; a stream of the guest to

@@ -103,7 +103,7 @@ int net_use_pairs(struct vio_net *n, unsigned pairs)
 	return 0;
 }
 
-static bool takes_part(const struct net_pair *p, unsigned q)
+bool net_queue_live(const struct net_pair *p, unsigned q)
 {
 	return p->rx / QUEUES_OF_PAIR < pairs_in_use(p->n) && vio_live(&p->n->dev, q);
 }
@@ -112,7 +112,7 @@ static void on_readable(void *arg)
 {
 	struct net_pair *p = arg;
 	p->readable = true;
-	if (takes_part(p, p->rx))
+	if (net_queue_live(p, p->rx))
 		net_pair_receive(p);
 }
 
@@ -120,7 +120,7 @@ static void on_writable(void *arg)
 {
 	struct net_pair *p = arg;
 	p->writable = true;
-	if (takes_part(p, p->tx))
+	if (net_queue_live(p, p->tx))
 		net_pair_transmit(p);
 }
 
@@ -226,6 +226,8 @@ static void free_pairs(struct vio_net *n)
 static void net_free(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	mv_timer_fini(&n->limit[NET_RX].timer);
+	mv_timer_fini(&n->limit[NET_TX].timer);
 	free_pairs(n);
 	vio_dev_fini(d);
 	free(n);
@@ -339,6 +341,47 @@ int vio_net_claim(struct vio_dev *d, const uint8_t mac[NET_MAC_BYTES], int *fds,
 			r = attach(n, n->pair[i].b, MV_TAKE_FD(fds[i]), err);
 	return r;
 }
+
+static void on_limit(void *arg)
+{
+	struct net_limit *l = arg;
+	struct vio_net *n = l->n;
+	l->waiting = false;
+	for (unsigned i = 0; i < pairs_in_use(n); i++) {
+		struct net_pair *p = &n->pair[i];
+		if (l == &n->limit[NET_RX] && vio_live(&n->dev, p->rx))
+			net_pair_receive(p);
+		if (l == &n->limit[NET_TX] && vio_live(&n->dev, p->tx))
+			net_pair_transmit(p);
+	}
+}
+
+static int set_limit(struct vio_net *n, struct net_limit *l, const struct vmcfg_rate *rate)
+{
+	l->n = n;
+	mv_rate_set(&l->rate, rate, mv_now_ns());
+	if (mv_rate_limited(&l->rate) && !l->timer.watch.loop) {
+		int r = mv_timer_init(n->dev.loop, &l->timer, on_limit, l);
+		if (r) {
+			l->rate = (struct mv_rate){ 0 };
+			return r;
+		}
+	}
+	if (l->waiting) // for less or for longer
+		mv_timer_arm(&l->timer, 0);
+	return 0;
+}
+
+int vio_net_set_limits(struct vio_dev *d, const struct vmcfg_rate *rx, const struct vmcfg_rate *tx,
+		       struct mv_err *err)
+{
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	int r = set_limit(n, &n->limit[NET_RX], rx);
+	r = r ? r : set_limit(n, &n->limit[NET_TX], tx);
+	return r ? mv_fail(err, -r, "%s: no timer for its rate limit: %s", d->name, strerror(-r)) : 0;
+}
+
+bool vio_net_link_up(const struct vio_dev *d) { return !MV_CONTAINER(d, struct vio_net, dev)->off; }
 
 void vio_net_set_link(struct vio_dev *d, bool up)
 {

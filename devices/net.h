@@ -4,6 +4,7 @@
 // (net_stream.c). Loop lock held for everything.
 #pragma once
 #include "devices/devices.h"
+#include "microvm/base/token_bucket.h"
 
 enum {
 	NET_HEADER_BYTES = 12, // virtio 1.2 section 5.1.6
@@ -111,6 +112,17 @@ struct net_pool {
 	struct iovec iov[NET_POOL_IOV + 1];
 };
 
+enum { NET_RX, NET_TX };
+
+// A rate limit of one direction, all pairs together. A frame's size is known only when it was read, so
+// each goes at once, and the next one when it is paid for: nothing is held back half-way.
+struct net_limit {
+	struct vio_net *n;
+	struct mv_rate rate;
+	struct mv_timer timer; // made with the first limit
+	bool waiting;          // it is armed
+};
+
 // A receive and a transmit queue, and their backend. A frame that is larger than the guest's
 // buffers goes on in `spill`, until there are more of them or it is known that it never fits.
 struct net_pair {
@@ -119,6 +131,7 @@ struct net_pair {
 	struct net_backend *b;
 	bool readable, writable;
 	size_t frame, spilled; // bytes of a frame that waits for buffers, header included; of it in spill
+	size_t owed[2];        // NET_RX, NET_TX: bytes of the last frame, until the rate limit has them
 	struct net_counts counts;
 	struct net_pool pool;
 	struct vq_chain chain;
@@ -159,9 +172,10 @@ struct vio_net {
 	uint8_t mac[NET_MAC_BYTES]; // after a reset
 	unsigned n_pairs;
 	struct net_pair *pair;
-	bool down;     // the other side is gone
-	bool off;      // the host's wish
-	bool announce; // the guest is asked to tell its network where it is
+	bool down;                 // the other side is gone
+	bool off;                  // the host's wish
+	bool announce;             // the guest is asked to tell its network where it is
+	struct net_limit limit[2]; // NET_RX, NET_TX
 	struct vq_chain ctrl_chain;
 };
 
@@ -170,6 +184,9 @@ void net_update_status(struct vio_net *n); // in the configuration space; tells 
 void net_apply_filter(struct vio_net *n);
 int net_apply_offloads(struct vio_net *n);
 int net_use_pairs(struct vio_net *n, unsigned pairs); // and the state
+
+// True: the pair takes part and its queue q is live.
+bool net_queue_live(const struct net_pair *p, unsigned q);
 
 // net_ctrl.c: carries out what is in the control queue, which is queue q.
 void net_ctrl_run(struct vio_net *n, unsigned q);

@@ -24,6 +24,24 @@ struct budget {
 };
 #define A_TURN ((struct budget){ FRAMES_PER_TURN, BYTES_PER_TURN })
 
+// May the next frame go, as far as the rate limit is concerned? If not, its timer brings us back.
+static bool may_go(struct net_pair *p, unsigned direction)
+{
+	struct net_limit *l = &p->n->limit[direction];
+	if (!mv_rate_limited(&l->rate) || !p->owed[direction])
+		return true;
+	if (l->waiting)
+		return false;
+	uint64_t wait_ns = mv_rate_take(&l->rate, p->owed[direction], mv_now_ns());
+	if (!wait_ns) {
+		p->owed[direction] = 0;
+		return true;
+	}
+	l->waiting = true;
+	mv_timer_arm(&l->timer, wait_ns);
+	return false;
+}
+
 static bool left(const struct budget *b) { return b->frames && b->bytes; }
 
 static void spend(struct budget *b, size_t bytes)
@@ -168,7 +186,7 @@ void net_pair_receive(struct net_pair *p)
 		return;
 	}
 
-	while ((p->readable || p->frame) && left(&turn)) {
+	while ((p->readable || p->frame) && left(&turn) && may_go(p, NET_RX)) {
 		bool can_grow = fill_pool(p, p->frame ? p->frame : frame_room(p));
 		if (!vio_live(d, p->rx))
 			break;
@@ -183,6 +201,7 @@ void net_pair_receive(struct net_pair *p)
 			if (p->frame > p->pool.bytes)
 				continue;
 			spend(&turn, p->frame);
+			p->owed[NET_RX] = p->frame - NET_HEADER_BYTES;
 			deliver(p);
 		}
 	}
@@ -191,6 +210,7 @@ void net_pair_receive(struct net_pair *p)
 	vio_signal_queue(d, p->rx);
 }
 
+// What is owed for the last frames stays: a reset is no way around a limit.
 void net_pair_forget(struct net_pair *p)
 {
 	p->counts.dropped += p->frame != 0;
@@ -231,15 +251,18 @@ void net_pair_transmit(struct net_pair *p)
 	do {
 		if (vio_live(d, p->tx))
 			vq_disable_notify(&d->s.queue[p->tx]);
-		while (left(&turn) && p->writable && vio_pop(d, p->tx, c)) {
+		while (left(&turn) && p->writable && may_go(p, NET_TX) && vio_pop(d, p->tx, c)) {
 			spend(&turn, c->readable.bytes);
+			const size_t whole = c->readable.bytes;
 			p->writable = transmit_one(p, &c->readable);
-			if (p->writable)
+			if (p->writable) {
+				p->owed[NET_TX] = whole > NET_HEADER_BYTES ? whole - NET_HEADER_BYTES : 1;
 				vq_push(&d->s.queue[p->tx], c->head, 0);
-			else
+			} else {
 				vq_unpop(&d->s.queue[p->tx]);
+			}
 		}
-	} while (left(&turn) && p->writable && vio_rearm(d, p->tx));
+	} while (left(&turn) && p->writable && may_go(p, NET_TX) && vio_rearm(d, p->tx));
 	if (!left(&turn))
 		vio_again(d, p->tx);
 	vio_signal_queue(d, p->tx);

@@ -67,11 +67,11 @@ static int tap_offload(struct net_backend *b, uint64_t guest)
 static void tap_filter(struct net_backend *b, bool all, bool allmulti, const uint8_t *macs, unsigned n)
 {
 	struct tap *t = MV_CONTAINER(b, struct tap, b);
-	struct {
-		struct tun_filter f;
+	struct { // struct tun_filter
+		uint16_t flags, count;
 		uint8_t macs[UINT8_MAX][NET_MAC_BYTES];
-	} arg = { .f = { .flags = allmulti ? TUN_FLT_ALLMULTI : 0, .count = (uint16_t)(all ? 0 : n) } };
-	memcpy(arg.macs, macs, (all ? 0 : n) * (size_t)NET_MAC_BYTES);
+	} arg = { .flags = allmulti ? TUN_FLT_ALLMULTI : 0, .count = (uint16_t)(all ? 0 : n) };
+	memcpy(arg.macs, macs, arg.count * (size_t)NET_MAC_BYTES);
 	// It spares the guest frames; one that could not be set changes nothing else.
 	ioctl(t->fd, TUNSETTXFILTER, &arg);
 }

@@ -167,6 +167,13 @@ static void answer_claim(void *arg)
 	c->claim_id = 0;
 }
 
+static int do_net_set(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_net_set s;
+	int r = mv_state_load(&msg_net_set_table, m->body, m->body_len, &s, err);
+	return r ? r : vm_net_set(c->vm, &s, err);
+}
+
 static int do_metadata(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	MV_FREE struct msg_metadata *d = malloc(sizeof *d);
@@ -316,6 +323,9 @@ static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *re
 	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
 		if (vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
 			rep->layers[i] = (uint8_t)vio_blk_layers(vm->dev[i]);
+	for (uint32_t i = 0; i < vm->cfg.n_nets; i++)
+		vm_net_get(vm, i, &rep->net[i]);
+	rep->n_nets = vm->cfg.n_nets;
 	return 0;
 }
 
@@ -367,6 +377,7 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
 	case MSG_WARM: do_warm(c, m); return;
+	case MSG_NET_SET: r = do_net_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
 	case MSG_CLAIM:
 		r = do_claim(c, m, &err);

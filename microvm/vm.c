@@ -189,9 +189,13 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
 		const struct vio_net_options o = { .name = c->net[i].id,
 						   .mac = c->net[i].mac,
-						   .kind = c->net[i].tap[0] ? VIO_NET_TAP : VIO_NET_STREAM };
-		r = vio_net_new_with(&vm->mem, &vm->loop, &o, &f->tap[i], &d, err);
+						   .kind = c->net[i].tap[0] ? VIO_NET_TAP : VIO_NET_STREAM,
+						   .n_pairs = vmcfg_net_pairs(&c->net[i]),
+						   .mtu = (uint16_t)c->net[i].mtu };
+		_Static_assert(VIO_NET_MAX_PAIRS == VMCFG_MAX_PAIRS, "one limit");
+		r = vio_net_new_with(&vm->mem, &vm->loop, &o, f->tap[i], &d, err);
 		r = r ? mv_wrap(err, "net %s", c->net[i].id) : add_device(vm, d, err);
+		r = r ? r : vio_net_set_limits(d, &c->net[i].rx_rate, &c->net[i].tx_rate, err);
 	}
 	if (!r && c->vsock.present) {
 		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock), c->vsock.path, &d,
@@ -216,7 +220,8 @@ static int check_fds(const struct vm *vm, const struct vmcfg *c, const struct vm
 		ok = ok && f->drive[i] >= 0 &&
 		     (c->drive[i].layer == VMCFG_LAYER_NONE) == (f->layer[i][0] < 0);
 	for (uint32_t i = 0; i < c->n_nets; i++)
-		ok = ok && (f->tap[i] >= 0 || (vm->shell && c->net[i].tap[0]));
+		for (unsigned q = 0; q < vmcfg_net_pairs(&c->net[i]); q++)
+			ok = ok && (f->tap[i][q] >= 0 || (vm->shell && c->net[i].tap[0]));
 	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
 }
 
@@ -345,10 +350,14 @@ int vm_claim(struct vm *vm, const struct msg_claim *claim, struct vm_fds *fds, s
 	int r = 0;
 	memcpy(c->name, claim->name, sizeof c->name);
 	for (uint32_t i = 0; !r && i < c->n_nets && i < claim->n_nets; i++) {
-		if (c->net[i].tap[0] && fds->tap[i] < 0)
-			return mv_fail(err, EBADF, "net %s: no tap was passed", c->net[i].id);
+		for (unsigned q = 0; c->net[i].tap[0] && q < vmcfg_net_pairs(&c->net[i]); q++)
+			if (fds->tap[i][q] < 0)
+				return mv_fail(err, EBADF, "net %s: no tap was passed", c->net[i].id);
 		c->net[i] = claim->net[i];
-		r = vio_net_claim(vm->dev[c->n_drives + i], c->net[i].mac, &fds->tap[i], err);
+		r = vio_net_claim(vm->dev[c->n_drives + i], c->net[i].mac, fds->tap[i], err);
+		r = r ? r
+		      : vio_net_set_limits(vm->dev[c->n_drives + i], &c->net[i].rx_rate, &c->net[i].tx_rate,
+					   err);
 	}
 	if (!r && c->vsock.present) {
 		c->vsock = claim->vsock;
@@ -391,6 +400,33 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 		vio_quiesce(vm->dev[i]);
 	vm->state = VM_PAUSED;
 	return 0;
+}
+
+int vm_net_set(struct vm *vm, const struct msg_net_set *s, struct mv_err *err)
+{
+	if (vm->state == VM_EXITED || s->index >= vm->cfg.n_nets || vm->cfg.n_drives + s->index >= vm->n_devs)
+		return mv_fail(err, EINVAL, "there is no network device %u", s->index);
+	struct vmcfg_net *n = &vm->cfg.net[s->index];
+	struct vio_dev *d = vm->dev[vm->cfg.n_drives + s->index];
+	int r = vmcfg_check_rate(&s->rx_rate, "net", n->id, err);
+	r = r ? r : vmcfg_check_rate(&s->tx_rate, "net", n->id, err);
+	r = r ? r : vio_net_set_limits(d, &s->rx_rate, &s->tx_rate, err);
+	if (r)
+		return r;
+	n->rx_rate = s->rx_rate;
+	n->tx_rate = s->tx_rate;
+	if (vio_net_link_up(d) != s->link_up)
+		vio_net_set_link(d, s->link_up);
+	return 0;
+}
+
+void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s)
+{
+	const struct vmcfg_net *n = &vm->cfg.net[index];
+	*ret_s = (struct msg_net_set){ .index = index,
+				       .link_up = vio_net_link_up(vm->dev[vm->cfg.n_drives + index]),
+				       .rx_rate = n->rx_rate,
+				       .tx_rate = n->tx_rate };
 }
 
 uint64_t vm_activity(const struct vm *vm)

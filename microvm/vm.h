@@ -115,6 +115,10 @@ int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs an
 int vm_freeze(struct vm *vm, int *fds, unsigned n_fds, struct mv_err *err);
 void vm_freeze_end(struct vm *vm, bool commit);
 
+// Link and rate limits of a network device, made already; what was set last.
+int vm_net_set(struct vm *vm, const struct msg_net_set *s, struct mv_err *err);
+void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s);
+
 // A number that differs from an earlier one when there was something on the console, the net or
 // the vsock devices since (MSG_ACTIVITY).
 uint64_t vm_activity(const struct vm *vm);

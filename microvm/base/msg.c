@@ -50,6 +50,14 @@ static const struct mv_field adopt_fields[] = {
 };
 MV_DEFINE_TABLE(msg_adopt_table, struct msg_adopt, adopt_fields);
 
+static const struct mv_field net_set_fields[] = {
+	MV_INT(struct msg_net_set, index, 1, MV_U32, 0, VMCFG_MAX_NETS - 1),
+	MV_FLAG(struct msg_net_set, link_up, 2),
+	MV_SUB(struct msg_net_set, rx_rate, 3, vmcfg_rate_table),
+	MV_SUB(struct msg_net_set, tx_rate, 4, vmcfg_rate_table),
+};
+MV_DEFINE_TABLE(msg_net_set_table, struct msg_net_set, net_set_fields);
+
 static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 2),
 	MV_OPT_INT(struct msg_snapshot, incremental, 2, MV_U32, 0, 1),
@@ -150,6 +158,7 @@ static const struct mv_field reply_fields[] = {
 	MV_INT(struct msg_reply, pid, 13, MV_U32, 0, INT32_MAX),
 	MV_INT(struct msg_reply, activity, 14, MV_U64, 0, UINT64_MAX),
 	MV_RAW(struct msg_reply, layers, 20),
+	MV_ARRAY(struct msg_reply, net, n_nets, 61, msg_net_set_table),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 

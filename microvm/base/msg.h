@@ -17,7 +17,7 @@
 #define MSG_RECORD_MAX_MS 600000u
 // Of all that is said here. VM processes outlive their daemon: raise it with every change that an
 // older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
-#define MSG_VERSION 2
+#define MSG_VERSION 3
 #define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {
@@ -39,6 +39,7 @@ enum msg_type {
 	MSG_METADATA,      // struct msg_metadata: at any time, also before the VM is made
 	MSG_DEVICES = 64,  // struct msg_device_query; answered by struct msg_device in data
 	MSG_ADOPT = 50,    // struct msg_adopt: the first one of a new daemon
+	MSG_NET_SET = 61,  // struct msg_net_set
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -108,6 +109,13 @@ struct msg_adopt {
 	char id[MV_UUID_LEN]; // of the VM that should be there
 	bool end;             // it is unknown to the daemon: the process ends, without an answer
 	uint32_t orphan_s;    // as in struct msg_setup
+};
+
+// Of one network device: what it is to be from now on.
+struct msg_net_set {
+	uint32_t index; // in struct vmcfg
+	bool link_up;
+	struct vmcfg_rate rx_rate, tx_rate;
 };
 
 struct msg_snapshot {
@@ -195,8 +203,10 @@ struct msg_reply {
 	char text[360];
 	uint32_t state; // enum vm_state
 	struct msg_times times;
-	uint32_t pid;                     // MSG_FORK: the zygote's
-	uint8_t layers[VMCFG_MAX_DRIVES]; // MSG_ADOPT: of each drive, in use
+	uint32_t pid;                           // MSG_FORK: the zygote's
+	uint8_t layers[VMCFG_MAX_DRIVES];       // MSG_ADOPT: of each drive, in use
+	struct msg_net_set net[VMCFG_MAX_NETS]; // MSG_ADOPT: of each, as it is
+	uint32_t n_nets;
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
 	uint64_t pause_ns;                                     // how long the vCPUs stood still; MSG_FORK too
@@ -234,7 +244,7 @@ struct msg_event {
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
-	msg_adopt_table, msg_device_query_table, msg_device_table, msg_reply_table, msg_event_table,
+	msg_adopt_table, msg_net_set_table, msg_device_query_table, msg_device_table, msg_reply_table, msg_event_table,
 	msg_forked_table;
 
 struct msg {

@@ -56,6 +56,10 @@ static const struct mv_field net_fields[] = {
 	MV_RAW(struct vmcfg_net, mac, 3),
 	MV_OPT_STRING(struct vmcfg_net, socket, MV_TAG_SKIP + 4),
 	MV_OPT_SUB(struct vmcfg_net, user, MV_TAG_SKIP + 5, user_table),
+	MV_OPT_INT(struct vmcfg_net, mtu, MV_TAG_SKIP + 6, MV_U32, 0, UINT16_MAX),
+	MV_OPT_INT(struct vmcfg_net, queues, MV_TAG_SKIP + 7, MV_U32, 0, VMCFG_MAX_PAIRS),
+	MV_OPT_SUB(struct vmcfg_net, rx_rate, MV_TAG_SKIP + 8, vmcfg_rate_table),
+	MV_OPT_SUB(struct vmcfg_net, tx_rate, MV_TAG_SKIP + 9, vmcfg_rate_table),
 };
 MV_DEFINE_TABLE(vmcfg_net_table, struct vmcfg_net, net_fields);
 
@@ -159,8 +163,17 @@ static int check_net(const struct vmcfg_net *n, struct mv_err *err)
 		return mv_fail(err, EINVAL, "net %s: tap must be the name of a tap (1-15 characters)", n->id);
 	if (n->socket[0] && n->socket[0] != '/')
 		return mv_fail(err, EINVAL, "net %s: socket must be an absolute path", n->id);
-	if (check_user(n, err))
+	if (check_user(n, err) || vmcfg_check_rate(&n->rx_rate, "net", n->id, err) ||
+	    vmcfg_check_rate(&n->tx_rate, "net", n->id, err))
 		return -EINVAL;
+	if (n->mtu && (n->mtu < VMCFG_MIN_MTU || n->mtu > UINT16_MAX))
+		return mv_fail(err, EINVAL, "net %s: mtu: %u is not within %u..65535", n->id, n->mtu,
+			       VMCFG_MIN_MTU);
+	if (n->mtu && n->user.present)
+		return mv_fail(err, EINVAL, "net %s: a user network has no mtu but 1500", n->id);
+	if (n->queues > VMCFG_MAX_PAIRS || (n->queues > 1 && !n->tap[0]))
+		return mv_fail(err, EINVAL, "net %s: queues: up to %u, and more than one with a tap only",
+			       n->id, VMCFG_MAX_PAIRS);
 	if ((n->mac[0] & 1) || !memcmp(n->mac, zero, 6))
 		return mv_fail(err, EINVAL, "net %s: mac must be a unicast address", n->id);
 	return 0;

@@ -19,6 +19,8 @@
 #define VMCFG_MAX_LAYERS 16 // over the base of one drive
 #define VMCFG_MAX_NETS 4
 #define VMCFG_MAX_FORWARDS 16 // of one net
+#define VMCFG_MAX_PAIRS 8     // of queues of one net
+#define VMCFG_MIN_MTU 68
 #define VMCFG_MAX_VCPUS 32
 #define VMCFG_MIN_MEM_MIB 4
 #define VMCFG_MAX_MEM_MIB (1024u * 1024)
@@ -83,7 +85,11 @@ struct vmcfg_net { // exactly one of tap, socket and user
 	char socket[VMCFG_SOCKET_LEN]; // Unix stream socket of a running passt
 	struct vmcfg_user user;
 	uint8_t mac[6];
+	uint32_t mtu;                       // 0: 1500
+	uint32_t queues;                    // pairs, with a tap; 0: 1
+	struct vmcfg_rate rx_rate, tx_rate; // to and from the guest
 };
+static inline unsigned vmcfg_net_pairs(const struct vmcfg_net *n) { return n->queues ? n->queues : 1; }
 
 struct vmcfg_vsock {
 	bool present;
@@ -153,8 +159,8 @@ struct vm_fds {
 	int state;  // restore only: the snapshot's state file
 	int memory; // restore only: the snapshot's memory file
 	int drive[VMCFG_MAX_DRIVES];
-	int tap[VMCFG_MAX_NETS];                       // or the connected socket in its place
-	int vsock;                                     // listening Unix socket at vsock.path
+	int tap[VMCFG_MAX_NETS][VMCFG_MAX_PAIRS]; // one for each pair; or the connected socket as the first
+	int vsock;                                // listening Unix socket at vsock.path
 	int layer[VMCFG_MAX_DRIVES][VMCFG_MAX_LAYERS]; // oldest first; the last is open for writing
 	int uffd;        // restore only, optional: /dev/userfaultfd, for lazy memory or an exact record
 	int handler;     // restore only, instead of memory: the page handler's socket, opened with O_PATH
@@ -162,7 +168,7 @@ struct vm_fds {
 	int working_set; // restore only, optional: one to populate memory by
 	int orphan;      // optional: Unix socket to listen for the next daemon (microvm/orphan.h)
 };
-#define VM_FDS_MAX (11 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS)
+#define VM_FDS_MAX (11 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS * VMCFG_MAX_PAIRS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1

@@ -230,6 +230,35 @@ static void test_networks(void **state)
 	assert_non_null(strstr(err.msg, "twice"));
 }
 
+static void test_net_options(void **state)
+{
+	(void)state;
+	struct vmcfg base, c;
+	assert_int_equal(
+		create("{'name':'b','kernel':'/k','nets':[{'id':'n','tap':'t','mtu':9000,'queues':4,"
+		       "'rx_rate_limit':{'ops':{'size':10,'refill_time_ms':100}},"
+		       "'tx_rate_limit':{'bandwidth':{'size':5,'refill_time_ms':7,'one_time_burst':9}}}]}"),
+		0);
+	base = body.cfg;
+	assert_int_equal(base.net[0].mtu, 9000);
+	assert_int_equal(vmcfg_net_pairs(&base.net[0]), 4);
+	assert_int_equal(base.net[0].tx_rate.bandwidth.burst, 9);
+	assert_int_equal(clone("{'clones':[{'nets':[{'id':'n','rx_rate_limit':{},"
+			       "'tx_rate_limit':{'ops':{'size':3,'refill_time_ms':1}}}]}]}",
+			       &base, &c),
+			 0);
+	assert_int_equal(c.net[0].queues, 4);
+	assert_int_equal(c.net[0].rx_rate.ops.size, 0);
+	assert_int_equal(c.net[0].tx_rate.bandwidth.size, 0);
+	assert_int_equal(c.net[0].tx_rate.ops.size, 3);
+	assert_int_equal(clone("", &base, &c), 0);
+	assert_int_equal(c.net[0].rx_rate.ops.size, 10);
+	assert_int_not_equal(create("{'name':'b','kernel':'/k','nets':[{'id':'n','tap':'t','queues':0}]}"),
+			     0);
+	assert_int_not_equal(create("{'name':'b','kernel':'/k','nets':[{'id':'n','tap':'t','mtu':65536}]}"),
+			     0);
+}
+
 static void test_layers(void **state)
 {
 	(void)state;
@@ -290,6 +319,7 @@ int main(void)
 		cmocka_unit_test(test_defaults),     cmocka_unit_test(test_everything_given),
 		cmocka_unit_test(test_cpu),          cmocka_unit_test(test_create_errors),
 		cmocka_unit_test(test_plain_clone),  cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_networks),     cmocka_unit_test(test_net_options),
 		cmocka_unit_test(test_networks),     cmocka_unit_test(test_layers),
 		cmocka_unit_test(test_clone_errors),
 	};

@@ -119,6 +119,16 @@ static void each_problem_has_its_message(void **state)
 	BAD(use_forwards(&c->net[0], VMCFG_TCP, "", true), "net net0: host_port 8080 is forwarded twice");
 	BAD(use_forwards(&c->net[0], VMCFG_TCP, "localhost", false), "\"localhost\" is not an IPv4 address");
 	BAD(use_forwards(&c->net[0], VMCFG_TCP, "127.0.0.1/1", false), "is not an IPv4 address");
+	BAD(c->net[0].mtu = 67, "net net0: mtu: 67 is not within 68..65535");
+	BAD(c->net[0].mtu = 65536, "net net0: mtu: 65536");
+	BAD((use_forwards(&c->net[0], VMCFG_TCP, "", false), c->net[0].user.n_forwards = 0,
+	     c->net[0].mtu = 1400),
+	    "no mtu but 1500");
+	BAD(c->net[0].queues = 9, "net net0: queues: up to 8");
+	BAD((use_socket(&c->net[0], "/s"), c->net[0].queues = 2),
+	    "net net0: queues: up to 8, and more than one");
+	BAD(c->net[1].rx_rate.ops.size = 1, "net net1: rate_limit: ops needs");
+	BAD(c->net[1].tx_rate.bandwidth.refill_ms = 1, "net net1: rate_limit: bandwidth needs");
 	BAD(strcpy(c->net[0].tap, "tap%d"), "tap must be");
 	BAD(strcpy(c->net[0].tap, "a/b"), "tap must be");
 	BAD(c->net[0].mac[0] = 1, "unicast");
@@ -142,7 +152,7 @@ static void descriptors(void **state)
 	f.kvm = 10;
 	f.memory = 11;
 	f.drive[7] = 12;
-	f.tap[3] = 13;
+	f.tap[3][0] = 13;
 	f.vsock = 14;
 	f.layer[7][VMCFG_MAX_LAYERS - 1] = 15;
 	assert_int_equal(vm_fds_pack(&f, list, &mask), 6);
@@ -163,10 +173,10 @@ static void descriptors(void **state)
 	assert_memory_equal(&g, &before, sizeof g);
 
 	vm_fds_init(&g);
-	g.tap[0] = dup(1);
-	int fd = g.tap[0];
+	g.tap[0][0] = dup(1);
+	int fd = g.tap[0][0];
 	vm_fds_close(&g);
-	assert_int_equal(g.tap[0], -1);
+	assert_int_equal(g.tap[0][0], -1);
 	assert_int_equal(fcntl(fd, F_GETFD), -1);
 	vm_fds_close(&g);
 }

@@ -572,6 +572,206 @@ static void test_guest_offloads(void **state)
 	close(fd);
 }
 
+// ---- several pairs of queues
+
+enum { PAIRS = 2, QUEUES = 2 * PAIRS + 1, MQ_CTRL = 2 * PAIRS, FLOWS = 64 };
+#define MQ_FEATURES (VIO_FEATURES | NET_F_CTRL_VQ | NET_F_MQ)
+
+static struct vio_dev *new_mq(struct fixture *f, int *ret_packet_fd)
+{
+	struct ifreq ifr = { .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE };
+	int fds[PAIRS];
+	struct vio_dev *d;
+	snprintf(ifr.ifr_name, sizeof ifr.ifr_name, "t-mq%%d");
+	for (unsigned i = 0; i < PAIRS; i++) { // the first gives the name to the others
+		fds[i] = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+		assert_int_equal(ioctl(fds[i], TUNSETIFF, &ifr), 0);
+	}
+	*ret_packet_fd = vnet_socket(fds[0]);
+	const struct vio_net_options o = {
+		.name = "eth0", .mac = mac, .kind = VIO_NET_TAP, .n_pairs = PAIRS
+	};
+	assert_int_equal(vio_net_new_with(&f->vm.mem, &f->vm.loop, &o, fds, &d, NULL), 0);
+	return d;
+}
+
+static void make_udp(uint8_t *p, unsigned flow)
+{
+	static const uint8_t ip_udp[] = { 0x45, 0, 0,  48, 0, 1, 0x40, 0, 64,   17, 0, 0,  10, 0,
+					  0,    1, 10, 0,  0, 2, 0x20, 0, 0x20, 0,  0, 28, 0,  0 };
+	memset(p, 0, VNET + 14 + 48);
+	memcpy(p + VNET, mac, 6);
+	memcpy(p + VNET + 6, mac, 6);
+	put16(p + VNET + 12, ETH_P_IP);
+	memcpy(p + VNET + 14, ip_udp, sizeof ip_udp);
+	put16(p + VNET + 14 + 20, 0x2000 + flow);
+	put16(p + VNET + 14 + 10, ~sum16(p + VNET + 14, 20, 0) & 0xffff);
+}
+
+struct mq {
+	struct t_queue q[QUEUES];
+	unsigned got[PAIRS];
+};
+
+static bool have_all(void *arg)
+{
+	struct mq *m = arg;
+	uint16_t head;
+	for (unsigned i = 0; i < PAIRS; i++)
+		while (t_used(&m->q[2 * i], &head, NULL)) {
+			const struct t_vm *vm = m->q[0].vm;
+			const uint8_t *p =
+				gmem_ptr(&vm->mem, gpa(le64_get(m->q[2 * i].desc[head].addr)), 100);
+			m->got[i] += p[HEADER + 12] == 8 && p[HEADER + 14 + 9] == 17 &&
+				     p[HEADER + 14 + 20] == 0x20;
+		}
+	return m->got[0] + m->got[1] == FLOWS;
+}
+
+static void host_sends_flows(struct fixture *f, struct mq *m, int fd)
+{
+	uint8_t frame[VNET + 14 + 48];
+	memset(m->got, 0, sizeof m->got);
+	for (unsigned i = 0; i < FLOWS; i++) {
+		make_udp(frame, i);
+		assert_int_equal(send(fd, frame, sizeof frame, 0), sizeof frame);
+	}
+	t_run_until(&f->vm, have_all, m);
+}
+
+static void test_pairs(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	struct mq m = { 0 };
+	int fd, one = -1;
+	uint8_t max[2], got[256];
+	struct vio_dev *d = new_mq(f, &fd), *single;
+	assert_true(d->features_offered & NET_F_MQ);
+	vio_mmio_read(d, 0x100 + 8, max, 2);
+	assert_int_equal(max[0], PAIRS);
+	for (unsigned i = 0; i < QUEUES; i++)
+		t_queue_init(&m.q[i], &f->vm, 256);
+	t_start(d, MQ_FEATURES, m.q, QUEUES);
+	for (unsigned i = 0; i < PAIRS; i++) {
+		for (unsigned k = 0; k < 255; k++)
+			t_add(&m.q[2 * i], (struct t_buf[]){ { f->rx_gpa + k % 256 * 2048, 2048, true } }, 1);
+		t_kick(d, 2 * i);
+	}
+	host_sends_flows(f, &m, fd); // one pair, until the driver wants more: section 5.1.6.5.6
+	assert_int_equal(m.got[1], 0);
+	assert_int_equal(ask(f, d, &m.q[MQ_CTRL], MQ_CTRL, "\4\0\3\0", 4), 1);
+	assert_int_equal(ask(f, d, &m.q[MQ_CTRL], MQ_CTRL, "\4\0\0\0", 4), 1);
+	assert_int_equal(ask(f, d, &m.q[MQ_CTRL], MQ_CTRL, "\4\0\2\0", 4), 0);
+	host_sends_flows(f, &m, fd);
+	assert_true(m.got[0] && m.got[1]);
+	// Each can send.
+	for (unsigned i = 0; i < PAIRS; i++) {
+		uint8_t *p = t_ptr(&f->vm, f->tx_gpa, HEADER + 62);
+		make_udp(p + HEADER - VNET, 100 + i);
+		memset(p, 0, HEADER);
+		t_add(&m.q[2 * i + 1], (struct t_buf[]){ { f->tx_gpa, HEADER + 62, false } }, 1);
+		t_kick(d, 2 * i + 1);
+		assert_true(t_used(&m.q[2 * i + 1], NULL, NULL));
+		assert_int_equal(recv(fd, got, sizeof got, 0), VNET + 62);
+		assert_int_equal(got[VNET + 14 + 21], 100 + i);
+	}
+	vio_quiesce(d);
+	MV_BUF saved = { 0 };
+	vio_save(d, &saved);
+	vio_unquiesce(d);
+	assert_int_equal(ask(f, d, &m.q[MQ_CTRL], MQ_CTRL, "\4\0\1\0", 4), 0); // and back
+	host_sends_flows(f, &m, fd);
+	assert_int_equal(m.got[1], 0);
+	vio_free(d);
+	close(fd);
+	// Restored with as many; refused with fewer.
+	struct mv_err err = { 0 };
+	const struct vio_net_options o = { .name = "eth0", .mac = mac, .kind = VIO_NET_TAP };
+	assert_int_equal(vio_net_new_with(&f->vm.mem, &f->vm.loop, &o, &one, &single, NULL), 0);
+	assert_int_equal(vio_load(single, saved.p, saved.len, &err), -EINVAL);
+	vio_free(single);
+	d = new_mq(f, &fd);
+	assert_int_equal(vio_load(d, saved.p, saved.len, NULL), 0);
+	for (unsigned i = 0; i < QUEUES; i += 2) // the driver's memory is not of then
+		d->s.queue[i].next_avail = d->s.queue[i].next_used = m.q[i].seen;
+	vio_unquiesce(d);
+	host_sends_flows(f, &m, fd);
+	assert_true(m.got[0] && m.got[1]);
+	// A driver that knows of one pair: its control queue is the third.
+	t_set(d, 0x70, 0);
+	struct t_queue q[3];
+	for (unsigned i = 0; i < 3; i++)
+		t_queue_init(&q[i], &f->vm, 16);
+	t_start(d, VIO_FEATURES | NET_F_CTRL_VQ | NET_F_CTRL_RX, q, 3);
+	assert_int_equal(ask(f, d, &q[2], 2, "\0\0\1", 3), 0);
+	vio_free(d);
+	close(fd);
+}
+
+// ---- rate limits
+
+static unsigned drain(struct t_queue *q)
+{
+	unsigned n = 0;
+	while (t_used(q, NULL, NULL))
+		n++;
+	return n;
+}
+
+static void test_limits(void **state)
+{
+	NEED_TAP();
+	struct fixture *f = *state;
+	const struct vmcfg_rate none = { 0 }, hundred = { .ops = { .size = 10, .refill_ms = 100 } },
+				slow = { .bandwidth = { .size = 100, .refill_ms = 600000 } };
+	t_start(f->d, VIO_FEATURES, f->drv, 2);
+	make_frame((uint8_t *)t_ptr(&f->vm, f->tx_gpa, 2048) + HEADER, 0x42);
+	assert_int_equal(vio_net_set_limits(f->d, &none, &hundred, NULL), 0);
+	for (unsigned i = 0; i < 40; i++)
+		t_add(&f->drv[TX], (struct t_buf[]){ { f->tx_gpa, HEADER + FRAME, false } }, 1);
+	uint64_t start = mv_now_ns();
+	t_kick(f->d, TX);
+	unsigned done = drain(&f->drv[TX]);
+	assert_int_equal(done, 11); // ten, and one that is paid for by the next
+	vio_quiesce(f->d);          // a pause does not lose what waits, nor the time
+	t_run_ms(&f->vm, 20);
+	assert_int_equal(drain(&f->drv[TX]), 0);
+	vio_unquiesce(f->d);
+	while ((done += drain(&f->drv[TX])) < 40)
+		t_run_until(&f->vm, t_has_used, &f->drv[TX]);
+	uint64_t ms = (mv_now_ns() - start) / 1000000; // 29 more at 100 per second
+	assert_true(ms >= 280 && ms < 2000);
+	// The other direction: what waits, waits in the tap; another limit wakes it.
+	for (unsigned i = 0; i < 100; i++)
+		add_rx(f, i);
+	t_kick(f->d, RX);
+	t_run_ms(&f->vm, 20);
+	drain(&f->drv[RX]); // the host's own chatter
+	assert_int_equal(vio_net_set_limits(f->d, &slow, &none, NULL), 0);
+	for (uint8_t i = 0; i < 8; i++)
+		host_sends(f, i);
+	t_run_ms(&f->vm, 50);
+	assert_true(drain(&f->drv[RX]) <= 3); // 64 bytes each, of 100
+	assert_int_equal(vio_net_set_limits(f->d, &none, &none, NULL), 0);
+	for (unsigned got = 0; got < 5;) {
+		t_run_until(&f->vm, t_has_used, &f->drv[RX]);
+		got += drain(&f->drv[RX]);
+	}
+	// A reset is no way around: what was sent before it is still owed.
+	assert_int_equal(vio_net_set_limits(f->d, &none, &slow, NULL), 0);
+	unsigned sent = 0;
+	for (unsigned round = 0; round < 10; round++) {
+		for (unsigned i = 0; i < 2; i++)
+			t_queue_init(&f->drv[i], &f->vm, 256);
+		t_start(f->d, VIO_FEATURES, f->drv, 2);
+		t_add(&f->drv[TX], (struct t_buf[]){ { f->tx_gpa, HEADER + FRAME, false } }, 1);
+		t_kick(f->d, TX);
+		sent += drain(&f->drv[TX]);
+	}
+	assert_true(sent <= 3);
+}
+
 // Offloads without what they need: section 5.1.3.1.
 static void test_impossible_offloads(void **state)
 {
@@ -593,6 +793,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_filter, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_link, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_guest_offloads, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_pairs, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_limits, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_impossible_offloads, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, enter_namespace, NULL);

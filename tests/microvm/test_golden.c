@@ -70,7 +70,7 @@ static void open_devices(const struct vmcfg *c, struct vm_fds *f)
 	for (uint32_t i = 0; i < c->n_drives; i++)
 		f->drive[i] = disk_file();
 	for (uint32_t i = 0; i < c->n_nets; i++)
-		f->tap[i] = open_tap();
+		f->tap[i][0] = open_tap();
 	if (c->vsock.present)
 		f->vsock = listening_socket();
 }
