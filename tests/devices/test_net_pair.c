@@ -2,6 +2,7 @@
 // Receive buffers: mergeable ones above all, over a stream, whose frames the test makes.
 #include <arpa/inet.h>
 #include <errno.h>
+#include <pthread.h>
 #include <sys/socket.h>
 
 #include "tests/devices/t_driver.h"
@@ -278,6 +279,72 @@ static void test_turns(void **state)
 		expect(f, 64, i);
 }
 
+// A peer that never stops sending, and a driver that always has buffers; beside it on the loop, another
+// device, whose frame comes in the middle of it.
+struct flood {
+	struct fixture *f;
+	struct t_queue quiet;
+	int quiet_peer;
+	unsigned frames, turns, sent_at;
+	bool stop;
+};
+
+static void *send_for_ever(void *arg)
+{
+	static const uint8_t frames[64][LENGTH + 60] = { [0 ... 63] = { 0, 0, 0, 60 } };
+	struct flood *l = arg;
+	while (!__atomic_load_n(&l->stop, __ATOMIC_RELAXED))
+		send(l->f->peer, frames, sizeof frames, MSG_NOSIGNAL);
+	return NULL;
+}
+
+static bool quiet_has_it(void *arg)
+{
+	struct flood *l = arg;
+	struct t_queue *q = &l->f->drv[RX];
+	uint16_t head;
+	bool any = false;
+	for (; t_used(q, &head, NULL); any = true, l->frames++)
+		t_publish(q, head);
+	if (any)
+		vio_again(l->f->d, RX);
+	l->turns++;
+	if (l->frames > 20000 && !l->sent_at) {
+		const uint8_t frame[LENGTH + 60] = { 0, 0, 0, 60 };
+		assert_int_equal(send(l->quiet_peer, frame, sizeof frame, 0), sizeof frame);
+		l->sent_at = l->turns;
+	}
+	return t_has_used(&l->quiet);
+}
+
+static void test_flood(void **state)
+{
+	struct fixture *f = *state;
+	struct flood l = { .f = f };
+	struct vio_dev *d = new_device(f, &l.quiet_peer);
+	struct t_queue tx;
+	pthread_t thread;
+	t_queue_init(&l.quiet, &f->vm, N);
+	t_queue_init(&tx, &f->vm, N);
+	struct t_queue queues[] = { l.quiet, tx };
+	t_start(d, VIO_FEATURES, queues, 2);
+	t_add(&l.quiet, (struct t_buf[]){ { f->room, 2048, true } }, 1);
+	t_kick(d, RX);
+	start(f, NET_F_MRG_RXBUF);
+	for (unsigned i = 0; i < N; i++)
+		give(f, 128, 1);
+	t_kick(f->d, RX);
+	fcntl(f->peer, F_SETFL, 0); // the thread waits for room, in the middle of a frame too
+	assert_int_equal(pthread_create(&thread, NULL, send_for_ever, &l), 0);
+	t_run_until(&f->vm, quiet_has_it, &l);
+	__atomic_store_n(&l.stop, true, __ATOMIC_RELAXED);
+	shutdown(f->peer, SHUT_RDWR);
+	pthread_join(thread, NULL);
+	assert_true(l.sent_at && l.turns - l.sent_at <= 2);
+	vio_free(d);
+	close(l.quiet_peer);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -288,6 +355,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_pause, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_reset, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_turns, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_flood, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// A hostile driver: the input is a list of what it does to a blk, rng or vsock device that
+// A hostile driver: the input is a list of what it does to a blk, rng, vsock or net device that
 // was set up by the rules (QUEUE_SIZE entries, rings at ring_gpa()) - register writes,
 // writes to guest memory, notifications, host programs that connect.
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -20,7 +22,9 @@ enum { MEMORY_BYTES = 64 << 10, DISK_BYTES = 32 << 10, QUEUE_SIZE = 8, MAX_STEPS
 
 static struct gmem mem;
 static struct mv_loop loop;
-static struct vio_dev *devices[3];
+enum { NET = 3, N_DEVICES };
+static struct vio_dev *devices[N_DEVICES];
+static int net_peer; // where frames come from
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 
 static void must(bool ok)
@@ -60,6 +64,11 @@ static void set_up(void)
 			  &(struct disk_files){ .base_fd = fd }, &devices[0], NULL));
 	must(!vio_rng_new(&mem, &loop, &devices[1], NULL));
 	must(!vio_vsock_new(&mem, &loop, 3, listener(), "/nonexistent", &devices[2], NULL));
+	int pair[2];
+	must(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair));
+	net_peer = pair[1];
+	must(!vio_net_new(&mem, &loop, "net", (const uint8_t[]){ 2, 0, 0, 0, 0, 1 }, VIO_NET_STREAM, pair[0],
+			  &devices[NET], NULL));
 	loop.before_wait = stop_loop;
 	loop.before_wait_arg = &loop;
 }
@@ -88,6 +97,20 @@ static void start(struct vio_dev *d, bool features)
 		set(d, 0x44, 1);
 	}
 	set(d, 0x70, VIO_ACKNOWLEDGE | VIO_DRIVER | VIO_FEATURES_OK | VIO_DRIVER_OK);
+}
+
+// A frame for the guest, once the last one was read; what the guest sent goes away.
+static void exchange_frames(uint8_t size)
+{
+	static uint8_t frame[4 + 14 + UINT8_MAX * 8], sink[1 << 16];
+	uint32_t len = 14 + size * 8u;
+	int unread = 1;
+	while (recv(net_peer, sink, sizeof sink, 0) > 0)
+		;
+	frame[2] = (uint8_t)(len >> 8);
+	frame[3] = (uint8_t)len;
+	if (!ioctl(net_peer, SIOCOUTQ, &unread) && !unread)
+		must(send(net_peer, frame, 4 + len, MSG_NOSIGNAL) == (ssize_t)(4 + len));
 }
 
 static uint32_t take(const uint8_t **data, size_t *size, unsigned bytes)
@@ -139,6 +162,11 @@ static void step(struct vio_dev *d, int *host_fd, const uint8_t **data, size_t *
 	}
 	case 6: turn(); break;
 	case 7: // a host program comes, speaks, and goes
+		if (d == devices[NET]) {
+			exchange_frames((uint8_t)take(data, size, 1));
+			turn();
+			break;
+		}
 		mv_close(host_fd);
 		*host_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 		if (!connect(*host_fd, (struct sockaddr *)&address, sizeof(sa_family_t) + 6))
@@ -154,7 +182,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!devices[0])
 		set_up();
 	uint8_t kind = (uint8_t)take(&data, &size, 1);
-	struct vio_dev *d = devices[kind % 3];
+	struct vio_dev *d = devices[kind % N_DEVICES];
 	MV_FD host_fd = -1;
 	memset(gmem_ptr(&mem, gpa(0), MEMORY_BYTES), 0, MEMORY_BYTES);
 	start(d, kind & 0x80);
