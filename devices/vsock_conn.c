@@ -368,9 +368,11 @@ void vsock_conn_receive(struct vsock_conn *c, const struct vsock_header *h, stru
 {
 	bool ok = true;
 	uint16_t op = le16_get(h->op);
+	// A guest whose program does not read answers, too: to ask again at once would never end.
+	if (c->peer_buf_alloc != le32_get(h->buf_alloc) || c->peer_fwd_cnt != le32_get(h->fwd_cnt))
+		c->asked_credit = false;
 	c->peer_buf_alloc = le32_get(h->buf_alloc);
 	c->peer_fwd_cnt = le32_get(h->fwd_cnt);
-	c->asked_credit = false;
 	switch (op) {
 	case OP_RST: conn_free(c); return;
 	case OP_SHUTDOWN:

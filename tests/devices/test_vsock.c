@@ -554,6 +554,194 @@ static void test_100_streams(void **state)
 	assert_int_equal(vsock(f)->n_conns, 0);
 }
 
+// ---- 320 streams from both sides, both ways at once, with checksums; one host program that does not
+// read and one guest program that does not, until all others are done.
+
+enum { MANY = 320, LAZY_HOST = 0, LAZY_GUEST = 1, LONG = 90000, SHORT = 9000, CHUNK = 1500, ROUNDS = 4000 };
+
+struct flow {
+	uint32_t left, sum_out, sum_in, got;
+};
+struct stream {
+	int fd;
+	uint32_t guest_port, host_port, total;
+	struct flow to_host, to_guest;
+	bool guest_eof, gone;
+};
+struct many {
+	struct fixture *f;
+	struct stream s[MANY];
+	bool lazy;
+	uint64_t seed;
+};
+
+static uint32_t add(uint32_t sum, const uint8_t *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		sum = (sum ^ p[i]) * 16777619u;
+	return sum;
+}
+
+static uint32_t some_bytes(struct many *m, struct flow *w, uint8_t *p)
+{
+	uint32_t n = 1 + (uint32_t)(t_rand(&m->seed) % CHUNK);
+	n = n < w->left ? n : w->left;
+	for (uint32_t i = 0; i < n; i++)
+		p[i] = (uint8_t)(t_rand(&m->seed) >> 16);
+	return n;
+}
+
+static void from_guest(struct many *m, struct stream *s, uint16_t op, uint32_t flags, const uint8_t *p,
+		       uint32_t n)
+{
+	struct vsock_header h = packet(s->guest_port, s->host_port, op, n);
+	h.flags = le32_make(flags);
+	h.fwd_cnt = le32_make(m->lazy && s == &m->s[LAZY_GUEST] ? 0 : s->to_guest.got);
+	if (n)
+		memcpy(t_ptr(&m->f->vm, m->f->tx_gpa + 64, n), p, n);
+	transmit(m->f, &h, n);
+}
+
+// What came for the guest, and what the hosts can read.
+static void take_all(struct many *m)
+{
+	uint8_t buf[8192];
+	for (unsigned k = 0; t_has_used(&m->f->q[0]); k++) {
+		if (k > 100 * MANY)
+			fail_msg("the device never stops");
+		struct packet p = receive(m->f);
+		struct stream *s = m->s;
+		while (s < m->s + MANY &&
+		       (s->guest_port != le32_get(p.h.dst_port) || s->host_port != le32_get(p.h.src_port)))
+			s++;
+		if (s == m->s + MANY)
+			fail_msg("packet %u for nobody", le16_get(p.h.op));
+		uint32_t n = le32_get(p.h.len);
+		switch (le16_get(p.h.op)) {
+		case OP_RW:
+			s->to_guest.sum_in = add(s->to_guest.sum_in, p.data, n);
+			s->to_guest.got += n;
+			break;
+		case OP_CREDIT_REQUEST: from_guest(m, s, OP_CREDIT_UPDATE, 0, NULL, 0); break;
+		case OP_CREDIT_UPDATE: break;
+		case OP_SHUTDOWN: s->guest_eof = true; break;
+		case OP_RST: s->gone = true; break;
+		default: fail_msg("packet %u", le16_get(p.h.op));
+		}
+	}
+	for (struct stream *s = m->s; s < m->s + MANY; s++) {
+		ssize_t n = m->lazy && s == &m->s[LAZY_HOST] ? -1 : recv(s->fd, buf, sizeof buf, 0);
+		if (n > 0) {
+			s->to_host.sum_in = add(s->to_host.sum_in, buf, (size_t)n);
+			s->to_host.got += (uint32_t)n;
+		}
+	}
+}
+
+// False: all is done, but for those that are lazy.
+static bool exchange(struct many *m)
+{
+	uint8_t p[CHUNK];
+	bool more = false;
+	for (struct stream *s = m->s; s < m->s + MANY; s++) {
+		uint32_t n = some_bytes(m, &s->to_host, p);
+		if (n) {
+			from_guest(m, s, OP_RW, 0, p, n);
+			s->to_host.sum_out = add(s->to_host.sum_out, p, n);
+			s->to_host.left -= n;
+		}
+		n = some_bytes(m, &s->to_guest, p);
+		ssize_t sent = n ? send(s->fd, p, n, MSG_NOSIGNAL) : 0;
+		if (sent > 0) {
+			s->to_guest.sum_out = add(s->to_guest.sum_out, p, (size_t)sent);
+			s->to_guest.left -= (uint32_t)sent;
+		}
+		bool host = s->to_host.got == s->total, guest = s->to_guest.got == s->total;
+		more |= !(host || (m->lazy && s == &m->s[LAZY_HOST])) ||
+			!(guest || (m->lazy && s == &m->s[LAZY_GUEST]));
+	}
+	t_run_ms(&m->f->vm, 0);
+	take_all(m);
+	return more;
+}
+
+static void finish(struct many *m)
+{
+	for (unsigned i = 0; exchange(m); i++)
+		if (i == ROUNDS)
+			fail_msg("not done");
+}
+
+static void test_many_streams(void **state)
+{
+	static struct many m;
+	struct fixture *f = *state;
+	int before = t_count_fds(), small = 4096;
+	m = (struct many){ .f = f, .lazy = true, .seed = 77 };
+	for (uint32_t i = 0; i < MANY; i++) {
+		struct stream *s = &m.s[i];
+		*s = (struct stream){ .guest_port = 5000 + i,
+				      .host_port = 52,
+				      .total = i % 8 > 1 ? SHORT : LONG };
+		if (i % 2)
+			s->host_port = open_from_host(f, s->guest_port, &s->fd);
+		else
+			s->fd = open_from_guest(f, s->guest_port);
+		s->to_host.left = s->to_guest.left = s->total;
+	}
+	setsockopt(vsock_conn_find(vsock(f), 52, 5000)->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+	finish(&m);
+	assert_true(m.s[LAZY_HOST].to_host.got == 0 && m.s[LAZY_GUEST].to_guest.got == GUEST_BUF);
+	m.lazy = false;
+	from_guest(&m, &m.s[LAZY_GUEST], OP_CREDIT_UPDATE, 0, NULL, 0);
+	finish(&m);
+	for (struct stream *s = m.s; s < m.s + MANY; s++) {
+		assert_int_equal(s->to_host.sum_in, s->to_host.sum_out);
+		assert_int_equal(s->to_guest.sum_in, s->to_guest.sum_out);
+	}
+	// Half of each is closed first, by either side; the other half still works.
+	uint8_t byte;
+	for (uint32_t i = 0; i < MANY; i++) {
+		struct stream *s = &m.s[i];
+		if (i % 4 < 2)
+			from_guest(&m, s, OP_SHUTDOWN, SHUT_SEND, NULL, 0);
+		else
+			shutdown(s->fd, SHUT_WR);
+	}
+	t_run_ms(&f->vm, 0);
+	take_all(&m);
+	for (uint32_t i = 0; i < MANY; i++) {
+		struct stream *s = &m.s[i];
+		assert_int_equal(s->guest_eof, i % 4 >= 2);
+		assert_int_equal(recv(s->fd, &byte, 1, 0), i % 4 < 2 ? 0 : -1);
+		if (i % 4 < 2)
+			assert_int_equal(send(s->fd, "last", 4, MSG_NOSIGNAL), 4);
+		else
+			from_guest(&m, s, OP_RW, 0, (const uint8_t *)"last", 4);
+	}
+	for (unsigned k = 0; k < 5; k++) {
+		t_run_ms(&f->vm, 0);
+		take_all(&m);
+	}
+	for (uint32_t i = 0; i < MANY; i++) {
+		struct stream *s = &m.s[i];
+		assert_int_equal(i % 4 < 2 ? s->to_guest.got : s->to_host.got, s->total + 4);
+		if (i % 2)
+			from_guest(&m, s, OP_RST, 0, NULL, 0);
+		else
+			from_guest(&m, s, OP_SHUTDOWN, SHUT_ALL, NULL, 0);
+	}
+	t_run_ms(&f->vm, 0);
+	take_all(&m);
+	assert_int_equal(vsock(f)->n_conns, 0);
+	for (uint32_t i = 0; i < MANY; i++) {
+		assert_int_equal(m.s[i].gone, i % 2 == 0);
+		assert_int_equal(recv(m.s[i].fd, &byte, 1, 0), 0);
+		close(m.s[i].fd);
+	}
+	assert_int_equal(t_count_fds(), before);
+}
+
 static void test_limit(void **state)
 {
 	struct fixture *f = *state;
@@ -764,6 +952,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_bad_packets, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_host_ports, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_100_streams, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_many_streams, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_limit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_snapshot, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_metadata, set_up, tear_down),
