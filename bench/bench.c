@@ -32,7 +32,8 @@ int main(int argc, char **argv)
 	} parts[] = { { "boot", bench_boot },     { "restore", bench_restore },
 		      { "freeze", bench_freeze }, { "live", bench_live },
 		      { "lazy", bench_lazy },     { "rest", bench_rest },
-		      { "pool", bench_pool },     { "working-set", bench_working_set } };
+		      { "pool", bench_pool },     { "working-set", bench_working_set },
+		      { "net", bench_net } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	const char *only = NULL;

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
-#define BENCH_MAX_SERIES 160
+#define BENCH_MAX_SERIES 240
 
 struct bench_series {
 	const char *name, *unit, *what;

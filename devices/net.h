@@ -131,6 +131,7 @@ struct net_pair {
 	struct net_backend *b;
 	bool readable, writable;
 	size_t frame, spilled; // bytes of a frame that waits for buffers, header included; of it in spill
+	size_t room;           // for a frame: bytes that one read is given
 	size_t owed[2];        // NET_RX, NET_TX: bytes of the last frame, until the rate limit has them
 	struct net_counts counts;
 	struct net_pool pool;

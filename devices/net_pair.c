@@ -16,7 +16,7 @@
 #include "microvm/base/util.h"
 
 enum { FRAMES_PER_TURN = 128, BYTES_PER_TURN = 1 << 20 };
-enum { VLAN_TAG_BYTES = 4 };
+enum { VLAN_TAG_BYTES = 4, ROOM_DECAY = 64 };
 
 struct budget {
 	unsigned frames;
@@ -109,13 +109,16 @@ static bool fill_pool(struct net_pair *p, size_t want)
 	return true;
 }
 
-// What one read is to have room for. The host sends no larger frames, but for a moment after its
-// MTU was raised; then the spill has the rest.
-static size_t frame_room(const struct net_pair *p)
+// What one read is to have room for: a frame of the MTU, but for some hundred frames after a larger one
+// (segmentation is left to the guest, or the host's MTU was raised) the largest. The more buffers a read
+// is given, the longer it takes; when they were too few, the spill has the rest.
+static size_t frame_room(struct net_pair *p)
 {
-	if (p->n->dev.s.features_acked & NET_GUEST_SEGMENTS)
-		return NET_HEADER_BYTES + NET_FRAME_MAX;
-	return NET_HEADER_BYTES + NET_ETH_BYTES + VLAN_TAG_BYTES + le16_get(p->n->config.mtu);
+	size_t least = NET_HEADER_BYTES + NET_ETH_BYTES + VLAN_TAG_BYTES + le16_get(p->n->config.mtu);
+	p->room -= p->room / ROOM_DECAY;
+	if (p->room < least)
+		p->room = least;
+	return p->room;
 }
 
 // The frame that lies in the pool's buffers, and in the spill, is the guest's.
@@ -151,13 +154,22 @@ static void deliver(struct net_pair *p)
 static bool take_frame(struct net_pair *p)
 {
 	struct net_pool *o = &p->pool;
-	o->iov[o->iov_at + o->n_iov] = (struct iovec){ p->spill, sizeof p->spill };
-	ssize_t got = p->b->ops->receive(p->b, o->iov + o->iov_at, o->n_iov + 1);
+	struct iovec *iov = o->iov + o->iov_at;
+	size_t bytes = 0;
+	unsigned n = 0;
+	while (n < o->n_iov && bytes < p->room)
+		bytes += iov[n++].iov_len;
+	struct iovec next = iov[n];
+	iov[n] = (struct iovec){ p->spill, sizeof p->spill };
+	ssize_t got = p->b->ops->receive(p->b, iov, n + 1);
+	iov[n] = next;
 	p->readable = got != -EAGAIN;
 	if (got <= 0)
 		return false;
 	p->frame = (size_t)got;
-	p->spilled = p->frame > o->bytes ? p->frame - o->bytes : 0;
+	p->spilled = p->frame > bytes ? p->frame - bytes : 0;
+	if (p->frame > p->room)
+		p->room = NET_HEADER_BYTES + NET_FRAME_MAX;
 	return true;
 }
 
