@@ -26,7 +26,9 @@ static void make_blk_mq(struct t_vm *vm, struct t_dev *t) { make_drive(vm, t, fa
 // As that of a shell, which gets its tap later: what is offered is the same.
 static void make_tap(struct t_vm *vm, struct t_dev *t)
 {
-	assert_int_equal(vio_net_new(&vm->mem, &vm->loop, "net", mac, VIO_NET_TAP, -1, &t->d, NULL), 0);
+	const struct vio_net_options o = { .name = "net", .mac = mac, .kind = VIO_NET_TAP, .n_pairs = 2 };
+	int fds[] = { -1, -1 };
+	assert_int_equal(vio_net_new_with(&vm->mem, &vm->loop, &o, fds, &t->d, NULL), 0);
 }
 
 static void make_stream(struct t_vm *vm, struct t_dev *t)
