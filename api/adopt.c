@@ -12,6 +12,7 @@
 #include "api/layers.h"
 #include "api/lifetime.h"
 #include "api/ops_net.h"
+#include "api/ops_drive.h"
 #include "api/spawn.h"
 #include "api/vmfds.h"
 #include "api/vmrec.h"
@@ -67,6 +68,7 @@ static void on_adopted(void *arg, struct vm *vm, const struct api_err *err, cons
 		mv_loop_stop(&s->loop);
 	if (!err && vm->state && !layers_adopt(vm, reply->layers)) {
 		net_adopt(vm, reply->net, reply->n_nets);
+		drive_adopt(vm, reply->drive, reply->n_drives);
 		mv_log(MV_INFO, "vm %s: found again, %s", vm->cfg.name, vm_state_name(vm->state));
 		return;
 	}

@@ -231,6 +231,32 @@ int cli_net_set(struct cli *c)
 	return finish(c, status, v, NULL);
 }
 
+int cli_drive_set(struct cli *c)
+{
+	js *o, *v = NULL;
+	char *end = NULL;
+	if (!cli_name_ok(c->pos[0]) || !cli_name_ok(c->pos[1]))
+		return EXIT_USAGE;
+	if (!c->size && !c->reread && !c->limit)
+		return cli_fail(EXIT_USAGE, "drive-set: give --size, --reread or --limit");
+	errno = 0;
+	unsigned long long size = c->size ? strtoull(c->size, &end, 10) : 0;
+	if (c->size && (*c->size < '0' || *c->size > '9' || *end || errno))
+		return cli_fail(EXIT_USAGE, "--size: \"%s\" is not a number of bytes", c->size);
+	o = js_object();
+	if (c->size)
+		js_put_uint(o, "size_bytes", size);
+	if (c->reread)
+		js_put_bool(o, "reread_size", true);
+	int status = put_limit(o, "limit", "rate_limit", c->limit);
+	if (status) {
+		js_free(o);
+		return status;
+	}
+	status = cli_request(c, "PATCH", o, &v, "/v1/vms/%s/drives/%s", c->pos[0], c->pos[1]);
+	return finish(c, status, v, NULL);
+}
+
 int cli_metadata(struct cli *c)
 {
 	js *v = NULL;

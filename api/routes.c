@@ -31,6 +31,7 @@ const struct route api_routes[] = {
 	{ "GET", "/v1/vms/{name}/metadata", op_metadata_get, { 0 }, "the guest's document" },
 	{ "PUT", "/v1/vms/{name}/metadata", op_metadata_put, { 0 }, "replace it" },
 	{ "PATCH", "/v1/vms/{name}/nets/{net}", op_net_patch, { 0 }, "its link and rate limits" },
+	{ "PATCH", "/v1/vms/{name}/drives/{drive}", op_drive_patch, { 0 }, "its size and rate limit" },
 	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
 	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },

@@ -17,7 +17,7 @@ enum opt {
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
 	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE,
-	O_LINK, O_RX_LIMIT, O_TX_LIMIT,
+	O_LINK, O_RX_LIMIT, O_TX_LIMIT, O_SIZE, O_REREAD,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -44,7 +44,8 @@ static const struct option long_options[] = {
 	WITH("types", O_TYPES), WITH("ttl", O_TTL), WITH("idle-timeout", O_IDLE),
 	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), BARE("ready", O_READY),
 	WITH("ready-when", O_READY_WHEN), BARE("record", O_RECORD), BARE("no-populate", O_NO_POPULATE),
-	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT), { 0 },
+	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT),
+	WITH("size", O_SIZE), BARE("reread", O_REREAD), { 0 },
 };
 
 // clang-format on
@@ -98,6 +99,9 @@ static const struct command {
 	{ "net-set", 2, BIT(O_LINK) | BIT(O_RX_LIMIT) | BIT(O_TX_LIMIT), cli_net_set,
 	  "VM NET [--link up|down] [--rx-limit bandwidth=N[K|M|G|T][/s][,iops=N]|none] [--tx-limit ...]",
 	  "cut or restore the link of a network device; how much may pass it, to and from the guest" },
+	{ "drive-set", 2, BIT(O_SIZE) | BIT(O_REREAD) | BIT(O_LIMIT), cli_drive_set,
+	  "VM DRIVE [--size BYTES | --reread] [--limit bandwidth=N[K|M|G|T][/s][,iops=N]|none]",
+	  "enlarge a drive, or look at its file's size again; how much the guest may transfer" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
 	  "VM NAME [--format raw|lz4|lz4-high] [--incremental]\n"
 	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
@@ -218,6 +222,8 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_LINK: c->link = arg; return true;
 	case O_RX_LIMIT: c->rx_limit = arg; return true;
 	case O_TX_LIMIT: c->tx_limit = arg; return true;
+	case O_SIZE: c->size = arg; return true;
+	case O_REREAD: return c->reread = true;
 	case O_INCREMENTAL: return c->incremental = true;
 	case O_METADATA: c->metadata = arg; return true;
 	case O_SET: c->set = arg; return true;

@@ -128,6 +128,8 @@ enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
 		return load_refusal(type == MSG_BOOT, code);
 	if (code == EBUSY)
 		return type == MSG_CONSOLE_READ ? API_LIMIT_REACHED : API_WRONG_STATE;
+	if (code == EINVAL && type == MSG_DRIVE_SET)
+		return API_INVALID_VALUE;
 	return code == ENOTSUP && type == MSG_STOP ? API_WRONG_STATE : API_VM_FAILED;
 }
 

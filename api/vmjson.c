@@ -239,6 +239,7 @@ static const struct js_field clone_drive_fields[] = {
 	  .words = layer_words, PRESENT(struct clone_drive, has_layer),
 	  .doc = "default: ephemeral where the snapshot has a layer, else none" },
 	F_TEXT(struct clone_drive, layer_path, "layer_path", JS_PATH, 0, "kept: an empty folder"),
+	F_RATE(struct clone_drive, rate, has_rate, "rate_limit", "{}: none; default: the snapshot's"),
 };
 static DEFINE_JS(clone_drive_table, clone_drive_fields);
 
@@ -312,6 +313,13 @@ static const struct js_field net_body_fields[] = {
 	F_RATE(struct net_body, tx_rate, has_tx, "tx_rate_limit", "{}: none; default: as it is"),
 };
 DEFINE_JS(net_body_table, net_body_fields);
+static const struct js_field drive_body_fields[] = {
+	F_UINT(struct drive_body, size_bytes, "size_bytes", 0, 512, INT64_MAX,
+	       "of the file, at least what it has; default: as it is"),
+	F_BOOL(struct drive_body, reread_size, "reread_size", "the file has another size; default false"),
+	F_RATE(struct drive_body, rate, has_rate, "rate_limit", "{}: none; default: as it is"),
+};
+DEFINE_JS(drive_body_table, drive_body_fields);
 
 static const struct js_field snapshot_fields[] = {
 	F_TEXT(struct snapshot_body, name, "name", JS_NAME, JS_REQUIRED, "of the snapshot"),
@@ -488,6 +496,8 @@ static int override_drive(struct vmcfg *c, const struct clone_drive *o, struct a
 			memcpy(c->drive[i].path, o->path, sizeof o->path);
 		if (o->has_read_only)
 			c->drive[i].read_only = o->read_only;
+		if (o->has_rate)
+			c->drive[i].rate = o->rate;
 		if (o->has_layer && o->layer == VMCFG_LAYER_NONE && c->drive[i].layer && !o->has_path)
 			return api_fail(
 				err, API_INVALID_VALUE,

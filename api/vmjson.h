@@ -31,7 +31,8 @@ struct clone_net {
 struct clone_drive {
 	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN], layer_path[VMCFG_PATH_LEN];
 	uint32_t layer; // enum vmcfg_layer
-	bool read_only, has_path, has_read_only, has_layer;
+	struct vmcfg_rate rate;
+	bool read_only, has_path, has_read_only, has_layer, has_rate;
 };
 struct clone_vsock {
 	char path[VMCFG_SOCKET_LEN];
@@ -68,6 +69,12 @@ struct net_body { // PATCH .../nets/{net}: what it does not have stays
 	bool link_up, has_link, has_rx, has_tx;
 };
 
+struct drive_body { // PATCH .../drives/{drive}: what it does not have stays
+	struct vmcfg_rate rate;
+	uint64_t size_bytes;
+	bool reread_size, has_rate;
+};
+
 struct stop_body {
 	uint32_t mode; // enum stop_mode
 	uint32_t wait_ms;
@@ -100,7 +107,7 @@ struct prepare_body {
 };
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
-	flatten_table, net_body_table, empty_table, lifetime_table,
+	flatten_table, net_body_table, drive_body_table, empty_table, lifetime_table,
 	limits_table, // of struct vm_policy, struct vm_limits
 	config_table; // struct vmcfg as shown
 

@@ -292,6 +292,28 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 	return r;
 }
 
+// Section 5.2.6: the driver reads the capacity again after a configuration interrupt. What it had in
+// flight beyond a smaller size ends with an error; so there is no need to wait for that.
+int vio_blk_resize(struct vio_dev *d, uint64_t bytes, struct mv_err *err)
+{
+	struct vio_blk *b = blk_of(d);
+	uint64_t before = b->saved.capacity_sectors;
+	blk_exclude(d, true);
+	int r = disk_resize(&b->disk, bytes, err);
+	r = r ? r : check_block(&b->disk, le32_get(b->config.blk_size), err);
+	if (!r)
+		set_capacity(b);
+	blk_exclude(d, false);
+	if (!r && b->saved.capacity_sectors != before && d->s.status & VIO_DRIVER_OK)
+		vio_signal_config(d);
+	return r ? mv_wrap(err, "%s", d->name) : 0;
+}
+
+uint64_t vio_blk_bytes(const struct vio_dev *d)
+{
+	return MV_CONTAINER(d, const struct vio_blk, dev)->saved.capacity_sectors * BLK_SECTOR;
+}
+
 int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err)
 {
 	struct vio_blk *b = blk_of(d);

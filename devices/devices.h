@@ -29,6 +29,10 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 		const struct vio_blk_options *o, const struct disk_files *files, struct vio_dev **ret_dev,
 		struct mv_err *err);
 
+// Another size of the file (disk_resize()), which the guest is told; loop's lock held.
+int vio_blk_resize(struct vio_dev *d, uint64_t bytes, struct mv_err *err);
+uint64_t vio_blk_bytes(const struct vio_dev *d); // as the guest sees it
+
 // Another rate limit, from now on; loop's lock held.
 int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err);
 

@@ -59,13 +59,13 @@ static int make_direct(struct disk *d, struct mv_err *err)
 	struct statx st;
 	int flags = fcntl(d->base_fd, F_GETFL);
 	if (flags < 0 || fcntl(d->base_fd, F_SETFL, flags | O_DIRECT))
-		return mv_fail(err, EOPNOTSUPP, "its file system has no direct I/O; leave out direct");
+		return mv_fail(err, EINVAL, "its file system has no direct I/O; leave out direct");
 	d->memory_align = d->offset_align = DIRECT_UNKNOWN;
 	if (statx(d->base_fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) || !(st.stx_mask & STATX_DIOALIGN))
 		return 0;
 	if (!st.stx_dio_offset_align || st.stx_dio_offset_align > DISK_MAX_ALIGN ||
 	    st.stx_dio_mem_align > DISK_MAX_ALIGN)
-		return mv_fail(err, EOPNOTSUPP, "the file can't be read directly; leave out direct");
+		return mv_fail(err, EINVAL, "the file can't be read directly; leave out direct");
 	d->offset_align = st.stx_dio_offset_align;
 	d->memory_align = st.stx_dio_mem_align;
 	// Lengths count as offsets do.
@@ -80,7 +80,7 @@ static int check_writable_device(int fd, struct mv_err *err)
 	int read_only = 0;
 	if (fstat(fd, &st) || !S_ISBLK(st.st_mode) || ioctl(fd, BLKROGET, &read_only) || !read_only)
 		return 0;
-	return mv_fail(err, EACCES, "the block device is read-only; make the drive read-only, too");
+	return mv_fail(err, EINVAL, "the block device is read-only; make the drive read-only, too");
 }
 
 static int open_layers(struct disk *d, int *layer_fd, unsigned n, struct mv_err *err)
@@ -126,6 +126,30 @@ int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, 
 	if (r)
 		disk_close(d);
 	return r;
+}
+
+int disk_resize(struct disk *d, uint64_t bytes, struct mv_err *err)
+{
+	struct stat st;
+	if (d->n_layers)
+		return mv_fail(err, EINVAL, "a drive with a layer can't change its size");
+	if (bytes && d->read_only)
+		return mv_fail(err, EINVAL,
+			       "a read-only drive can't grow; enlarge the file, then reread_size");
+	if (bytes && (fstat(d->base_fd, &st) || !S_ISREG(st.st_mode)))
+		return mv_fail(err, EINVAL, "not a regular file; enlarge the device, then reread_size");
+	if (bytes && (uint64_t)st.st_size > bytes)
+		return mv_fail(err, EINVAL,
+			       "size_bytes: the file has %llu bytes already; nothing is cut off: shorten it "
+			       "yourself, then reread_size",
+			       (unsigned long long)st.st_size);
+	if (bytes && ftruncate(d->base_fd, (off_t)bytes))
+		return mv_fail(err, errno, "cannot enlarge the file: %s", strerror(errno));
+	off_t end = lseek(d->base_fd, 0, SEEK_END);
+	if (end < LAYER_SECTOR)
+		return mv_fail(err, EINVAL, "the file is smaller than 512 bytes now");
+	d->n_sectors = (uint64_t)end / LAYER_SECTOR;
+	return 0;
 }
 
 void disk_close(struct disk *d)

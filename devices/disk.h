@@ -61,8 +61,8 @@ struct disk {
 };
 
 // Takes all descriptors, also on failure. Checks, locks (base: shared unless it is to be
-// written) and opens. -EINVAL: no file of 512 bytes or more, or a wrong layer; -EACCES; -EBUSY;
-// -EOPNOTSUPP: the file system has no direct I/O.
+// written) and opens. -EINVAL: no file of 512 bytes or more, or a wrong layer, direct I/O where
+// the file system has none, a device that can only be read; -EACCES; -EBUSY.
 int disk_open(struct disk *d, const struct disk_files *f, struct mv_ring *ring, struct mv_err *err);
 void disk_close(struct disk *d); // nothing in flight; idempotent
 
@@ -71,6 +71,10 @@ uint64_t disk_read_place(const struct disk *d, uint64_t pos, uint64_t n, int *re
 // Where to write byte pos and all behind it; when a write is complete, disk_wrote().
 void disk_write_place(const struct disk *d, uint64_t pos, int *ret_fd, uint64_t *ret_offset);
 void disk_wrote(struct disk *d, uint64_t sector, uint64_t n);
+
+// Gives the file this size, which is not less than it has; 0: looks at what it has now.
+// -EINVAL: smaller, layers, or no regular file.
+int disk_resize(struct disk *d, uint64_t bytes, struct mv_err *err);
 
 // Makes durable what was written before. done() may be called from inside. One flush
 // runs at a time; those that come meanwhile share the next one.

@@ -174,6 +174,14 @@ static int do_net_set(struct control *c, const struct msg *m, struct mv_err *err
 	return r ? r : vm_net_set(c->vm, &s, err);
 }
 
+
+static int do_drive_set(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_drive_set s;
+	int r = mv_state_load(&msg_drive_set_table, m->body, m->body_len, &s, err);
+	return r ? r : vm_drive_set(c->vm, &s, err);
+}
+
 static int do_metadata(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	MV_FREE struct msg_metadata *d = malloc(sizeof *d);
@@ -326,6 +334,9 @@ static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *re
 	for (uint32_t i = 0; i < vm->cfg.n_nets; i++)
 		vm_net_get(vm, i, &rep->net[i]);
 	rep->n_nets = vm->cfg.n_nets;
+	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
+		rep->drive[i] = (struct msg_drive_set){ .index = i, .rate = vm->cfg.drive[i].rate };
+	rep->n_drives = vm->cfg.n_drives;
 	return 0;
 }
 
@@ -378,6 +389,7 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
 	case MSG_WARM: do_warm(c, m); return;
 	case MSG_NET_SET: r = do_net_set(c, m, &err); break;
+	case MSG_DRIVE_SET: r = do_drive_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
 	case MSG_CLAIM:
 		r = do_claim(c, m, &err);

@@ -118,6 +118,8 @@ void vm_freeze_end(struct vm *vm, bool commit);
 // Link and rate limits of a network device, made already; what was set last.
 int vm_net_set(struct vm *vm, const struct msg_net_set *s, struct mv_err *err);
 void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s);
+// Size and rate limit of a drive, made already, in this order up to the first error.
+int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, struct mv_err *err);
 
 // A number that differs from an earlier one when there was something on the console, the net or
 // the vsock devices since (MSG_ACTIVITY).

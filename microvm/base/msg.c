@@ -57,6 +57,13 @@ static const struct mv_field net_set_fields[] = {
 	MV_SUB(struct msg_net_set, tx_rate, 4, vmcfg_rate_table),
 };
 MV_DEFINE_TABLE(msg_net_set_table, struct msg_net_set, net_set_fields);
+static const struct mv_field drive_set_fields[] = {
+	MV_INT(struct msg_drive_set, index, 1, MV_U32, 0, VMCFG_MAX_DRIVES - 1),
+	MV_FLAG(struct msg_drive_set, reread_size, 2),
+	MV_INT(struct msg_drive_set, size_bytes, 3, MV_U64, 0, INT64_MAX),
+	MV_SUB(struct msg_drive_set, rate, 4, vmcfg_rate_table),
+};
+MV_DEFINE_TABLE(msg_drive_set_table, struct msg_drive_set, drive_set_fields);
 
 static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 2),
@@ -159,6 +166,7 @@ static const struct mv_field reply_fields[] = {
 	MV_INT(struct msg_reply, activity, 14, MV_U64, 0, UINT64_MAX),
 	MV_RAW(struct msg_reply, layers, 20),
 	MV_ARRAY(struct msg_reply, net, n_nets, 61, msg_net_set_table),
+	MV_ARRAY(struct msg_reply, drive, n_drives, 60, msg_drive_set_table),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 

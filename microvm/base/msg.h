@@ -32,14 +32,15 @@ enum msg_type {
 		      // per drive with a layer: the newest one, read-only; an empty file for a fresh one
 	MSG_FORK,     // empty; fds: a socket for the zygote, and per drive with a layer as MSG_SNAPSHOT
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
-	MSG_CONSOLE_READ,  // struct msg_console_read; answered when there is output or after wait_ms
-	MSG_CONSOLE_WRITE, // struct msg_bytes
-	MSG_CLAIM,         // struct msg_claim; fds vsock: a shell becomes a clone
-	MSG_ACTIVITY,      // empty
-	MSG_METADATA,      // struct msg_metadata: at any time, also before the VM is made
-	MSG_DEVICES = 64,  // struct msg_device_query; answered by struct msg_device in data
-	MSG_ADOPT = 50,    // struct msg_adopt: the first one of a new daemon
-	MSG_NET_SET = 61,  // struct msg_net_set
+	MSG_CONSOLE_READ,   // struct msg_console_read; answered when there is output or after wait_ms
+	MSG_CONSOLE_WRITE,  // struct msg_bytes
+	MSG_CLAIM,          // struct msg_claim; fds vsock: a shell becomes a clone
+	MSG_ACTIVITY,       // empty
+	MSG_METADATA,       // struct msg_metadata: at any time, also before the VM is made
+	MSG_ADOPT = 50,     // struct msg_adopt: the first one of a new daemon
+	MSG_DRIVE_SET = 60, // struct msg_drive_set
+	MSG_NET_SET = 61,   // struct msg_net_set
+	MSG_DEVICES = 64,   // struct msg_device_query; answered by struct msg_device in data
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -116,6 +117,14 @@ struct msg_net_set {
 	uint32_t index; // in struct vmcfg
 	bool link_up;
 	struct vmcfg_rate rx_rate, tx_rate;
+};
+
+// Of one drive: what it is to be from now on.
+struct msg_drive_set {
+	uint32_t index;      // in struct vmcfg
+	bool reread_size;    // the file has another size
+	uint64_t size_bytes; // or is to get this one; 0: no
+	struct vmcfg_rate rate;
 };
 
 struct msg_snapshot {
@@ -203,10 +212,11 @@ struct msg_reply {
 	char text[360];
 	uint32_t state; // enum vm_state
 	struct msg_times times;
-	uint32_t pid;                           // MSG_FORK: the zygote's
-	uint8_t layers[VMCFG_MAX_DRIVES];       // MSG_ADOPT: of each drive, in use
-	struct msg_net_set net[VMCFG_MAX_NETS]; // MSG_ADOPT: of each, as it is
-	uint32_t n_nets;
+	uint32_t pid;                                 // MSG_FORK: the zygote's
+	uint8_t layers[VMCFG_MAX_DRIVES];             // MSG_ADOPT: of each drive, in use
+	struct msg_drive_set drive[VMCFG_MAX_DRIVES]; // MSG_ADOPT: of each, as it is
+	struct msg_net_set net[VMCFG_MAX_NETS];       // likewise
+	uint32_t n_drives, n_nets;
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
 	uint64_t pause_ns;                                     // how long the vCPUs stood still; MSG_FORK too
@@ -244,7 +254,7 @@ struct msg_event {
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
-	msg_adopt_table, msg_net_set_table, msg_device_query_table, msg_device_table, msg_reply_table,
+	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table, msg_reply_table,
 	msg_event_table, msg_forked_table;
 
 struct msg {

@@ -328,6 +328,62 @@ def test_rate_limit():
         assert d.vm(n)["config"]["drives"][0]["rate_limit"] == limit
 
 
+def test_another_size_and_rate():
+    need_kvm()
+    with Daemon() as d:
+        disk = writable_disk(d)
+        d.create("src", drives=[drive(disk), {"id": "two", "path": make_base(d), "layer": "ephemeral"}])
+        d.expect("src", "READY")
+        assert d.say("src", "blk c") == f"OK {4 * MIB // 512}"
+
+        def patch(body, which="root", vm="src"):
+            return d.request("PATCH", f"/v1/vms/{vm}/drives/{which}", body)
+
+        assert patch({"size_bytes": 8 * MIB}).status == 200
+        assert os.path.getsize(disk) == 8 * MIB
+        assert d.say("src", "blk c") == f"OK {8 * MIB // 512}"
+        assert d.say("src", f"blk w {8 * MIB // 512 - 1} last") == "OK"
+        os.truncate(disk, 10 * MIB)
+        assert d.say("src", "blk c") == f"OK {8 * MIB // 512}"
+        assert thaw(d, "drive-set", "src", "root", "--reread").returncode == 0
+        assert d.say("src", "blk c") == f"OK {10 * MIB // 512}"
+        for body, text, which in (({"size_bytes": 1 * MIB}, "nothing is cut off", "root"),
+                                  ({"size_bytes": 64 * MIB}, "with a layer", "two"),
+                                  ({"size_bytes": 64 * MIB, "reread_size": True}, "not both", "root"),
+                                  ({"rate_limit": {"ops": {"size": 1}}}, "refill_time_ms", "root")):
+            r = patch(body, which)
+            assert r.status == 400 and text in r.message, r
+        assert patch({}, "three").status == 404 and patch({}, vm="none").status == 404
+
+        limit = {"ops": {"size": 2, "refill_time_ms": 500}}
+        r = patch({"rate_limit": limit})
+        assert r.status == 200 and r.json["config"]["drives"][0]["rate_limit"] == limit, r
+        start = time.monotonic()
+        for i in range(5):
+            assert d.say("src", "blk r 8") == "OK base-8"
+        assert time.monotonic() - start > 0.7
+        # The next daemon hears of it from the VM; snapshots have it, unless the clone gets another.
+        d.stop(signal.SIGKILL)
+        d.start()
+        assert d.vm("src")["config"]["drives"][0]["rate_limit"] == limit
+        snapshot(d, "src", "snap")
+        copies = [os.path.join(d.folder, f"copy{i}") for i in range(2)]
+        for c in copies:
+            shutil.copyfile(disk, c)
+        (a,) = clone(d, "snap", drives=[{"id": "root", "path": copies[0]}])
+        assert d.vm(a)["config"]["drives"][0]["rate_limit"] == limit
+        assert d.say(a, "blk c") == f"OK {10 * MIB // 512}"
+        (b,) = clone(d, "snap", drives=[{"id": "root", "path": copies[1], "rate_limit": {}}])
+        assert "rate_limit" not in d.vm(b)["config"]["drives"][0]
+        assert thaw(d, "drive-set", "src", "root", "--limit", "bandwidth=1M/s,iops=2K").returncode == 0
+        got = d.vm("src")["config"]["drives"][0]["rate_limit"]
+        assert got == {"bandwidth": {"size": MIB, "refill_time_ms": 1000},
+                       "ops": {"size": 2048, "refill_time_ms": 1000}}, got
+        assert thaw(d, "drive-set", "src", "root", "--limit", "none").returncode == 0
+        assert "rate_limit" not in d.vm("src")["config"]["drives"][0]
+        assert d.delete("/v1/vms/src").status == 204
+
+
 def test_overrides():
     need_kvm()
     with Daemon() as d:
