@@ -33,7 +33,7 @@ int main(int argc, char **argv)
 		      { "freeze", bench_freeze }, { "live", bench_live },
 		      { "lazy", bench_lazy },     { "rest", bench_rest },
 		      { "pool", bench_pool },     { "working-set", bench_working_set },
-		      { "net", bench_net } };
+		      { "net", bench_net },       { "blk", bench_blk } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	const char *only = NULL;

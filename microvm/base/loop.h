@@ -58,7 +58,7 @@ void mv_loop_lend(struct mv_loop *l, void (*on_return)(void *arg), void *arg);
 void mv_loop_borrow(struct mv_loop *l); // waits until it is lent; returns when it was given back, or stopped
 void mv_loop_return(struct mv_loop *l); // not lent: nothing happens
 
-// Lock held (or the loop not running yet). EPOLLIN etc., level-triggered; 0 events
+// Lock held (or the loop not running yet). EPOLLIN etc., level-triggered unless with EPOLLET; 0 events
 // keeps the watch but silences it.
 int mv_watch_add(struct mv_loop *l, struct mv_watch *w, int fd, uint32_t events, mv_watch_fn *fn, void *arg);
 int mv_watch_mod(struct mv_watch *w, uint32_t events);

@@ -136,11 +136,9 @@ void mv_ring_submit(struct mv_ring *r)
 
 static void on_event(void *arg, uint32_t events)
 {
-	struct mv_ring *r = arg;
-	eventfd_t n;
-	(void)events;
-	eventfd_read(r->event_fd, &n);
-	mv_ring_submit(r);
+	(void)events; // edge-triggered: each write of the eventfd is an event, and reading it is a system
+		      // call less
+	mv_ring_submit(arg);
 }
 
 int mv_ring_new(struct mv_loop *l, unsigned entries, bool force_sync, struct mv_ring **ret_ring,
@@ -152,7 +150,8 @@ int mv_ring_new(struct mv_loop *l, unsigned entries, bool force_sync, struct mv_
 	r->entries = entries;
 	r->last = &r->first;
 	r->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	int e = r->event_fd < 0 ? -errno : mv_watch_add(l, &r->watch, r->event_fd, EPOLLIN, on_event, r);
+	int e = r->event_fd < 0 ? -errno
+				: mv_watch_add(l, &r->watch, r->event_fd, EPOLLIN | EPOLLET, on_event, r);
 	if (e) {
 		mv_ring_free(r);
 		return mv_fail(err, -e, "cannot make the ring's eventfd: %s", strerror(-e));

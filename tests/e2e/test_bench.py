@@ -14,7 +14,8 @@ NAMES = {"floor_cold_restore": "us", "floor_pooled_restore": "us", "boot_monitor
          "snapshot_live_pause": "us", "teardown": "us", "clone_prepared_total": "us", "clone_prepared_inproc": "us",
          "clone_burst_1000": "us", "clone_rate_sustained": "1/s", "clone_prepared_total_at_1000": "us", "fork_live_pause": "us", "api_overhead": "us", "idle_clone_all_in": "bytes",
          "fill_first_clone": "us", "fill_floor": "us", "ready_lazy": "us", "ready_ws": "us",
-         "ready_ws_speedup": "ratio", "fault_reduction_ws": "ratio"}
+         "ready_ws_speedup": "ratio", "fault_reduction_ws": "ratio",
+         "blk_read_4k_qd1_floor": "1/s", "blk_read_4k_qd32_ratio": "ratio", "blk_write_1m_dev_cpu": "ns"}
 
 
 def test_bench():
