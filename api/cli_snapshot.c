@@ -215,7 +215,8 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	js_add(list, o);
 	if (c->name && !c->has_count)
 		js_put_str(o, "name", c->name);
-	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives, "id path ro layer layer_path", n);
+	int status = add_pairs(o, "drives", "drive", c->drive, c->n_drives,
+			       "id path ro layer layer_path bandwidth iops", n);
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets,
 				   "id tap socket user loopback forward mac" CLI_NET_RATES, n);

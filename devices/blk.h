@@ -26,9 +26,9 @@
 
 enum { BLK_SECTOR = 512, BLK_ID_BYTES = 20 };
 enum { BLK_N_REQUESTS = 128, BLK_QUEUE_SIZE = 256 };
-// Segments of one DISCARD or WRITE_ZEROES, and the most sectors of each: 1 GiB, since where the file
-// system can't make zeros they are written.
-enum { BLK_MAX_RANGES = 16, BLK_MAX_RANGE_SECTORS = 1 << 21 };
+// Segments of one DISCARD or WRITE_ZEROES, and the most sectors of each: 64 MiB, since where the file
+// system can't make zeros they are written, and a pause waits for that.
+enum { BLK_MAX_RANGES = 16, BLK_MAX_RANGE_SECTORS = 1 << 17 };
 #define BLK_BOUNCE_BYTES (1u << 20)
 #define BLK_SIZE_MAX (16u << 20) // of a piece: so a whole request fits into one system call
 

@@ -375,6 +375,10 @@ def test_another_size_and_rate():
         assert d.say(a, "blk c") == f"OK {10 * MIB // 512}"
         (b,) = clone(d, "snap", drives=[{"id": "root", "path": copies[1], "rate_limit": {}}])
         assert "rate_limit" not in d.vm(b)["config"]["drives"][0]
+        assert d.delete(f"/v1/vms/{b}").status == 204
+        r = thaw(d, "clone", "snap", "--name", "slow", "--drive", f"id=root,path={copies[1]},iops=9")
+        assert r.returncode == 0, r
+        assert d.vm("slow")["config"]["drives"][0]["rate_limit"]["ops"]["size"] == 9
         assert thaw(d, "drive-set", "src", "root", "--limit", "bandwidth=1M/s,iops=2K").returncode == 0
         got = d.vm("src")["config"]["drives"][0]["rate_limit"]
         assert got == {"bandwidth": {"size": MIB, "refill_time_ms": 1000},
