@@ -106,22 +106,21 @@ static struct turn result(uint64_t n, uint64_t start_ns, uint64_t start_cpu_ns)
 // --- the floor --------------------------------------------------------------------------
 static int floor_turn(struct bench_blk *b, struct io_uring *u, struct turn *ret_turn)
 {
-	struct iovec iov[MAX_DEPTH];
 	struct io_uring_cqe *cqe;
 	uint64_t start = mv_now_ns(), cpu = cpu_ns(), now = start, n = 0;
 	b->n_free = b->p->depth;
-	for (unsigned i = 0; i < b->p->depth; i++) {
+	for (unsigned i = 0; i < b->p->depth; i++)
 		b->free_slot[i] = i;
-		iov[i] = (struct iovec){ b->data + (size_t)i * b->p->bytes, b->p->bytes };
-	}
 	while (now - start < TURN_NS || b->n_free < b->p->depth) {
 		while (b->n_free && now - start < TURN_NS) {
 			unsigned i = b->free_slot[--b->n_free];
 			struct io_uring_sqe *sqe = io_uring_get_sqe(u);
 			if (b->p->write)
-				io_uring_prep_writev(sqe, b->fd, &iov[i], 1, place(b));
+				io_uring_prep_write(sqe, b->fd, b->data + (size_t)i * b->p->bytes,
+						    b->p->bytes, place(b));
 			else
-				io_uring_prep_readv(sqe, b->fd, &iov[i], 1, place(b));
+				io_uring_prep_read(sqe, b->fd, b->data + (size_t)i * b->p->bytes, b->p->bytes,
+						   place(b));
 			io_uring_sqe_set_data64(sqe, i);
 		}
 		int r = io_uring_submit_and_wait(u, 1);

@@ -58,11 +58,23 @@ static int zero_mode(enum mv_io_op op)
 	return FALLOC_FL_KEEP_SIZE | (op == MV_IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
 }
 
+// One piece is the common case, and cheaper without a vector.
 static void prepare(struct io_uring_sqe *sqe, struct mv_io *io)
 {
+	const struct iovec *v = io->n_iov == 1 ? io->iov : NULL;
 	switch (io->op) {
-	case MV_IO_READV: io_uring_prep_readv(sqe, io->fd, io->iov, io->n_iov, io->offset); break;
-	case MV_IO_WRITEV: io_uring_prep_writev(sqe, io->fd, io->iov, io->n_iov, io->offset); break;
+	case MV_IO_READV:
+		if (v)
+			io_uring_prep_read(sqe, io->fd, v->iov_base, (unsigned)v->iov_len, io->offset);
+		else
+			io_uring_prep_readv(sqe, io->fd, io->iov, io->n_iov, io->offset);
+		break;
+	case MV_IO_WRITEV:
+		if (v)
+			io_uring_prep_write(sqe, io->fd, v->iov_base, (unsigned)v->iov_len, io->offset);
+		else
+			io_uring_prep_writev(sqe, io->fd, io->iov, io->n_iov, io->offset);
+		break;
 	case MV_IO_FDATASYNC: io_uring_prep_fsync(sqe, io->fd, IORING_FSYNC_DATASYNC); break;
 	case MV_IO_PUNCH:
 	case MV_IO_ZERO:
@@ -85,7 +97,10 @@ static void run_async(struct mv_ring *r)
 		io_uring_cq_eventfd_toggle(&r->uring, false);
 		if (io_uring_submit(&r->uring) < 0) // short of memory: again in the next turn
 			poke(r);
+		complete(r);
 		io_uring_cq_eventfd_toggle(&r->uring, true);
+		if (!r->n_kernel)
+			return;
 		// Pairs with the kernel: it posts, then looks at the flag; we set the flag, then look.
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	}
