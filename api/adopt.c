@@ -11,8 +11,8 @@
 
 #include "api/layers.h"
 #include "api/lifetime.h"
-#include "api/ops_net.h"
 #include "api/ops_drive.h"
+#include "api/ops_net.h"
 #include "api/spawn.h"
 #include "api/vmfds.h"
 #include "api/vmrec.h"

@@ -174,7 +174,6 @@ static int do_net_set(struct control *c, const struct msg *m, struct mv_err *err
 	return r ? r : vm_net_set(c->vm, &s, err);
 }
 
-
 static int do_drive_set(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	struct msg_drive_set s;

@@ -429,7 +429,6 @@ void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s)
 				       .tx_rate = n->tx_rate };
 }
 
-
 int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, struct mv_err *err)
 {
 	if (vm->state == VM_EXITED || s->index >= vm->cfg.n_drives || s->index >= vm->n_devs)

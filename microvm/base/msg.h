@@ -254,8 +254,8 @@ struct msg_event {
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
-	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table, msg_reply_table,
-	msg_event_table, msg_forked_table;
+	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table,
+	msg_reply_table, msg_event_table, msg_forked_table;
 
 struct msg {
 	uint16_t type;
