@@ -30,6 +30,7 @@ struct cli {
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets;
 	const char *pool, *size, *link, *rx_limit, *tx_limit;
+	const char *balloon, *target, *interval; // strings: given or not
 	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s;
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle;
 	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
@@ -39,7 +40,7 @@ struct cli {
 
 typedef int cli_fn(struct cli *c);
 cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
-	cli_wait, cli_metadata, cli_drive_set, cli_net_set; // cli_vm.c
+	cli_wait, cli_metadata, cli_balloon, cli_drive_set, cli_net_set; // cli_vm.c
 cli_fn cli_devices;                                         // cli_devices.c
 cli_fn cli_console;                                         // cli_console.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "api/cli.h"
+#include "microvm/base/msg.h"
 #include "microvm/base/util.h"
 
 // One VM as a few lines.
@@ -46,6 +47,10 @@ static void print_vm(js *v)
 	if (js_get(v, "config.vsock"))
 		printf("vsock:     cid %" PRId64 " %s\n", js_int(v, "config.vsock.cid", 0),
 		       js_str(v, "config.vsock.path", ""));
+	if (js_get(v, "config.balloon"))
+		printf("balloon:   %" PRId64 " MiB, to be %" PRId64 "; %" PRId64 " MiB given back\n",
+		       js_int(v, "balloon.actual_mib", 0), js_int(v, "config.balloon.target_mib", 0),
+		       js_int(v, "balloon.freed_mib", 0));
 	if (js_get(v, "config.cpu")) {
 		js *list = js_get(v, "config.cpu.disable");
 		printf("cpu:       %s", js_str(v, "config.cpu.template", "host"));
@@ -112,6 +117,13 @@ static int put_devices(struct cli *c, js *o)
 		if (!(v = cli_parse_pairs("vsock", c->vsock, "cid path", "cid", 0)))
 			return EXIT_USAGE;
 		js_put(o, "vsock", v);
+	}
+	if (c->balloon) {
+		if (!(v = cli_parse_pairs("balloon", c->balloon,
+					  "target_mib stats_interval_s deflate_on_oom free_page_reporting",
+					  "target_mib stats_interval_s", 0)))
+			return EXIT_USAGE;
+		js_put(o, "balloon", v);
 	}
 	if (c->ready_when) {
 		if (!(v = cli_parse_pairs("ready-when", c->ready_when, "console vsock_port", "vsock_port",
@@ -268,6 +280,46 @@ int cli_metadata(struct cli *c)
 		return cli_request(c, "PUT", v, &v, "/v1/vms/%s/metadata", c->pos[0]);
 	int status = cli_request(c, "GET", NULL, &v, "/v1/vms/%s/metadata", c->pos[0]);
 	return status ? status : cli_print_json(v);
+}
+
+static bool put_number(js *o, const char *key, const char *text)
+{
+	char *end;
+	unsigned long v = strtoul(text, &end, 10);
+	if (*text < '0' || *text > '9' || *end)
+		return false;
+	js_put_uint(o, key, v);
+	return true;
+}
+
+int cli_balloon(struct cli *c)
+{
+	js *o = js_object(), *v = NULL, *stats;
+	bool ok = (!c->target || put_number(o, "target_mib", c->target)) &&
+		  (!c->interval || put_number(o, "stats_interval_s", c->interval));
+	if (!ok || !cli_name_ok(c->pos[0])) {
+		js_free(o);
+		return ok ? EXIT_USAGE : cli_fail(EXIT_USAGE, "balloon: that is not a number");
+	}
+	bool set = c->target || c->interval;
+	if (!set)
+		js_free(MV_TAKE(o));
+	int status = cli_request(c, set ? "PATCH" : "GET", o, &v, "/v1/vms/%s/balloon", c->pos[0]);
+	if (status)
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	printf("target:    %" PRId64 " MiB\nactual:    %" PRId64 " MiB\nfreed:     %" PRId64
+	       " MiB in all\ninterval:  %" PRId64 " s\n",
+	       js_int(v, "target_mib", 0), js_int(v, "actual_mib", 0), js_int(v, "freed_mib", 0),
+	       js_int(v, "stats_interval_s", 0));
+	stats = js_get(v, "stats");
+	for (size_t i = 0; i < MSG_BALLOON_N_STATS; i++)
+		if (js_get(stats, msg_balloon_stat_names[i]))
+			printf("%-20s %" PRId64 "\n", msg_balloon_stat_names[i],
+			       js_int(stats, msg_balloon_stat_names[i], 0));
+	js_free(v);
+	return EXIT_OK;
 }
 
 static int verb(struct cli *c, const char *what, js *body)

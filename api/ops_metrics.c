@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "api/balloon.h"
 #include "api/devices.h"
 #include "api/events.h"
 #include "api/lazy.h"
@@ -233,6 +234,23 @@ static void put_usage_text(struct mv_buf *out, const struct usage_op *o)
 	}
 }
 
+static void put_balloon_text(struct mv_buf *out, const struct usage_op *o)
+{
+	char labels[160];
+	uint64_t v;
+	for (unsigned k = 0; k < balloon_n_metrics; k++) {
+		const struct balloon_metric *m = &balloon_metrics[k];
+		metrics_head(out, m->name, m->type, m->help);
+		for (unsigned i = 0; i < o->n; i++) {
+			const struct vm *vm = o->items[i].vm;
+			if (!is_current(&o->items[i]) || !balloon_value(vm, k, &v))
+				continue;
+			snprintf(labels, sizeof labels, "vm=\"%s\",id=\"%s\"", vm->cfg.name, vm->cfg.id);
+			metrics_sample(out, m->name, "", labels, v, m->unit);
+		}
+	}
+}
+
 static js *usage_json(const struct usage_item *it)
 {
 	js *o = js_object();
@@ -270,6 +288,7 @@ static void usage_done(struct worker_job *j)
 			metrics_text(&b);
 		}
 		put_usage_text(&b, o);
+		put_balloon_text(&b, o);
 		reply_text(o->req, &b);
 	}
 	op_free(o);

@@ -32,6 +32,8 @@ const struct route api_routes[] = {
 	{ "PUT", "/v1/vms/{name}/metadata", op_metadata_put, { 0 }, "replace it" },
 	{ "PATCH", "/v1/vms/{name}/nets/{net}", op_net_patch, { 0 }, "its link and rate limits" },
 	{ "PATCH", "/v1/vms/{name}/drives/{drive}", op_drive_patch, { 0 }, "its size and rate limit" },
+	{ "GET", "/v1/vms/{name}/balloon", op_balloon_get, { 0 }, "its size, and the guest's statistics" },
+	{ "PATCH", "/v1/vms/{name}/balloon", op_balloon_patch, { 0 }, "another size or interval" },
 	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
 	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },

@@ -48,6 +48,7 @@ int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err
 // Handlers, by file.
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
 	op_vm_delete;                       // ops_vm.c
+route_fn op_balloon_get, op_balloon_patch;  // balloon.c
 route_fn op_metadata_get, op_metadata_put;  // metadata.c
 route_fn op_net_patch;                      // ops_net.c
 route_fn op_drive_patch;                    // ops_drive.c

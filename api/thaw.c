@@ -16,8 +16,8 @@ enum opt {
 	O_NO_RNG, O_START, O_MODE, O_FOLLOW, O_READ, O_WRITE, O_CONSOLE, O_STATE, O_TIMEOUT, O_COUNT,
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
-	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE,
-	O_LINK, O_RX_LIMIT, O_TX_LIMIT, O_SIZE, O_REREAD,
+	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE, O_LINK, O_RX_LIMIT, O_TX_LIMIT, O_SIZE,
+	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -45,7 +45,8 @@ static const struct option long_options[] = {
 	BARE("auto-delete", O_AUTO_DELETE), WITH("limit", O_LIMIT), BARE("ready", O_READY),
 	WITH("ready-when", O_READY_WHEN), BARE("record", O_RECORD), BARE("no-populate", O_NO_POPULATE),
 	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT),
-	WITH("size", O_SIZE), BARE("reread", O_REREAD), { 0 },
+	WITH("size", O_SIZE), BARE("reread", O_REREAD),
+	WITH("balloon", O_BALLOON), WITH("target", O_TARGET), WITH("stats-interval", O_INTERVAL), { 0 },
 };
 
 // clang-format on
@@ -64,7 +65,7 @@ static const struct command {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
 		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU) |
-		  BIT(O_METADATA) | BIT(O_READY_WHEN) | POLICY,
+		  BIT(O_METADATA) | BIT(O_READY_WHEN) | BIT(O_BALLOON) | POLICY,
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
@@ -77,7 +78,9 @@ static const struct command {
 	  "         [--vsock cid=N[,path=SOCKET]] (FORWARD: [ADDRESS:]HOST_PORT:GUEST_PORT[/udp])\n"
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata "
 	  "FILE]\n"
-	  "         [--ready-when console=TEXT|vsock_port=N]\n" POLICY_USAGE,
+	  "         [--ready-when console=TEXT|vsock_port=N]\n"
+	  "         [--balloon "
+	  "target_mib=N[,deflate_on_oom][,free_page_reporting][,stats_interval_s=N]]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -102,6 +105,9 @@ static const struct command {
 	{ "drive-set", 2, BIT(O_SIZE) | BIT(O_REREAD) | BIT(O_LIMIT), cli_drive_set,
 	  "VM DRIVE [--size BYTES | --reread] [--limit bandwidth=N[K|M|G|T][/s][,iops=N]|none]",
 	  "enlarge a drive, or look at its file's size again; how much the guest may transfer" },
+	{ "balloon", 1, BIT(O_TARGET) | BIT(O_INTERVAL), cli_balloon,
+	  "NAME [--target MIB] [--stats-interval SEC]",
+	  "its balloon and the guest's statistics, or another size of it" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
 	  "VM NAME [--format raw|lz4|lz4-high] [--incremental]\n"
 	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
@@ -216,6 +222,9 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_AUTO_DELETE: return c->auto_delete = true;
 	case O_LIMIT: c->limit = arg; return true;
 	case O_READY: return c->ready = true;
+	case O_BALLOON: c->balloon = arg; return true;
+	case O_TARGET: c->target = arg; return true;
+	case O_INTERVAL: c->interval = arg; return true;
 	case O_READY_WHEN: c->ready_when = arg; return true;
 	case O_RECORD: return c->record = true;
 	case O_NO_POPULATE: return c->no_populate = true;

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "api/balloon.h"
 #include "api/events.h"
 #include "api/layers.h"
 #include "api/lazy.h"
@@ -318,6 +319,8 @@ static int on_reply(struct vm *vm, const struct msg *m)
 	if (!c || mv_state_load(&msg_reply_table, m->body, m->body_len, &reply, &e))
 		return -EPROTO;
 	note_times(vm, &reply.times);
+	if (c->type == MSG_ADOPT)
+		balloon_note(vm, &reply.balloon);
 	if (c->type == MSG_SNAPSHOT || c->type == MSG_FORK)
 		layers_freeze_end(vm, reply.layers_frozen);
 	if (!reply.code) {
@@ -384,6 +387,8 @@ static int receive(struct vm *vm)
 		return on_reply(vm, &m);
 	if (m.type == MSG_RECORDED && m.id == 0)
 		return record_told(vm, &m);
+	if (m.type == MSG_BALLOON_STATS && m.id == 0)
+		return balloon_told(vm, &m);
 	return m.type == MSG_EVENT && m.id == 0 ? on_event(vm, &m) : -EPROTO;
 }
 

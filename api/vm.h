@@ -100,7 +100,9 @@ struct vm {
 	uint32_t links_down;            // bit per net: by the host's wish
 	char *metadata;                 // for the guest (metadata.c); NULL: an empty object
 	struct vm_record record;
-	bool populate; // by the working set, before it runs
+	bool populate;              // by the working set, before it runs
+	struct msg_balloon balloon; // as it was last told (balloon.c)
+	struct mv_ratelimit balloon_told;
 	struct vm_calls calls;
 	LIST_HEAD(, vm_waiter) waiters, ready_waiters;
 };

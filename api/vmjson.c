@@ -145,6 +145,28 @@ static const struct js_field ready_fields[] = {
 };
 static DEFINE_JS(ready_table, ready_fields);
 
+static const struct js_field balloon_fields[] = {
+	F_UINT(struct vmcfg_balloon, target_mib, "target_mib", 0, 0, VMCFG_MAX_MEM_MIB,
+	       "MiB that the guest is to do without; default 0"),
+	F_UINT(struct vmcfg_balloon, stats_interval_s, "stats_interval_s", 0, 0, VMCFG_MAX_INTERVAL_S,
+	       "s between the guest's statistics; default 0: none"),
+	F_BOOL(struct vmcfg_balloon, deflate_on_oom, "deflate_on_oom",
+	       "a guest short of memory takes it back by itself; default false"),
+	F_BOOL(struct vmcfg_balloon, free_page_reporting, "free_page_reporting",
+	       "what the guest has free goes back to the host; default false"),
+};
+static DEFINE_JS(balloon_table, balloon_fields);
+
+static const struct js_field balloon_set_fields[] = {
+	{ .name = "target_mib", .type = JS_UINT, .offset = MV_OFF(struct msg_balloon_set, target_mib),
+	  .size = 4, .max = VMCFG_MAX_MEM_MIB, PRESENT(struct msg_balloon_set, has_target),
+	  .doc = "MiB; default: unchanged" },
+	{ .name = "stats_interval_s", .type = JS_UINT, .size = 4, .max = VMCFG_MAX_INTERVAL_S,
+	  .offset = MV_OFF(struct msg_balloon_set, stats_interval_s),
+	  PRESENT(struct msg_balloon_set, has_interval), .doc = "s, 0: none; default: unchanged" },
+};
+DEFINE_JS(balloon_set_table, balloon_set_fields);
+
 #define CONFIG_FIELDS(s, cfg)                                                                      \
 	F_TEXT(s, cfg name, "name", JS_NAME, JS_REQUIRED, "1 to 64 of A-Z a-z 0-9 _ . -"),         \
 	F_UINT(s, cfg vcpus, "vcpus", 0, 1, VMCFG_MAX_VCPUS, "default 1"),                         \
@@ -165,6 +187,8 @@ static DEFINE_JS(ready_table, ready_fields);
 	       "note what the guest writes, for incremental snapshots; default false"),            \
 	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(s, cfg ready), .sub = &ready_table,     \
 	  .size = sizeof(struct vmcfg_ready), PRESENT(s, cfg ready.present), .doc = "default: none" }, \
+	{ .name = "balloon", .type = JS_OBJ, .offset = MV_OFF(s, cfg balloon), .sub = &balloon_table, \
+	  .size = sizeof(struct vmcfg_balloon), PRESENT(s, cfg balloon.present), .doc = "default: none" }, \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
 
 // --- a VM's life and limits -------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "api/balloon.h"
 #include "api/events.h"
 #include "api/lifetime.h"
 #include "api/record.h"
@@ -176,6 +177,9 @@ js *vm_json(const struct vm *vm)
 	js_put(o, "lifetime", lifetime_json(vm));
 	if (vm->policy.has_limits)
 		js_put(o, "limits", js_encode(&limits_table, &vm->policy.limits));
+	js *balloon = balloon_json(vm);
+	if (balloon)
+		js_put(o, "balloon", balloon);
 	js_put(o, "config", js_encode(&config_table, &vm->cfg));
 	return o;
 }

@@ -95,5 +95,27 @@ int vio_vsock_claim(struct vio_dev *d, uint32_t guest_cid, int listen_fd, const 
 // served by who listens at "<path>_<port>", else reset. One port per device; loop's lock held.
 void vio_vsock_watch_port(struct vio_dev *d, uint32_t port, void (*fn)(void *arg), void *arg);
 
+// virtio-balloon (section 5.5). Pages are of 4 KiB. What the guest puts into the balloon, or reports as free,
+// goes back to the host by gmem_discard(). -EINVAL: a target that is larger than the memory.
+#define VIO_BALLOON_N_STATS 10
+struct vio_balloon_config {
+	uint32_t target_pages;
+	uint32_t stats_interval_s; // 0: the guest is not asked
+	bool deflate_on_oom, reporting;
+};
+struct vio_balloon_info {
+	uint32_t target_pages, actual_pages, stats_interval_s;
+	uint64_t freed_pages;               // given back to the host, ever; not saved
+	uint64_t stat[VIO_BALLOON_N_STATS]; // by tag, section 5.5.6.4, as the guest says; UINT64_MAX: it did
+					    // not
+};
+int vio_balloon_new(struct gmem *mem, struct mv_loop *loop, const struct vio_balloon_config *config,
+		    struct vio_dev **ret_dev, struct mv_err *err);
+int vio_balloon_set_target(struct vio_dev *d, uint32_t pages, struct mv_err *err);
+int vio_balloon_set_interval(struct vio_dev *d, uint32_t seconds, struct mv_err *err);
+void vio_balloon_info(const struct vio_dev *d, struct vio_balloon_info *ret_info);
+// Called when statistics came that the interval asked for; loop's lock held.
+void vio_balloon_on_stats(struct vio_dev *d, void (*fn)(void *arg), void *arg);
+
 // virtio-rng (section 5.4), from getrandom(2).
 int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);

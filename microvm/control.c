@@ -69,6 +69,29 @@ static void on_recorded(struct vm *vm, const struct msg_recorded *done)
 		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));
 }
 
+static void on_balloon(struct vm *vm)
+{
+	const struct control *c = vm->owner;
+	struct msg_balloon b;
+	if (c->orphan.waits)
+		return; // who adopts it asks
+	vm_balloon_info(vm, &b);
+	int r = msg_send(c->fd, MSG_BALLOON_STATS, 0, &msg_balloon_table, &b, NULL, 0);
+	if (r)
+		mv_log_limited(MV_WARN, "cannot tell the daemon of the balloon: %s", strerror(-r));
+}
+
+static int do_balloon(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
+{
+	struct msg_balloon_set set = { 0 };
+	int r = m->type == MSG_BALLOON_SET
+			? mv_state_load(&msg_balloon_set_table, m->body, m->body_len, &set, err)
+			: 0;
+	r = r ? r : vm_balloon_set(c->vm, &set, err);
+	vm_balloon_info(c->vm, &rep->balloon);
+	return r;
+}
+
 static void answer_reader(struct control *c, struct console_reader *rd)
 {
 	MV_FREE struct msg_reply *r = calloc(1, sizeof *r);
@@ -327,6 +350,7 @@ static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *re
 	}
 	c->orphan.timeout_s = a.orphan_s;
 	orphan_end(&c->orphan);
+	vm_balloon_info(vm, &rep->balloon);
 	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
 		if (vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
 			rep->layers[i] = (uint8_t)vio_blk_layers(vm->dev[i]);
@@ -404,6 +428,8 @@ static void handle(struct control *c, struct msg *m)
 		if (!r)
 			return;
 		break;
+	case MSG_BALLOON_SET:
+	case MSG_BALLOON_STATS: r = do_balloon(c, m, rep, &err); break;
 	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
 	case MSG_ADOPT:
 		r = do_adopt(c, m, rep, &err);
@@ -507,6 +533,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 	vm->on_change = on_change;
 	vm->on_lazy = on_lazy;
 	vm->on_recorded = on_recorded;
+	vm->on_balloon = on_balloon;
 	vm->times.process_start = process_start_ns;
 	int r = mv_timer_init(&vm->loop, &c->timer, on_timer, c);
 	if (!r)

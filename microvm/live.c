@@ -40,7 +40,8 @@ static void keep_only(int state_fd, int memory_fd, int result_fd)
 static int write_changed(const struct vm *vm, bool high, struct live_result *result, struct mv_err *err)
 {
 	uint64_t *set = vm->dirty.set;
-	int r = set && vm->uffd_fd >= 0 ? dirty_keep_private(set, &vm->mem, err) : 0;
+	// A page handler's memory was loaded whole by the full snapshot before.
+	int r = set && vm->uffd_fd >= 0 && vm->dirty.from_file ? dirty_keep_private(set, &vm->mem, err) : 0;
 	r = r ? r : chunk_write_changed(FD_MEMORY, &vm->mem, set, high, 0, &result->memory_bytes, err);
 	result->memory_data_bytes = result->memory_bytes;
 	return r;

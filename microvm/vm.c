@@ -18,6 +18,7 @@
 #include "microvm/zygote.h"
 
 #define RING_ENTRIES 256
+#define VM_PAGES_PER_MIB ((1u << 20) / GMEM_PAGE_BYTES)
 
 static void end_record(struct vm *vm)
 {
@@ -174,6 +175,57 @@ int vm_set_metadata(struct vm *vm, const uint8_t *bytes, uint32_t len, struct mv
 
 static void on_ready_port(void *arg) { vm_ready(arg); }
 
+static void on_balloon_stats(void *arg)
+{
+	struct vm *vm = arg;
+	vm->on_balloon(vm);
+}
+
+static int add_balloon(struct vm *vm, struct mv_err *err)
+{
+	const struct vmcfg_balloon *b = &vm->cfg.balloon;
+	const struct vio_balloon_config config = { .target_pages = b->target_mib * VM_PAGES_PER_MIB,
+						   .stats_interval_s = b->stats_interval_s,
+						   .deflate_on_oom = b->deflate_on_oom,
+						   .reporting = b->free_page_reporting };
+	struct vio_dev *d;
+	int r = vio_balloon_new(&vm->mem, &vm->loop, &config, &d, err);
+	if (r)
+		return mv_wrap(err, "balloon");
+	vio_balloon_on_stats(d, on_balloon_stats, vm);
+	r = add_device(vm, d, err);
+	if (!r)
+		vm->balloon = d;
+	return r;
+}
+
+int vm_balloon_set(struct vm *vm, const struct msg_balloon_set *set, struct mv_err *err)
+{
+	if (!vm->balloon)
+		return mv_fail(err, ENODEV, "there is no balloon");
+	int r = set->has_target ? vio_balloon_set_target(vm->balloon, set->target_mib * VM_PAGES_PER_MIB, err)
+				: 0;
+	return r || !set->has_interval ? r
+				       : vio_balloon_set_interval(vm->balloon, set->stats_interval_s, err);
+}
+
+void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info)
+{
+	_Static_assert(MSG_BALLOON_N_STATS == VIO_BALLOON_N_STATS, "one list of statistics");
+	struct vio_balloon_info i;
+	*ret_info = (struct msg_balloon){ 0 };
+	if (!vm->balloon)
+		return;
+	vio_balloon_info(vm->balloon, &i);
+	*ret_info = (struct msg_balloon){ .present = true,
+					  .target_pages = i.target_pages,
+					  .actual_pages = i.actual_pages,
+					  .stats_interval_s = i.stats_interval_s,
+					  .freed_pages = i.freed_pages,
+					  .n_stats = MSG_BALLOON_N_STATS };
+	memcpy(ret_info->stat, i.stat, sizeof i.stat);
+}
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
@@ -209,6 +261,8 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = vio_rng_new(&vm->mem, &vm->loop, &d, err);
 		r = r ? mv_wrap(err, "rng") : add_device(vm, d, err);
 	}
+	if (!r && c->balloon.present)
+		r = add_balloon(vm, err);
 	return r;
 }
 
@@ -523,6 +577,7 @@ void vm_fini(struct vm *vm)
 	for (unsigned i = 0; i < vm->n_devs; i++)
 		vio_free(vm->dev[i]);
 	vm->n_devs = 0;
+	vm->balloon = NULL;
 	free(MV_TAKE(vm->metadata));
 	mv_ring_free(vm->ring);
 	vm->ring = NULL;

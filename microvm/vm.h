@@ -55,8 +55,9 @@ struct vm {
 	int kvm_fd, vm_fd;
 	struct vcpu vcpu[VMCFG_MAX_VCPUS];
 	unsigned n_vcpus;
-	struct vio_dev *dev[VM_MAX_DEVICES]; // in slot order: drives, nets, vsock, rng
+	struct vio_dev *dev[VM_MAX_DEVICES]; // in slot order: drives, nets, vsock, rng, balloon
 	unsigned n_devs;
+	struct vio_dev *balloon; // among them, or NULL
 	struct serial serial;
 	struct arch_vm arch;
 
@@ -87,6 +88,7 @@ struct vm {
 	char snapshot_id[MV_UUID_LEN]; // restored from; for its working set
 	struct record record;
 	void (*on_recorded)(struct vm *vm, const struct msg_recorded *done); // called by the loop, lock held
+	void (*on_balloon)(struct vm *vm);                                   // new statistics; likewise
 	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held
 	void *owner;
 };
@@ -120,6 +122,9 @@ int vm_net_set(struct vm *vm, const struct msg_net_set *s, struct mv_err *err);
 void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s);
 // Size and rate limit of a drive, made already, in this order up to the first error.
 int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, struct mv_err *err);
+// Another target or interval of the balloon; -ENODEV: there is none.
+int vm_balloon_set(struct vm *vm, const struct msg_balloon_set *set, struct mv_err *err);
+void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info);
 
 // A number that differs from an earlier one when there was something on the console, the net or
 // the vsock devices since (MSG_ACTIVITY).

@@ -6,8 +6,9 @@
 // /proc/self/maps says which kind of mapping an address has (the kernel's word, so
 // nobody has to keep a flag in step), the page tables say what is present.
 //
-// Private to a mapping are the pages that are present or swapped out and neither of a file
-// nor the kernel's page of zeros, which a userfaultfd maps for a chunk of zeros.
+// Private to a mapping of a file are the pages that are present or swapped out and neither of the file
+// nor the kernel's page of zeros, which a userfaultfd maps for a chunk of zeros. Where an anonymous
+// mapping has taken the file's place (gmem_discard()) every page is.
 #include "snapshot/pages.h"
 
 #include <errno.h>
@@ -123,14 +124,12 @@ static void close_stream(FILE **f)
 static int walk_region(struct walk *w)
 {
 	const uint8_t *at = w->region->hva, *end = at + w->region->size_bytes;
-	if (w->private)
-		return walk_anonymous(w, at, end);
-	if (w->finder == SNAP_MEMORY_ALL)
+	if (!w->private && w->finder == SNAP_MEMORY_ALL)
 		return found(w, at, end);
 	__attribute__((cleanup(close_stream))) FILE *maps = fopen("/proc/self/maps", "re");
 	char line[512];
 	if (!maps) // pagemap alone can't tell a clone's untouched pages from zeros
-		return found(w, at, end);
+		return w->private ? -ENOTSUP : found(w, at, end);
 	while (at < end && fgets(line, sizeof line, maps)) {
 		unsigned long long start, stop, inode;
 		size_t len = strlen(line);
@@ -142,7 +141,7 @@ static int walk_region(struct walk *w)
 					return -EFAULT;
 				if (to > end)
 					to = end;
-				int r = inode ? found(w, at, to) : walk_anonymous(w, at, to);
+				int r = !inode == w->private ? found(w, at, to) : walk_anonymous(w, at, to);
 				if (r)
 					return r;
 				at = to;

@@ -24,7 +24,7 @@ typedef int snap_pages_fn(void *arg, const struct gmem_region *r, const uint8_t 
 // fn returned, or -errno; -ENOTSUP: this kernel lacks the finder (never for AUTO).
 int snap_pages_walk(enum snap_memory_finder finder, const struct gmem *m, snap_pages_fn *fn, void *arg);
 
-// The same for the pages that are private to this mapping, whatever they hold: what was written
-// since it was made, when it is MAP_PRIVATE of a file. -ENOTSUP also for AUTO, where there is no
-// /proc: to take every page for private would read those that are not loaded yet.
+// The same for the pages that are private to this mapping, MAP_PRIVATE of a file, whatever they hold: what
+// was written since it was made, and what is no mapping of the file any more. -ENOTSUP also for AUTO, where
+// there is no /proc: to take every page for private would read those that are not loaded yet.
 int snap_private_walk(enum snap_memory_finder finder, const struct gmem *m, snap_pages_fn *fn, void *arg);

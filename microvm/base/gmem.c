@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "microvm/base/util.h"
+
 int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
 {
 	if (m->n_regions == GMEM_MAX_REGIONS)
@@ -23,6 +25,7 @@ int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 	if (file_fd >= 0 && (fstat(file_fd, &st) || (uint64_t)st.st_size != m->total_bytes))
 		return mv_fail(err, EINVAL, "the memory file is not as large as the VM's memory (%llu MiB)",
 			       (unsigned long long)(m->total_bytes >> 20));
+	m->from_file = file_fd >= 0;
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		struct gmem_region *r = &m->region[i];
 		int flags = MAP_PRIVATE | MAP_NORESERVE | (file_fd < 0 ? MAP_ANONYMOUS : 0);
@@ -48,6 +51,8 @@ void gmem_fini(struct gmem *m)
 			munmap(m->region[i].hva, m->region[i].size_bytes);
 		m->region[i].hva = NULL;
 	}
+	free(MV_TAKE(m->replaced));
+	m->n_pieces = 0;
 }
 
 // The region that holds `a`, and how many bytes from there to its end.

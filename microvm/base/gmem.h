@@ -28,6 +28,11 @@ struct gmem {
 	// Pages that this process wrote, a bit each by their place in the memory file. NULL: nobody
 	// asks. Its owner (microvm/dirty.h) sets it before the first write and keeps it till the last.
 	uint64_t *written;
+	// Of discard.c: mapped from a memory file; the pages that were put in that mapping's place, a bit
+	// each (NULL: none yet), and in how many pieces they lie.
+	bool from_file;
+	uint64_t *replaced;
+	uint32_t n_pieces;
 };
 
 // Adds a region (its memory not yet mapped, hva NULL); file offsets follow each other.
@@ -51,6 +56,11 @@ static inline void gmem_wrote(const struct gmem *m, const void *p, size_t len)
 	if (__builtin_expect(m->written != NULL, false))
 		gmem_mark(m, p, len);
 }
+
+// Gives the whole pages of [p, p + len) back to the host: they are zeros from now on, take no memory until
+// they are touched, and are marked as written. The range lies in one region; the loop's thread only. -ENOSPC:
+// a clone's memory is in too many pieces already, so some pages stay as they are.
+int gmem_discard(struct gmem *m, void *p, size_t len);
 
 // Copies; gmem_write() marks by itself. 0 or -EFAULT with nothing copied. May cross from one region into the
 // next.

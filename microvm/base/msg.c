@@ -149,6 +149,37 @@ static const struct mv_field bytes_fields[] = {
 };
 MV_DEFINE_TABLE(msg_bytes_table, struct msg_bytes, bytes_fields);
 
+static const struct mv_field balloon_set_fields[] = {
+	MV_FLAG(struct msg_balloon_set, has_target, 1),
+	MV_FLAG(struct msg_balloon_set, has_interval, 2),
+	MV_INT(struct msg_balloon_set, target_mib, 3, MV_U32, 0, VMCFG_MAX_MEM_MIB),
+	MV_INT(struct msg_balloon_set, stats_interval_s, 4, MV_U32, 0, VMCFG_MAX_INTERVAL_S),
+};
+MV_DEFINE_TABLE(msg_balloon_set_table, struct msg_balloon_set, balloon_set_fields);
+
+const char *const msg_balloon_stat_names[MSG_BALLOON_N_STATS] = {
+	// virtio 1.2 section 5.5.6.4
+	"swap_in_bytes", "swap_out_bytes",  "major_faults", "minor_faults",        "free_bytes",
+	"total_bytes",   "available_bytes", "cache_bytes",  "hugetlb_allocations", "hugetlb_failures",
+};
+
+static const struct mv_field balloon_fields[] = {
+	MV_FLAG(struct msg_balloon, present, 1),
+	MV_INT(struct msg_balloon, target_pages, 2, MV_U32, 0, UINT32_MAX),
+	MV_INT(struct msg_balloon, actual_pages, 3, MV_U32, 0, UINT32_MAX),
+	MV_INT(struct msg_balloon, stats_interval_s, 4, MV_U32, 0, VMCFG_MAX_INTERVAL_S),
+	MV_INT(struct msg_balloon, freed_pages, 5, MV_U64, 0, UINT64_MAX),
+	{ .name = "stat",
+	  .tag = 6,
+	  .type = MV_U64,
+	  .offset = MV_OFF(struct msg_balloon, stat),
+	  .size = 8,
+	  .max_count = MSG_BALLOON_N_STATS,
+	  .count_offset = MV_OFF(struct msg_balloon, n_stats),
+	  .max = UINT64_MAX },
+};
+MV_DEFINE_TABLE(msg_balloon_table, struct msg_balloon, balloon_fields);
+
 static const struct mv_field reply_fields[] = {
 	MV_INT(struct msg_reply, code, 1, MV_U32, 0, 4095),
 	MV_STRING(struct msg_reply, text, 2),
@@ -167,6 +198,7 @@ static const struct mv_field reply_fields[] = {
 	MV_RAW(struct msg_reply, layers, 20),
 	MV_ARRAY(struct msg_reply, net, n_nets, 61, msg_net_set_table),
 	MV_ARRAY(struct msg_reply, drive, n_drives, 60, msg_drive_set_table),
+	MV_SUB(struct msg_reply, balloon, 62, msg_balloon_table),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 

@@ -32,15 +32,17 @@ enum msg_type {
 		      // per drive with a layer: the newest one, read-only; an empty file for a fresh one
 	MSG_FORK,     // empty; fds: a socket for the zygote, and per drive with a layer as MSG_SNAPSHOT
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
-	MSG_CONSOLE_READ,   // struct msg_console_read; answered when there is output or after wait_ms
-	MSG_CONSOLE_WRITE,  // struct msg_bytes
-	MSG_CLAIM,          // struct msg_claim; fds vsock: a shell becomes a clone
-	MSG_ACTIVITY,       // empty
-	MSG_METADATA,       // struct msg_metadata: at any time, also before the VM is made
-	MSG_ADOPT = 50,     // struct msg_adopt: the first one of a new daemon
-	MSG_DRIVE_SET = 60, // struct msg_drive_set
-	MSG_NET_SET = 61,   // struct msg_net_set
-	MSG_DEVICES = 64,   // struct msg_device_query; answered by struct msg_device in data
+	MSG_CONSOLE_READ,     // struct msg_console_read; answered when there is output or after wait_ms
+	MSG_CONSOLE_WRITE,    // struct msg_bytes
+	MSG_CLAIM,            // struct msg_claim; fds vsock: a shell becomes a clone
+	MSG_ACTIVITY,         // empty
+	MSG_METADATA,         // struct msg_metadata: at any time, also before the VM is made
+	MSG_ADOPT = 50,       // struct msg_adopt: the first one of a new daemon
+	MSG_DRIVE_SET = 60,   // struct msg_drive_set
+	MSG_NET_SET,          // struct msg_net_set
+	MSG_BALLOON_SET,      // struct msg_balloon_set; the answer has a struct msg_balloon
+	MSG_BALLOON_STATS,    // empty; likewise. VM -> daemon: struct msg_balloon, id 0, when there are new ones
+	MSG_DEVICES,          // struct msg_device_query; answered by struct msg_device in data
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -180,6 +182,21 @@ struct msg_device {
 	uint32_t n_vcpus;
 };
 
+struct msg_balloon_set {
+	bool has_target, has_interval;
+	uint32_t target_mib, stats_interval_s;
+};
+
+#define MSG_BALLOON_N_STATS 10 // VIO_BALLOON_N_STATS
+struct msg_balloon {
+	bool present;
+	uint32_t target_pages, actual_pages, stats_interval_s;
+	uint64_t freed_pages;               // given back to the host, ever
+	uint64_t stat[MSG_BALLOON_N_STATS]; // UINT64_MAX: the guest does not say
+	uint32_t n_stats;                   // all, or none
+};
+extern const char *const msg_balloon_stat_names[MSG_BALLOON_N_STATS];
+
 struct msg_stop {
 	uint32_t mode; // enum vm_stop
 };
@@ -229,6 +246,7 @@ struct msg_reply {
 	// MSG_ACTIVITY: a number that changes when the guest said something on its console, or
 	// something went over its net or vsock devices, either way
 	uint64_t activity;
+	struct msg_balloon balloon; // MSG_ADOPT, MSG_BALLOON_SET, MSG_BALLOON_STATS; if there is one
 };
 
 // On a zygote's socket (microvm/zygote.h).
@@ -255,6 +273,7 @@ struct msg_event {
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
 	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table,
+	msg_balloon_set_table, msg_balloon_table,
 	msg_reply_table, msg_event_table, msg_forked_table;
 
 struct msg {

@@ -92,6 +92,15 @@ static const struct mv_field ready_fields[] = {
 };
 static MV_DEFINE_TABLE(ready_table, struct vmcfg_ready, ready_fields);
 
+static const struct mv_field balloon_fields[] = {
+	MV_FLAG(struct vmcfg_balloon, present, 1),
+	MV_FLAG(struct vmcfg_balloon, deflate_on_oom, 2),
+	MV_FLAG(struct vmcfg_balloon, free_page_reporting, 3),
+	MV_INT(struct vmcfg_balloon, target_mib, 4, MV_U32, 0, VMCFG_MAX_MEM_MIB),
+	MV_INT(struct vmcfg_balloon, stats_interval_s, 5, MV_U32, 0, VMCFG_MAX_INTERVAL_S),
+};
+static MV_DEFINE_TABLE(balloon_table, struct vmcfg_balloon, balloon_fields);
+
 static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, name, 1),
 	MV_STRING(struct vmcfg, id, 2),
@@ -109,6 +118,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_OPT_SUB(struct vmcfg, cpu, MV_TAG_SKIP + 14, cpu_table), // its effect is in the saved vCPUs
 	MV_OPT_FLAG(struct vmcfg, track_dirty, MV_TAG_SKIP + 15),
 	MV_OPT_SUB(struct vmcfg, ready, MV_TAG_SKIP + 16, ready_table),
+	MV_OPT_SUB(struct vmcfg, balloon, MV_TAG_SKIP + 30, balloon_table),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -256,6 +266,9 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	}
 	if (c->vsock.present && c->vsock.cid < 3)
 		return mv_fail(err, EINVAL, "vsock: cid must be 3 or more (0 to 2 are reserved)");
+	if (c->balloon.target_mib > c->mem_mib)
+		return mv_fail(err, EINVAL, "balloon: target_mib: %u is more than the memory of %u MiB",
+			       c->balloon.target_mib, c->mem_mib);
 	if (c->ready.present && !c->ready.console[0] && !c->ready.vsock_port)
 		return mv_fail(err, EINVAL, "ready: give console, vsock_port, or both");
 	if (c->ready.vsock_port && !c->vsock.present)

@@ -119,6 +119,13 @@ struct vmcfg_ready {
 	uint32_t vsock_port;            // 0: not by vsock
 };
 
+struct vmcfg_balloon {
+	bool present, deflate_on_oom, free_page_reporting;
+	uint32_t target_mib;
+	uint32_t stats_interval_s; // 0: no statistics
+};
+#define VMCFG_MAX_INTERVAL_S 3600
+
 struct vmcfg {
 	char name[VMCFG_NAME_LEN];
 	char id[MV_UUID_LEN];
@@ -138,6 +145,7 @@ struct vmcfg {
 	bool track_dirty; // note what the guest writes, for incremental snapshots
 	struct vmcfg_cpu cpu;
 	struct vmcfg_ready ready;
+	struct vmcfg_balloon balloon;
 };
 
 extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table, vmcfg_rate_table;

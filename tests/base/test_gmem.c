@@ -115,6 +115,82 @@ static void private_over_a_file(void **state)
 	close(fd);
 }
 
+static bool is_zero(struct gmem *m, uint64_t a, size_t len)
+{
+	const uint8_t *p = gmem_ptr(m, gpa(a), len);
+	return p && !p[0] && !memcmp(p, p + 1, len - 1);
+}
+
+// Zeros in both kinds of memory, and no page too many; neighbours become one piece.
+static void discards(void **state)
+{
+	enum { PAGE = GMEM_PAGE_BYTES };
+	static uint8_t full[4 * MIB];
+	uint64_t written[4 * MIB / PAGE / 64];
+	(void)state;
+	memset(full, 0xaa, sizeof full);
+	for (int from_file = 0; from_file < 2; from_file++) {
+		int fd = from_file ? t_file() : -1;
+		struct gmem m;
+		if (from_file)
+			assert_int_equal(mv_pwrite_full(fd, full, sizeof full, 0), 0);
+		make(&m, fd);
+		for (unsigned i = 0; i < 3; i++)
+			memset(m.region[i].hva, 0xbb, m.region[i].size_bytes);
+		memset(written, 0, sizeof written);
+		m.written = written;
+		uint8_t *low = m.region[0].hva, *high = m.region[2].hva;
+		assert_int_equal(gmem_discard(&m, low + 2 * PAGE, 3 * PAGE), 0);
+		assert_true(is_zero(&m, 2 * PAGE, 3 * PAGE));
+		assert_int_equal(low[2 * PAGE - 1], 0xbb);
+		assert_int_equal(low[5 * PAGE], 0xbb);
+		assert_int_equal(written[0], 0x1c);
+		low[3 * PAGE] = 7; // used again, and given back again with its neighbours
+		assert_int_equal(gmem_discard(&m, low + PAGE, 5 * PAGE), 0);
+		assert_true(is_zero(&m, PAGE, 5 * PAGE));
+		assert_int_equal(m.n_pieces, from_file);
+		assert_int_equal(gmem_discard(&m, low + 8 * PAGE, PAGE), 0);
+		assert_int_equal(m.n_pieces, 2 * from_file);
+		assert_int_equal(gmem_discard(&m, low + 6 * PAGE, 2 * PAGE), 0);
+		assert_int_equal(m.n_pieces, from_file);
+		assert_int_equal(gmem_discard(&m, high + 2 * MIB - PAGE, PAGE), 0);
+		assert_true(is_zero(&m, HIGH_GPA + 2 * MIB - PAGE, PAGE));
+		// Whole pages only; outside: nothing.
+		assert_int_equal(gmem_discard(&m, low + 20 * PAGE + 1, 2 * PAGE - 2), 0);
+		assert_int_equal(low[20 * PAGE + 1], 0xbb);
+		assert_int_equal(gmem_discard(&m, low + 30 * PAGE - 5, PAGE + 10), 0);
+		assert_true(is_zero(&m, 30 * PAGE, PAGE));
+		assert_int_equal(low[30 * PAGE - 1], 0xbb);
+		assert_int_equal(low[31 * PAGE], 0xbb);
+		assert_int_equal(gmem_discard(&m, low + MIB - PAGE, 2 * PAGE), -EFAULT);
+		assert_int_equal(gmem_discard(&m, full, PAGE), -EFAULT);
+		gmem_fini(&m);
+		if (from_file)
+			close(fd);
+	}
+}
+
+static void too_many_pieces(void **state)
+{
+	enum { PAGE = GMEM_PAGE_BYTES, PIECES = 16384 };
+	struct gmem m = { 0 };
+	int fd = t_file();
+	(void)state;
+	assert_int_equal(ftruncate(fd, 256 * MIB), 0);
+	assert_int_equal(mv_pwrite_full(fd, "x", 1, 2ull * PIECES * PAGE), 0);
+	assert_int_equal(gmem_add(&m, 0, 256 * MIB), 0);
+	assert_int_equal(gmem_map(&m, fd, NULL), 0);
+	for (size_t i = 0; i < PIECES; i++)
+		assert_int_equal(gmem_discard(&m, m.region[0].hva + 2 * i * PAGE, PAGE), 0);
+	assert_int_equal(gmem_discard(&m, m.region[0].hva + 2ull * PIECES * PAGE, PAGE), -ENOSPC);
+	assert_int_equal(m.region[0].hva[2ull * PIECES * PAGE], 'x');        // it stays
+	assert_int_equal(gmem_discard(&m, m.region[0].hva + PAGE, PAGE), 0); // joins two
+	assert_int_equal(gmem_discard(&m, m.region[0].hva + 2ull * PIECES * PAGE, PAGE), 0);
+	assert_int_equal(m.region[0].hva[2ull * PIECES * PAGE], 0);
+	gmem_fini(&m);
+	close(fd);
+}
+
 static void map_failure(void **state)
 {
 	struct gmem m = { 0 };
@@ -206,6 +282,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(layout),      cmocka_unit_test(pointers),
 		cmocka_unit_test(copies),      cmocka_unit_test(private_over_a_file),
+		cmocka_unit_test(discards),    cmocka_unit_test(too_many_pieces),
 		cmocka_unit_test(map_failure), cmocka_unit_test(random_ranges),
 		cmocka_unit_test(marks),
 	};

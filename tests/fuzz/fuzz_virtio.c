@@ -22,7 +22,7 @@ enum { MEMORY_BYTES = 64 << 10, DISK_BYTES = 32 << 10, QUEUE_SIZE = 8, MAX_STEPS
 
 static struct gmem mem;
 static struct mv_loop loop;
-enum { NET = 3, N_DEVICES };
+enum { NET = 3, BALLOON, N_DEVICES };
 static struct vio_dev *devices[N_DEVICES];
 static int net_peer; // where frames come from
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -69,6 +69,8 @@ static void set_up(void)
 	net_peer = pair[1];
 	must(!vio_net_new(&mem, &loop, "net", (const uint8_t[]){ 2, 0, 0, 0, 0, 1 }, VIO_NET_STREAM, pair[0],
 			  &devices[NET], NULL));
+	const struct vio_balloon_config balloon = { .stats_interval_s = 3600, .reporting = true };
+	must(!vio_balloon_new(&mem, &loop, &balloon, &devices[BALLOON], NULL));
 	loop.before_wait = stop_loop;
 	loop.before_wait_arg = &loop;
 }

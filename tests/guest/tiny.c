@@ -542,6 +542,31 @@ static void do_vsock(char *args)
 	put("\n");
 }
 
+// balloon target | in FIRST N | out FIRST N | report FIRST N | stats FREE
+static void do_balloon(char *args)
+{
+	const char *how = word(&args);
+	u64 first = 0, n = 0;
+	bool ok;
+	if (!balloon_init())
+		return error("no virtio-balloon device");
+	if (same(how, "target"))
+		return ok_dec(balloon_target());
+	if (!arg_number(&args, &first))
+		return error("bad number");
+	if (same(how, "stats"))
+		ok = balloon_stats(first);
+	else if (!arg_number(&args, &n) || !in_heap(first, n))
+		return error("bad range of pages");
+	else if (same(how, "report"))
+		ok = balloon_report((u64)heap_page(first), (u32)n);
+	else
+		ok = balloon_move(same(how, "in"), (u64)heap_page(first), (u32)n);
+	if (!ok)
+		return error("virtio-balloon does not answer");
+	put("OK\n");
+}
+
 static void do_count(char *args)
 {
 	(void)args;
@@ -696,7 +721,7 @@ static const struct {
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },   { "work", do_work },
-	{ "events", do_events },
+	{ "events", do_events },   { "balloon", do_balloon },
 };
 
 static void run_line(char *line)

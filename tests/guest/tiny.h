@@ -57,7 +57,9 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_NET 1
 #define VIRTIO_BLK 2
 #define VIRTIO_RNG 4
+#define VIRTIO_BALLOON 5
 #define VIRTIO_VSOCK 19
+#define VIRTIO_BALLOON_F_STATS_REPORTING (1u << 1 | 1u << 5)
 #define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 12 | 1u << 13 | 1u << 14) // FLUSH, MQ, DISCARD, WRITE_ZEROES
 #define VIRTIO_NET_F_MAC (1u << 5)
 #define VIRTIO_RING_F_EVENT_IDX (1u << 29)
@@ -117,6 +119,13 @@ bool net_link_up(void);
 // vsock.c: reads a stream of the host's to its end, up to size - 1 bytes. False: no such device; refused.
 bool vsock_init(void);
 bool vsock_read(u32 port, char *to, u32 size, u32 *ret_len);
+
+// balloon.c: pages from addr on, which are in the balloon or not, or reported as free.
+bool balloon_init(void);
+u32 balloon_target(void); // pages
+bool balloon_move(bool in, u64 addr, u32 n);
+bool balloon_report(u64 addr, u32 n);
+bool balloon_stats(u64 free_bytes); // waits until they are wanted, but for the first time
 
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);

@@ -93,7 +93,8 @@ bool virtio_init(struct virtio *d, u32 n, u32 id)
 {
 	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC,
 				      [VIRTIO_BLK] = VIRTIO_BLK_FEATURES,
-				      [VIRTIO_RNG] = VIRTIO_RING_F_EVENT_IDX };
+				      [VIRTIO_RNG] = VIRTIO_RING_F_EVENT_IDX,
+				      [VIRTIO_BALLOON] = VIRTIO_BALLOON_F_STATS_REPORTING };
 	if (d->base)
 		return true;
 	u64 b = find_device(id);
@@ -101,8 +102,8 @@ bool virtio_init(struct virtio *d, u32 n, u32 id)
 		return false;
 	mmio_write(b + R_STATUS, 0);
 	mmio_write(b + R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
-	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
 	mmio_write(b + R_DEVICE_FEATURES_SEL, 0);
+	mmio_write(b + R_DRIVER_FEATURES_SEL, 0);
 	mmio_write(b + R_DRIVER_FEATURES,
 		   id < sizeof wanted / sizeof *wanted ? wanted[id] & mmio_read(b + R_DEVICE_FEATURES) : 0);
 	mmio_write(b + R_DRIVER_FEATURES_SEL, 1);

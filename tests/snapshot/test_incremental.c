@@ -230,6 +230,39 @@ static void what_copy_on_write_knows(void **state)
 	gmem_fini(&m);
 }
 
+// Where the balloon has put zeros in the file's place, every page counts, touched or not.
+static void what_was_given_back(void **state)
+{
+	uint32_t kind[N];
+	struct gmem m;
+	int file = parent_file();
+	(void)state;
+	map(&m, file);
+	memset(bits, 0, sizeof bits);
+	*(volatile uint8_t *)page_at(&m, 3) = 1;
+	set(3);
+	assert_int_equal(gmem_discard(&m, (void *)(uintptr_t)page_at(&m, 16), 16 * PAGE), 0);
+	assert_int_equal(gmem_discard(&m, (void *)(uintptr_t)page_at(&m, 40), PAGE), 0);
+	*(volatile uint8_t *)page_at(&m, 17) = 2;
+	for (unsigned i = 16; i < 32; i++)
+		set(i);
+	set(40);
+	assert_private(&m);
+	int fd = write_file(&m, NULL, 2);
+	check_file(fd, &m, kind);
+	assert_int_equal(kind[0], CHUNK_PATCH);
+	assert_int_equal(kind[2], CHUNK_PATCH);
+	assert_int_equal(kind[3], CHUNK_PARENT);
+	close(fd);
+	assert_int_equal(gmem_discard(&m, (void *)(uintptr_t)page_at(&m, 17), PAGE), 0);
+	fd = write_file(&m, NULL, 2);
+	check_file(fd, &m, kind);
+	assert_int_equal(kind[1], CHUNK_ZERO);
+	close(fd);
+	close(file);
+	gmem_fini(&m);
+}
+
 // A file that is filled on demand: what is missing stays missing, the page of zeros is not a change.
 static void missing_pages_stay_missing(void **state)
 {
@@ -289,11 +322,9 @@ static void private_needs_proc(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(masks_and_kinds),
-		cmocka_unit_test(nothing_and_everything),
-		cmocka_unit_test(random_sets),
-		cmocka_unit_test(what_copy_on_write_knows),
-		cmocka_unit_test(missing_pages_stay_missing),
+		cmocka_unit_test(masks_and_kinds),     cmocka_unit_test(nothing_and_everything),
+		cmocka_unit_test(random_sets),         cmocka_unit_test(what_copy_on_write_knows),
+		cmocka_unit_test(what_was_given_back), cmocka_unit_test(missing_pages_stay_missing),
 		cmocka_unit_test(private_needs_proc),
 	};
 	return cmocka_run_group_tests_name("snapshot/incremental", tests, NULL, NULL);
