@@ -89,7 +89,7 @@ static struct vm *new_vm(struct server *s, const struct vmrec *rec)
 	memcpy(vm->forked_from_id, rec->forked_from_id, sizeof vm->forked_from_id);
 	vm->created_unix_ns = rec->created_unix_ns;
 	vm->requested_ns = rec->requested_ns;
-	vm->owns_vsock = rec->owns_vsock;
+	vm->owns_sockets = rec->owns_sockets;
 	vm->policy.ttl_ms = rec->ttl_ms;
 	vm->policy.idle_timeout_ms = rec->idle_timeout_ms;
 	vm->policy.auto_delete = rec->auto_delete;
@@ -163,8 +163,8 @@ static void take_record(struct server *s, const char *id)
 	mv_log(MV_WARN, "vm %s (%s): %s", rec.cfg.name, id,
 	       pidfd < 0 ? "ended while there was no daemon" : e.msg);
 	end_unknown(s, id);
-	if (rec.owns_vsock)
-		vmfds_remove_stale(rec.cfg.vsock.path);
+	if (rec.owns_sockets)
+		vmfds_unlink_stale(&rec.cfg);
 }
 
 static void each_file(struct server *s, bool records)

@@ -47,6 +47,11 @@ static void print_vm(js *v)
 	if (js_get(v, "config.vsock"))
 		printf("vsock:     cid %" PRId64 " %s\n", js_int(v, "config.vsock.cid", 0),
 		       js_str(v, "config.vsock.path", ""));
+	for (size_t i = 0; i < js_len(js_get(v, "config.consoles")); i++) {
+		js *p = js_at(js_get(v, "config.consoles"), i);
+		printf("port:      %s %s%s\n", js_str(p, "id", ""), js_str(p, "path", ""),
+		       js_true(p, "tty") ? " (tty)" : "");
+	}
 	if (js_get(v, "config.balloon"))
 		printf("balloon:   %" PRId64 " MiB, to be %" PRId64 "; %" PRId64 " MiB given back\n",
 		       js_int(v, "balloon.actual_mib", 0), js_int(v, "config.balloon.target_mib", 0),
@@ -117,6 +122,13 @@ static int put_devices(struct cli *c, js *o)
 		if (!(v = cli_parse_pairs("vsock", c->vsock, "cid path", "cid", 0)))
 			return EXIT_USAGE;
 		js_put(o, "vsock", v);
+	}
+	js *ports = js_list();
+	js_put(o, "consoles", ports);
+	for (unsigned i = 0; i < c->n_ports; i++) {
+		if (!(v = cli_parse_pairs("port", c->port[i], "id path tty", "", 0)))
+			return EXIT_USAGE;
+		js_add(ports, v);
 	}
 	if (c->balloon) {
 		if (!(v = cli_parse_pairs("balloon", c->balloon,

@@ -6,8 +6,8 @@
 #include "api/vm.h"
 #include "snapshot/manifest.h"
 
-// Gives the vsock device a path of the daemon's choice when it has none.
-void ops_default_vsock(struct server *s, struct vmcfg *cfg);
+// Gives the vsock device and consoles without one a path of the daemon's choice.
+void ops_default_sockets(struct server *s, struct vmcfg *cfg);
 
 // Opens all files of a VM that is to be booted (from nothing) or cloned, but the snapshot's state
 // and memory. On failure nothing is left behind; ops_close_files() undoes it.

@@ -293,7 +293,7 @@ static int make_vm(struct clone_item *it, const struct vmcfg *base, struct api_e
 	int r = clone_config(base, it->spec, &cfg, err);
 	if (r)
 		return r;
-	ops_default_vsock(j->s, &cfg);
+	ops_default_sockets(j->s, &cfg);
 	it->vm = vm_new(j->s, &cfg);
 	if (!it->vm)
 		return api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
@@ -350,10 +350,10 @@ static int open_vsock(struct vm *vm, const struct clone_vsock *o, struct vm_fds 
 	int r = vmfds_vsock(&v, &fds->vsock, err);
 	if (r)
 		return r;
-	if (vm->owns_vsock)
+	if (vm->owns_sockets)
 		unlink(vm->cfg.vsock.path);
 	vm->cfg.vsock = v;
-	vm->owns_vsock = true;
+	vm->owns_sockets = true;
 	return 0;
 }
 
@@ -422,7 +422,7 @@ static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 	for (uint32_t i = 0; i < spec->n_nets; i++)
 		if (spec->net[i].has_socket || spec->net[i].user.present)
 			return false;
-	return !spec->ready.present && !spec->has_record && !spec->n_drives &&
+	return !spec->ready.present && !spec->has_record && !spec->n_drives && !spec->n_consoles &&
 	       !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits && !spec->policy.has_limits &&
 	       (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }

@@ -68,8 +68,12 @@ static void op_reply_err(struct op *o, const struct api_err *err)
 }
 
 // --- shared with ops_clone.c ----------------------------------------------------------
-void ops_default_vsock(struct server *s, struct vmcfg *cfg)
+void ops_default_sockets(struct server *s, struct vmcfg *cfg)
 {
+	for (uint32_t i = 0; i < cfg->n_consoles; i++)
+		if (!cfg->console[i].path[0])
+			snprintf(cfg->console[i].path, sizeof cfg->console[i].path, "%s/%s.con%u",
+				 s->vsock_dir, cfg->id, i);
 	if (cfg->vsock.present && !cfg->vsock.path[0])
 		snprintf(cfg->vsock.path, sizeof cfg->vsock.path, "%s/%s.vsock", s->vsock_dir, cfg->id);
 }
@@ -92,8 +96,8 @@ int ops_open_files(struct vm *vm, const struct layer_source *from, struct vm_fds
 
 void ops_close_files(struct vm *vm, struct vm_fds *fds)
 {
-	if (fds->vsock >= 0)
-		unlink(vm->cfg.vsock.path);
+	if (fds->vsock >= 0 || fds->console[0] >= 0)
+		vmfds_unlink(&vm->cfg);
 	layers_remove(vm);
 	usernet_end(vm);
 	vm_fds_close(fds);
@@ -194,7 +198,7 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 		reply_err(r, &err);
 		return;
 	}
-	ops_default_vsock(s, &b.cfg);
+	ops_default_sockets(s, &b.cfg);
 	vmfds_default_mtu(&b.cfg);
 	struct vm *vm = vm_new(s, &b.cfg);
 	if (!vm)

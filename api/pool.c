@@ -177,7 +177,7 @@ static int start_shell(struct pool *p, struct api_err *err)
 	if (!h)
 		return r ? r : api_fail(err, API_OUT_OF_MEMORY, "no memory for a shell");
 	mv_strcpy(cfg.name, sizeof cfg.name, "shell");
-	ops_default_vsock(p->s, &cfg);
+	ops_default_sockets(p->s, &cfg);
 	h->pool = pool_ref(p);
 	h->vm = vm_new(p->s, &cfg);
 	if (!h->vm) {

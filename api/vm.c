@@ -22,6 +22,7 @@
 #include "api/spare.h"
 #include "api/spawn.h"
 #include "api/usernet.h"
+#include "api/vmfds.h"
 #include "api/vmrec.h"
 #include "api/vms.h"
 #include "microvm/base/log.h"
@@ -539,9 +540,9 @@ static void finish(struct vm *vm, const siginfo_t *si)
 	forget_process(vm);
 	vm_reap_strays(vm->srv);
 	vmrec_remove(vm);
-	if (vm->owns_vsock)
-		unlink(vm->cfg.vsock.path);
-	vm->owns_vsock = false;
+	if (vm->owns_sockets)
+		vmfds_unlink(&vm->cfg);
+	vm->owns_sockets = false;
 	layers_remove(vm);
 	cgroup_leave(&vm->cgroup, &vm->srv->loop);
 	usernet_end(vm);
@@ -702,9 +703,9 @@ static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err
 	}
 	abandon_process(vm);
 	vmrec_remove(vm);
-	if (vm->owns_vsock)
-		unlink(vm->cfg.vsock.path);
-	vm->owns_vsock = false;
+	if (vm->owns_sockets)
+		vmfds_unlink(&vm->cfg);
+	vm->owns_sockets = false;
 	layers_remove(vm);
 	usernet_end(vm);
 	return r;
@@ -713,14 +714,14 @@ static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err
 int vm_launch(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
 	      struct api_err *err)
 {
-	vm->owns_vsock = fds->vsock >= 0;
+	vm->owns_sockets = fds->vsock >= 0 || fds->console[0] >= 0;
 	return started(vm, fds, start_process(vm, type, run, fds, done, arg, err), err);
 }
 
 int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, vm_done_fn *done, void *arg,
 	     struct api_err *err)
 {
-	vm->owns_vsock = fds->vsock >= 0;
+	vm->owns_sockets = fds->vsock >= 0 || fds->console[0] >= 0;
 	return started(vm, fds, adopt_process(vm, p, MSG_RESTORE, run, fds, done, arg, err), err);
 }
 

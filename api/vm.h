@@ -73,7 +73,7 @@ struct vm {
 	pid_t pid; // 0: none
 	int pidfd, socket;
 	struct mv_watch pid_watch, socket_watch;
-	bool kill_sent, timed_out, exit_told, owns_vsock;
+	bool kill_sent, timed_out, exit_told, owns_sockets;
 	// how long, and how much (lifetime.c, cgroup.c)
 	struct vm_policy policy;
 	unsigned end_reason; // enum vm_exit: why the daemon ended it; 0: it was asked to

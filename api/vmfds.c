@@ -235,30 +235,68 @@ bool vmfds_remove_stale(const char *path)
 	return unlink(path) == 0;
 }
 
-int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
+// A listening socket with a file of its own.
+static int open_listener(const char *what, const char path[VMCFG_SOCKET_LEN], int *ret_fd,
+			 struct api_err *err)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	_Static_assert(sizeof a.sun_path == sizeof v->path, "VMCFG_SOCKET_LEN is that of sun_path");
-	memcpy(a.sun_path, v->path, sizeof a.sun_path);
+	_Static_assert(sizeof a.sun_path == VMCFG_SOCKET_LEN, "VMCFG_SOCKET_LEN is that of sun_path");
+	memcpy(a.sun_path, path, sizeof a.sun_path);
 	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
-		return open_error("vsock", v->path, errno, true, err);
+		return open_error(what, path, errno, true, err);
 	int r = bind(fd, (struct sockaddr *)&a, sizeof a);
-	if (r && errno == EADDRINUSE && vmfds_remove_stale(v->path))
+	if (r && errno == EADDRINUSE && vmfds_remove_stale(path))
 		r = bind(fd, (struct sockaddr *)&a, sizeof a);
 	if (r && errno == EADDRINUSE)
-		return api_fail(err, API_IN_USE, "vsock: %s exists and is in use; give another path",
-				v->path);
+		return api_fail(err, API_IN_USE, "%s: %s exists and is in use; give another path", what,
+				path);
 	if (r)
-		return open_error("vsock", v->path, errno, true, err);
+		return open_error(what, path, errno, true, err);
 	// Nobody can connect before listen(2), so the mode is right from the start.
-	if (chmod(v->path, 0660) || listen(fd, 128)) {
+	if (chmod(path, 0660) || listen(fd, 128)) {
 		r = errno;
-		unlink(v->path);
-		return open_error("vsock", v->path, r, true, err);
+		unlink(path);
+		return open_error(what, path, r, true, err);
 	}
 	*ret_fd = MV_TAKE_FD(fd);
 	return 0;
+}
+
+int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err)
+{
+	return open_listener("vsock", v->path, ret_fd, err);
+}
+
+void vmfds_unlink(const struct vmcfg *cfg)
+{
+	if (cfg->vsock.present)
+		unlink(cfg->vsock.path);
+	for (uint32_t i = 0; i < cfg->n_consoles; i++)
+		unlink(cfg->console[i].path);
+}
+
+void vmfds_unlink_stale(const struct vmcfg *cfg)
+{
+	if (cfg->vsock.present)
+		vmfds_remove_stale(cfg->vsock.path);
+	for (uint32_t i = 0; i < cfg->n_consoles; i++)
+		vmfds_remove_stale(cfg->console[i].path);
+}
+
+// All of them, or none is left behind.
+static int open_consoles(const struct vmcfg *cfg, struct vm_fds *f, struct api_err *err)
+{
+	int r = 0;
+	for (uint32_t i = 0; !r && i < cfg->n_consoles; i++) {
+		char what[VMCFG_NAME_LEN + 10];
+		snprintf(what, sizeof what, "console %s", cfg->console[i].id);
+		r = open_listener(what, cfg->console[i].path, &f->console[i], err);
+	}
+	for (uint32_t i = 0; r && i < cfg->n_consoles; i++)
+		if (f->console[i] >= 0)
+			unlink(cfg->console[i].path);
+	return r;
 }
 
 int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err)
@@ -296,8 +334,12 @@ static int open_all(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_fo
 	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
 		if (what != VMFDS_SHELL || !cfg->net[i].tap[0])
 			r = open_net(&cfg->net[i], f->tap[i], err);
-	if (!r && cfg->vsock.present) // last: it leaves a file behind
-		r = vmfds_vsock(&cfg->vsock, &f->vsock, err);
+	// Last, since they leave files behind.
+	if (!r && (r = open_consoles(cfg, f, err)))
+		return r;
+	if (!r && cfg->vsock.present && (r = vmfds_vsock(&cfg->vsock, &f->vsock, err)))
+		for (uint32_t i = 0; i < cfg->n_consoles; i++)
+			unlink(cfg->console[i].path);
 	return r;
 }
 

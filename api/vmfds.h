@@ -7,6 +7,10 @@
 #include "api/error.h"
 #include "microvm/base/vmcfg.h"
 
+// Removes the socket files of a VM; those that nobody listens on.
+void vmfds_unlink(const struct vmcfg *cfg);
+void vmfds_unlink_stale(const struct vmcfg *cfg);
+
 // The listening socket of a vsock device alone, a tap alone.
 int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err);
 // All queues of a tap, each a descriptor; on failure, too, the caller closes what there is.

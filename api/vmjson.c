@@ -145,6 +145,14 @@ static const struct js_field ready_fields[] = {
 };
 static DEFINE_JS(ready_table, ready_fields);
 
+static const struct js_field console_fields[] = {
+	F_TEXT(struct vmcfg_console, id, "id", JS_NAME, JS_REQUIRED, "the port's name in the guest"),
+	F_TEXT(struct vmcfg_console, path, "path", JS_PATH, JS_OMIT_EMPTY,
+	       "absolute path of the Unix socket; default: chosen by the daemon"),
+	F_BOOL(struct vmcfg_console, tty, "tty", "a terminal of the guest's (hvc); default false"),
+};
+static DEFINE_JS(console_table, console_fields);
+
 static const struct js_field balloon_fields[] = {
 	F_UINT(struct vmcfg_balloon, target_mib, "target_mib", 0, 0, VMCFG_MAX_MEM_MIB,
 	       "MiB that the guest is to do without; default 0"),
@@ -187,6 +195,7 @@ DEFINE_JS(balloon_set_table, balloon_set_fields);
 	       "note what the guest writes, for incremental snapshots; default false"),            \
 	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(s, cfg ready), .sub = &ready_table,     \
 	  .size = sizeof(struct vmcfg_ready), PRESENT(s, cfg ready.present), .doc = "default: none" }, \
+	F_LIST(s, cfg console, cfg n_consoles, "consoles", console_table, "default: none"),        \
 	{ .name = "balloon", .type = JS_OBJ, .offset = MV_OFF(s, cfg balloon), .sub = &balloon_table, \
 	  .size = sizeof(struct vmcfg_balloon), PRESENT(s, cfg balloon.present), .doc = "default: none" }, \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
@@ -283,11 +292,19 @@ static const struct js_field clone_record_fields[] = {
 };
 static DEFINE_JS(clone_record_table, clone_record_fields);
 
+static const struct js_field clone_console_fields[] = {
+	F_TEXT(struct clone_console, id, "id", JS_NAME, JS_REQUIRED, "of the snapshot's port"),
+	F_TEXT(struct clone_console, path, "path", JS_PATH, JS_REQUIRED, "of the Unix socket"),
+};
+static DEFINE_JS(clone_console_table, clone_console_fields);
+
 static const struct js_field clone_spec_fields[] = {
 	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
 	F_TEXT(struct clone_spec, page_handler, "page_handler", JS_PATH, 0, "default: the request's"),
 	F_LIST(struct clone_spec, net, n_nets, "nets", clone_net_table, "default: none"),
 	F_LIST(struct clone_spec, drive, n_drives, "drives", clone_drive_table, "default: none"),
+	F_LIST(struct clone_spec, console, n_consoles, "consoles", clone_console_table,
+	       "default: sockets chosen by the daemon"),
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, vsock),
 	  .size = sizeof(struct clone_vsock), .sub = &clone_vsock_table,
 	  PRESENT(struct clone_spec, has_vsock), .doc = "default: none" },
@@ -547,6 +564,16 @@ static int override_vsock(struct vmcfg *c, const struct clone_vsock *o, struct a
 	return 0;
 }
 
+static int override_console(struct vmcfg *c, const struct clone_console *o, struct api_err *err)
+{
+	for (uint32_t i = 0; i < c->n_consoles; i++)
+		if (!strcmp(c->console[i].id, o->id)) {
+			memcpy(c->console[i].path, o->path, sizeof o->path);
+			return 0;
+		}
+	return api_fail(err, API_INVALID_VALUE, "consoles: the snapshot has no port \"%s\"", o->id);
+}
+
 int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vmcfg *ret_cfg,
 		 struct api_err *err)
 {
@@ -562,8 +589,12 @@ int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vm
 	}
 	for (uint32_t i = 0; i < c->n_nets; i++) // a port of the host is one VM's, like a vsock path
 		c->net[i].user.n_forwards = 0;
+	for (uint32_t i = 0; i < c->n_consoles; i++)
+		memset(c->console[i].path, 0, sizeof c->console[i].path);
 	if (s->name[0])
 		memcpy(c->name, s->name, sizeof c->name);
+	for (uint32_t i = 0; !r && i < s->n_consoles; i++)
+		r = override_console(c, &s->console[i], err);
 	for (uint32_t i = 0; !r && i < s->n_nets; i++)
 		r = override_net(c, &s->net[i], err);
 	for (uint32_t i = 0; !r && i < s->n_drives; i++)

@@ -39,6 +39,9 @@ struct clone_vsock {
 	uint32_t cid;
 	bool has_path, has_cid;
 };
+struct clone_console {
+	char id[VMCFG_NAME_LEN], path[VMCFG_SOCKET_LEN];
+};
 struct clone_spec {                        // all zero: a plain clone
 	char name[VMCFG_NAME_LEN];         // empty: chosen by the daemon
 	char page_handler[VMCFG_PATH_LEN]; // empty: that of the body
@@ -50,7 +53,8 @@ struct clone_spec {                        // all zero: a plain clone
 	struct clone_record {
 		uint32_t limit_ms; // 0: the default
 	} record;
-	uint32_t n_nets, n_drives;
+	struct clone_console console[VMCFG_MAX_CONSOLES];
+	uint32_t n_nets, n_drives, n_consoles;
 	bool has_vsock, has_record, populate, has_populate;
 	struct vm_policy policy; // what it has goes before the body's
 };

@@ -28,7 +28,7 @@ static const struct mv_field fields[] = {
 	MV_STRING(struct vmrec, forked_from_id, 5),
 	MV_INT(struct vmrec, created_unix_ns, 6, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct vmrec, requested_ns, 7, MV_U64, 0, UINT64_MAX),
-	MV_FLAG(struct vmrec, owns_vsock, 8),
+	MV_FLAG(struct vmrec, owns_sockets, 8),
 	MV_INT(struct vmrec, ttl_ms, 9, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct vmrec, idle_timeout_ms, 10, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct vmrec, first_ran_ns, 11, MV_U64, 0, UINT64_MAX),
@@ -143,7 +143,7 @@ static void start_job(struct vm *vm)
 			      .idle_timeout_ms = vm->policy.idle_timeout_ms,
 			      .first_ran_ns = vm->life.first_ran_ns,
 			      .auto_delete = vm->policy.auto_delete,
-			      .owns_vsock = vm->owns_vsock };
+			      .owns_sockets = vm->owns_sockets };
 	memcpy(rec.from_snapshot, vm->from_snapshot, sizeof rec.from_snapshot);
 	memcpy(rec.from_snapshot_id, vm->from_snapshot_id, sizeof rec.from_snapshot_id);
 	memcpy(rec.forked_from, vm->forked_from, sizeof rec.forked_from);

@@ -117,5 +117,17 @@ void vio_balloon_info(const struct vio_dev *d, struct vio_balloon_info *ret_info
 // Called when statistics came that the interval asked for; loop's lock held.
 void vio_balloon_on_stats(struct vio_dev *d, void (*fn)(void *arg), void *arg);
 
+// virtio-console (section 5.3) with 1 to 4 ports; each takes its listening Unix socket, also on failure. A
+// port is a character device of the guest with that name, or a terminal (hvc) of its.
+#define VIO_CONSOLE_MAX_PORTS 4
+#define VIO_CONSOLE_NAME_BYTES 65
+struct vio_console_port {
+	const char *name;
+	int listen_fd;
+	bool tty;
+};
+int vio_console_new(struct gmem *mem, struct mv_loop *loop, const struct vio_console_port *ports, unsigned n,
+		    struct vio_dev **ret_dev, struct mv_err *err);
+
 // virtio-rng (section 5.4), from getrandom(2).
 int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);

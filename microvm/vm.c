@@ -226,6 +226,20 @@ void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info)
 	memcpy(ret_info->stat, i.stat, sizeof i.stat);
 }
 
+static int add_console(struct vm *vm, struct vm_fds *f, struct mv_err *err)
+{
+	_Static_assert((int)VMCFG_MAX_CONSOLES == VIO_CONSOLE_MAX_PORTS, "one limit");
+	struct vio_console_port port[VMCFG_MAX_CONSOLES];
+	struct vio_dev *d;
+	for (uint32_t i = 0; i < vm->cfg.n_consoles; i++) {
+		port[i].name = vm->cfg.console[i].id;
+		port[i].tty = vm->cfg.console[i].tty;
+		port[i].listen_fd = MV_TAKE_FD(f->console[i]);
+	}
+	int r = vio_console_new(&vm->mem, &vm->loop, port, vm->cfg.n_consoles, &d, err);
+	return r ? mv_wrap(err, "consoles") : add_device(vm, d, err);
+}
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
@@ -263,6 +277,8 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	}
 	if (!r && c->balloon.present)
 		r = add_balloon(vm, err);
+	if (!r && c->n_consoles)
+		r = add_console(vm, f, err);
 	return r;
 }
 
@@ -276,6 +292,8 @@ static int check_fds(const struct vm *vm, const struct vmcfg *c, const struct vm
 	for (uint32_t i = 0; i < c->n_nets; i++)
 		for (unsigned q = 0; q < vmcfg_net_pairs(&c->net[i]); q++)
 			ok = ok && (f->tap[i][q] >= 0 || (vm->shell && c->net[i].tap[0]));
+	for (uint32_t i = 0; i < c->n_consoles; i++)
+		ok = ok && f->console[i] >= 0;
 	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
 }
 
@@ -500,11 +518,13 @@ int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, struct mv_err *er
 
 uint64_t vm_activity(const struct vm *vm)
 {
-	enum { NET = 1, VSOCK = 19, VSOCK_RX_AND_TX = 2 }; // virtio 1.2 sections 5.1, 5.10
+	enum { NET = 1, CONSOLE = 3, VSOCK = 19, VSOCK_RX_AND_TX = 2 }; // virtio 1.2 sections 5.1, 5.3, 5.10
 	uint64_t n = vm->serial.out_total;
 	for (unsigned i = 0; i < vm->n_devs; i++) {
 		uint32_t id = vm->dev[i]->ops->device_id;
-		unsigned n_queues = id == NET ? vm->dev[i]->n_queues : id == VSOCK ? VSOCK_RX_AND_TX : 0;
+		unsigned n_queues = id == NET || id == CONSOLE ? vm->dev[i]->n_queues
+				    : id == VSOCK	       ? VSOCK_RX_AND_TX
+							       : 0;
 		for (unsigned q = 0; q < n_queues; q++)
 			n += vm->dev[i]->s.queue[q].n.used;
 	}

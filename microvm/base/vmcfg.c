@@ -101,6 +101,13 @@ static const struct mv_field balloon_fields[] = {
 };
 static MV_DEFINE_TABLE(balloon_table, struct vmcfg_balloon, balloon_fields);
 
+static const struct mv_field console_fields[] = {
+	MV_STRING(struct vmcfg_console, id, 1),
+	MV_STRING(struct vmcfg_console, path, 2),
+	MV_FLAG(struct vmcfg_console, tty, 3),
+};
+static MV_DEFINE_TABLE(console_table, struct vmcfg_console, console_fields);
+
 static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, name, 1),
 	MV_STRING(struct vmcfg, id, 2),
@@ -119,6 +126,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_OPT_FLAG(struct vmcfg, track_dirty, MV_TAG_SKIP + 15),
 	MV_OPT_SUB(struct vmcfg, ready, MV_TAG_SKIP + 16, ready_table),
 	MV_OPT_SUB(struct vmcfg, balloon, MV_TAG_SKIP + 30, balloon_table),
+	MV_ARRAY(struct vmcfg, console, n_consoles, MV_TAG_SKIP + 31, console_table),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -266,6 +274,15 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	}
 	if (c->vsock.present && c->vsock.cid < 3)
 		return mv_fail(err, EINVAL, "vsock: cid must be 3 or more (0 to 2 are reserved)");
+	for (uint32_t i = 0; i < c->n_consoles; i++) {
+		const struct vmcfg_console *n = &c->console[i];
+		if ((r = check_id("console", n->id, err)))
+			return r;
+		for (uint32_t k = 0; k < i; k++)
+			if (!strcmp(c->console[k].id, n->id) ||
+			    (n->path[0] && !strcmp(c->console[k].path, n->path)))
+				return mv_fail(err, EINVAL, "console %s: id or path there twice", n->id);
+	}
 	if (c->balloon.target_mib > c->mem_mib)
 		return mv_fail(err, EINVAL, "balloon: target_mib: %u is more than the memory of %u MiB",
 			       c->balloon.target_mib, c->mem_mib);

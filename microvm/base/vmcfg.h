@@ -21,6 +21,7 @@
 #define VMCFG_MAX_FORWARDS 16 // of one net
 #define VMCFG_MAX_PAIRS 8     // of queues of one net
 #define VMCFG_MIN_MTU 68
+#define VMCFG_MAX_CONSOLES 4
 #define VMCFG_MAX_VCPUS 32
 #define VMCFG_MIN_MEM_MIB 4
 #define VMCFG_MAX_MEM_MIB (1024u * 1024)
@@ -126,6 +127,12 @@ struct vmcfg_balloon {
 };
 #define VMCFG_MAX_INTERVAL_S 3600
 
+struct vmcfg_console { // a port of the virtio-console device
+	char id[VMCFG_NAME_LEN];
+	char path[VMCFG_SOCKET_LEN]; // host side
+	bool tty;
+};
+
 struct vmcfg {
 	char name[VMCFG_NAME_LEN];
 	char id[MV_UUID_LEN];
@@ -146,6 +153,8 @@ struct vmcfg {
 	struct vmcfg_cpu cpu;
 	struct vmcfg_ready ready;
 	struct vmcfg_balloon balloon;
+	struct vmcfg_console console[VMCFG_MAX_CONSOLES];
+	uint32_t n_consoles;
 };
 
 extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table, vmcfg_rate_table;
@@ -175,8 +184,11 @@ struct vm_fds {
 	int record;      // restore only, optional: an empty file for the working set
 	int working_set; // restore only, optional: one to populate memory by
 	int orphan;      // optional: Unix socket to listen for the next daemon (microvm/orphan.h)
+	int console[VMCFG_MAX_CONSOLES]; // listening Unix sockets
 };
-#define VM_FDS_MAX (11 + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + VMCFG_MAX_NETS * VMCFG_MAX_PAIRS)
+#define VM_FDS_MAX                                                                \
+	(11 + VMCFG_MAX_CONSOLES + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + \
+	 VMCFG_MAX_NETS * VMCFG_MAX_PAIRS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1
 void vm_fds_close(struct vm_fds *f); // closes all, sets -1

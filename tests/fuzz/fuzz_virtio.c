@@ -22,10 +22,10 @@ enum { MEMORY_BYTES = 64 << 10, DISK_BYTES = 32 << 10, QUEUE_SIZE = 8, MAX_STEPS
 
 static struct gmem mem;
 static struct mv_loop loop;
-enum { NET = 3, BALLOON, N_DEVICES };
+enum { NET = 3, BALLOON, CONSOLE, N_DEVICES };
 static struct vio_dev *devices[N_DEVICES];
 static int net_peer; // where frames come from
-static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static struct sockaddr_un vsock_address = { .sun_family = AF_UNIX }, port_address = { .sun_family = AF_UNIX };
 
 static void must(bool ok)
 {
@@ -42,13 +42,13 @@ static void turn(void)
 	mv_loop_run(&loop);
 }
 
-static int listener(void)
+static int listener(struct sockaddr_un *address)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	socklen_t len = sizeof address;
+	socklen_t len = sizeof *address;
 	sa_family_t only_family = AF_UNIX; // the kernel chooses an abstract name
 	must(!bind(fd, (struct sockaddr *)&only_family, sizeof only_family) && !listen(fd, 64) &&
-	     !getsockname(fd, (struct sockaddr *)&address, &len));
+	     !getsockname(fd, (struct sockaddr *)address, &len));
 	return fd;
 }
 
@@ -63,7 +63,7 @@ static void set_up(void)
 	must(!vio_blk_new(&mem, &loop, ring, "disk", &(struct vio_blk_options){ .serial = "serial" },
 			  &(struct disk_files){ .base_fd = fd }, &devices[0], NULL));
 	must(!vio_rng_new(&mem, &loop, &devices[1], NULL));
-	must(!vio_vsock_new(&mem, &loop, 3, listener(), "/nonexistent", &devices[2], NULL));
+	must(!vio_vsock_new(&mem, &loop, 3, listener(&vsock_address), "/nonexistent", &devices[2], NULL));
 	int pair[2];
 	must(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair));
 	net_peer = pair[1];
@@ -71,6 +71,9 @@ static void set_up(void)
 			  &devices[NET], NULL));
 	const struct vio_balloon_config balloon = { .stats_interval_s = 3600, .reporting = true };
 	must(!vio_balloon_new(&mem, &loop, &balloon, &devices[BALLOON], NULL));
+	const struct vio_console_port ports[] = { { "one", listener(&port_address), false },
+						  { "two", listener(&port_address), true } };
+	must(!vio_console_new(&mem, &loop, ports, MV_ARRAY_LEN(ports), &devices[CONSOLE], NULL));
 	loop.before_wait = stop_loop;
 	loop.before_wait_arg = &loop;
 }
@@ -171,7 +174,8 @@ static void step(struct vio_dev *d, int *host_fd, const uint8_t **data, size_t *
 		}
 		mv_close(host_fd);
 		*host_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-		if (!connect(*host_fd, (struct sockaddr *)&address, sizeof(sa_family_t) + 6))
+		if (!connect(*host_fd, (struct sockaddr *)(d == devices[CONSOLE] ? &port_address : &vsock_address),
+			     sizeof(sa_family_t) + 6))
 			send(*host_fd, "CONNECT 1\nhello", op & 8 ? 15 : 10, MSG_NOSIGNAL);
 		turn();
 		break;

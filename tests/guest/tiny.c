@@ -567,6 +567,34 @@ static void do_balloon(char *args)
 	put("OK\n");
 }
 
+// port 0|1 show | write TEXT | read
+static void do_port(char *args)
+{
+	static char text[65];
+	u64 p, n = 0;
+	u32 len;
+	if (!arg_number(&args, &p) || p > 1)
+		return error("bad port");
+	if (!console_init())
+		return error("no virtio-console device");
+	const char *how = word(&args);
+	if (same(how, "show")) {
+		put("OK ");
+		put(console_port((u32)p)->name);
+		put(console_port((u32)p)->tty ? " tty" : " port");
+		put(console_port((u32)p)->open ? " open\n" : " closed\n");
+		return;
+	}
+	while (args[n])
+		n++;
+	if (same(how, "write"))
+		return console_write((u32)p, args, (u32)n) ? put("OK\n") : error("no answer");
+	if (!console_read((u32)p, text, &len))
+		return error("nothing");
+	text[len] = 0;
+	ok_text(text);
+}
+
 static void do_count(char *args)
 {
 	(void)args;
@@ -721,7 +749,7 @@ static const struct {
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },   { "work", do_work },
-	{ "events", do_events },   { "balloon", do_balloon },
+	{ "events", do_events },   { "balloon", do_balloon }, { "port", do_port },
 };
 
 static void run_line(char *line)

@@ -58,6 +58,8 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_BLK 2
 #define VIRTIO_RNG 4
 #define VIRTIO_BALLOON 5
+#define VIRTIO_CONSOLE 3
+#define VIRTIO_CONSOLE_F_MULTIPORT (1u << 1)
 #define VIRTIO_VSOCK 19
 #define VIRTIO_BALLOON_F_STATS_REPORTING (1u << 1 | 1u << 5)
 #define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 12 | 1u << 13 | 1u << 14) // FLUSH, MQ, DISCARD, WRITE_ZEROES
@@ -126,6 +128,17 @@ u32 balloon_target(void); // pages
 bool balloon_move(bool in, u64 addr, u32 n);
 bool balloon_report(u64 addr, u32 n);
 bool balloon_stats(u64 free_bytes); // waits until they are wanted, but for the first time
+
+// console.c: the first two ports of a device that has two.
+#define CONSOLE_NAME 66
+struct console_port {
+	char name[CONSOLE_NAME];
+	bool tty, open; // by the host
+};
+bool console_init(void);
+const struct console_port *console_port(u32 p);
+bool console_write(u32 p, const char *text, u32 n);
+bool console_read(u32 p, char *to, u32 *ret_len); // up to 64 bytes; false: nothing came
 
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);

@@ -94,6 +94,7 @@ bool virtio_init(struct virtio *d, u32 n, u32 id)
 	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC,
 				      [VIRTIO_BLK] = VIRTIO_BLK_FEATURES,
 				      [VIRTIO_RNG] = VIRTIO_RING_F_EVENT_IDX,
+				      [VIRTIO_CONSOLE] = VIRTIO_CONSOLE_F_MULTIPORT,
 				      [VIRTIO_BALLOON] = VIRTIO_BALLOON_F_STATS_REPORTING };
 	if (d->base)
 		return true;
