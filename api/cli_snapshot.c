@@ -220,6 +220,8 @@ static int put_clone(struct cli *c, js *list, unsigned n)
 	if (!status)
 		status = add_pairs(o, "nets", "net", c->net, c->n_nets,
 				   "id tap socket user loopback forward mac" CLI_NET_RATES, n);
+	if (!status && c->n_pmems)
+		status = add_pairs(o, "pmems", "pmem", c->pmem, c->n_pmems, "id path", n);
 	if (!status && c->n_ports)
 		status = add_pairs(o, "consoles", "port", c->port, c->n_ports, "id path", n);
 	if (c->record && n == 1)
@@ -335,8 +337,8 @@ static int clone_of(struct cli *c, const char *kind)
 	if (c->page_handler)
 		js_put_str(o, "page_handler", path);
 	status = cli_put_policy(c, o);
-	if (!status &&
-	    (named || c->n_drives || c->n_nets || c->n_ports || c->vsock || c->record || c->no_populate)) {
+	if (!status && (named || c->n_drives || c->n_nets || c->n_ports || c->n_pmems || c->vsock ||
+			c->record || c->no_populate)) {
 		js *list = js_list();
 		js_put(o, "clones", list);
 		for (unsigned i = 1; !status && i <= n; i++)

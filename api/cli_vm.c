@@ -52,6 +52,11 @@ static void print_vm(js *v)
 		printf("port:      %s %s%s\n", js_str(p, "id", ""), js_str(p, "path", ""),
 		       js_true(p, "tty") ? " (tty)" : "");
 	}
+	for (size_t i = 0; i < js_len(js_get(v, "config.pmems")); i++) {
+		js *p = js_at(js_get(v, "config.pmems"), i);
+		printf("pmem:      %s %s%s\n", js_str(p, "id", ""), js_str(p, "path", ""),
+		       js_true(p, "read_only") ? " (read-only)" : "");
+	}
 	if (js_get(v, "config.balloon"))
 		printf("balloon:   %" PRId64 " MiB, to be %" PRId64 "; %" PRId64 " MiB given back\n",
 		       js_int(v, "balloon.actual_mib", 0), js_int(v, "config.balloon.target_mib", 0),
@@ -129,6 +134,13 @@ static int put_devices(struct cli *c, js *o)
 		if (!(v = cli_parse_pairs("port", c->port[i], "id path tty", "", 0)))
 			return EXIT_USAGE;
 		js_add(ports, v);
+	}
+	js *pmems = js_list();
+	js_put(o, "pmems", pmems);
+	for (unsigned i = 0; i < c->n_pmems; i++) {
+		if (!(v = cli_parse_pairs("pmem", c->pmem[i], "id path ro", "", 0)))
+			return EXIT_USAGE;
+		js_add(pmems, v);
 	}
 	if (c->balloon) {
 		if (!(v = cli_parse_pairs("balloon", c->balloon,

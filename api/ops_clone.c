@@ -423,8 +423,8 @@ static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 		if (spec->net[i].has_socket || spec->net[i].user.present)
 			return false;
 	return !spec->ready.present && !spec->has_record && !spec->n_drives && !spec->n_consoles &&
-	       !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits && !spec->policy.has_limits &&
-	       (!spec->has_vsock || j->p->m.cfg.vsock.present);
+	       !spec->n_pmems && !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits &&
+	       !spec->policy.has_limits && (!spec->has_vsock || j->p->m.cfg.vsock.present);
 }
 
 // --- of a running VM ----------------------------------------------------------------------------

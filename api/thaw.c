@@ -17,13 +17,13 @@ enum opt {
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
 	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE, O_LINK, O_RX_LIMIT, O_TX_LIMIT, O_SIZE,
-	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL, O_PORT,
+	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL, O_PORT, O_PMEM,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
 #define FOR_ALL (BIT(O_JSON) | BIT(O_SOCKET) | BIT(O_HELP) | BIT(O_VERSION))
 #define POLICY (BIT(O_TTL) | BIT(O_IDLE) | BIT(O_AUTO_DELETE) | BIT(O_LIMIT))
-#define DEVICES (BIT(O_DRIVE) | BIT(O_NET) | BIT(O_VSOCK) | BIT(O_PORT))
+#define DEVICES (BIT(O_DRIVE) | BIT(O_NET) | BIT(O_VSOCK) | BIT(O_PORT) | BIT(O_PMEM))
 
 #define WITH(name_, opt_) { name_, required_argument, NULL, 256 + (opt_) }
 #define BARE(name_, opt_) { name_, no_argument, NULL, 256 + (opt_) }
@@ -46,7 +46,8 @@ static const struct option long_options[] = {
 	WITH("ready-when", O_READY_WHEN), BARE("record", O_RECORD), BARE("no-populate", O_NO_POPULATE),
 	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT),
 	WITH("size", O_SIZE), BARE("reread", O_REREAD),
-	WITH("balloon", O_BALLOON), WITH("target", O_TARGET), WITH("stats-interval", O_INTERVAL), WITH("port", O_PORT), { 0 },
+	WITH("balloon", O_BALLOON), WITH("target", O_TARGET), WITH("stats-interval", O_INTERVAL),
+	WITH("port", O_PORT), WITH("pmem", O_PMEM), { 0 },
 };
 
 // clang-format on
@@ -79,7 +80,7 @@ static const struct command {
 	  "         [--cpu template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...] [--metadata "
 	  "FILE]\n"
 	  "         [--ready-when console=TEXT|vsock_port=N]\n"
-	  "         [--port id=NAME[,path=SOCKET][,tty]]...\n"
+	  "         [--port id=NAME[,path=SOCKET][,tty]]... [--pmem id=ID,path=FILE[,ro]]...\n"
 	  "         [--balloon "
 	  "target_mib=N[,deflate_on_oom][,free_page_reporting][,stats_interval_s=N]]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
@@ -135,7 +136,8 @@ static const struct command {
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--record | --no-populate] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...][,mac=MAC]]...\n"
-	  "         [--port id=NAME,path=SOCKET]... [--vsock path=SOCKET[,cid=N]] [--metadata FILE] "
+	  "         [--port id=NAME,path=SOCKET]... [--pmem id=ID,path=FILE]...\n"
+	  "         [--vsock path=SOCKET[,cid=N]] [--metadata FILE] "
 	  "[--page-handler SOCKET]\n" POLICY_USAGE "\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
@@ -224,6 +226,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_LIMIT: c->limit = arg; return true;
 	case O_READY: return c->ready = true;
 	case O_PORT: return add(c->port, &c->n_ports, arg);
+	case O_PMEM: return add(c->pmem, &c->n_pmems, arg);
 	case O_BALLOON: c->balloon = arg; return true;
 	case O_TARGET: c->target = arg; return true;
 	case O_INTERVAL: c->interval = arg; return true;

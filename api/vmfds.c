@@ -331,6 +331,11 @@ static int open_all(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_fo
 		r = open_file("initrd", cfg->initrd, false, false, &f->initrd, err);
 	for (uint32_t i = 0; !r && i < cfg->n_drives; i++)
 		r = open_drive(&cfg->drive[i], &f->drive[i], err);
+	for (uint32_t i = 0; !r && i < cfg->n_pmems; i++) {
+		char name[VMCFG_NAME_LEN + 8];
+		snprintf(name, sizeof name, "pmem %s", cfg->pmem[i].id);
+		r = open_file(name, cfg->pmem[i].path, !cfg->pmem[i].read_only, false, &f->pmem[i], err);
+	}
 	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
 		if (what != VMFDS_SHELL || !cfg->net[i].tap[0])
 			r = open_net(&cfg->net[i], f->tap[i], err);

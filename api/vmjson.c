@@ -153,6 +153,14 @@ static const struct js_field console_fields[] = {
 };
 static DEFINE_JS(console_table, console_fields);
 
+static const struct js_field pmem_fields[] = {
+	F_TEXT(struct vmcfg_pmem, id, "id", JS_NAME, JS_REQUIRED, "its name"),
+	F_TEXT(struct vmcfg_pmem, path, "path", JS_PATH, JS_REQUIRED,
+	       "absolute path of a file, of a size that is a multiple of 2 MiB"),
+	F_BOOL(struct vmcfg_pmem, read_only, "read_only", "default false"),
+};
+static DEFINE_JS(pmem_table, pmem_fields);
+
 static const struct js_field balloon_fields[] = {
 	F_UINT(struct vmcfg_balloon, target_mib, "target_mib", 0, 0, VMCFG_MAX_MEM_MIB,
 	       "MiB that the guest is to do without; default 0"),
@@ -196,6 +204,7 @@ DEFINE_JS(balloon_set_table, balloon_set_fields);
 	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(s, cfg ready), .sub = &ready_table,     \
 	  .size = sizeof(struct vmcfg_ready), PRESENT(s, cfg ready.present), .doc = "default: none" }, \
 	F_LIST(s, cfg console, cfg n_consoles, "consoles", console_table, "default: none"),        \
+	F_LIST(s, cfg pmem, cfg n_pmems, "pmems", pmem_table, "default: none"),                    \
 	{ .name = "balloon", .type = JS_OBJ, .offset = MV_OFF(s, cfg balloon), .sub = &balloon_table, \
 	  .size = sizeof(struct vmcfg_balloon), PRESENT(s, cfg balloon.present), .doc = "default: none" }, \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
@@ -298,11 +307,18 @@ static const struct js_field clone_console_fields[] = {
 };
 static DEFINE_JS(clone_console_table, clone_console_fields);
 
+static const struct js_field clone_pmem_fields[] = {
+	F_TEXT(struct clone_pmem, id, "id", JS_NAME, JS_REQUIRED, "of the snapshot's"),
+	F_TEXT(struct clone_pmem, path, "path", JS_PATH, JS_REQUIRED, "of a file with the same content"),
+};
+static DEFINE_JS(clone_pmem_table, clone_pmem_fields);
+
 static const struct js_field clone_spec_fields[] = {
 	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
 	F_TEXT(struct clone_spec, page_handler, "page_handler", JS_PATH, 0, "default: the request's"),
 	F_LIST(struct clone_spec, net, n_nets, "nets", clone_net_table, "default: none"),
 	F_LIST(struct clone_spec, drive, n_drives, "drives", clone_drive_table, "default: none"),
+	F_LIST(struct clone_spec, pmem, n_pmems, "pmems", clone_pmem_table, "default: the snapshot's"),
 	F_LIST(struct clone_spec, console, n_consoles, "consoles", clone_console_table,
 	       "default: sockets chosen by the daemon"),
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, vsock),
@@ -574,6 +590,17 @@ static int override_console(struct vmcfg *c, const struct clone_console *o, stru
 	return api_fail(err, API_INVALID_VALUE, "consoles: the snapshot has no port \"%s\"", o->id);
 }
 
+static int override_pmem(struct vmcfg *c, const struct clone_pmem *o, struct api_err *err)
+{
+	for (uint32_t i = 0; i < c->n_pmems; i++)
+		if (!strcmp(c->pmem[i].id, o->id)) {
+			memcpy(c->pmem[i].path, o->path, sizeof o->path);
+			c->pmem[i].other_file = true;
+			return 0;
+		}
+	return api_fail(err, API_INVALID_VALUE, "pmems: the snapshot has no pmem \"%s\"", o->id);
+}
+
 int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vmcfg *ret_cfg,
 		 struct api_err *err)
 {
@@ -593,6 +620,10 @@ int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vm
 		memset(c->console[i].path, 0, sizeof c->console[i].path);
 	if (s->name[0])
 		memcpy(c->name, s->name, sizeof c->name);
+	for (uint32_t i = 0; i < c->n_pmems; i++)
+		c->pmem[i].other_file = false;
+	for (uint32_t i = 0; !r && i < s->n_pmems; i++)
+		r = override_pmem(c, &s->pmem[i], err);
 	for (uint32_t i = 0; !r && i < s->n_consoles; i++)
 		r = override_console(c, &s->console[i], err);
 	for (uint32_t i = 0; !r && i < s->n_nets; i++)

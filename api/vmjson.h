@@ -42,6 +42,9 @@ struct clone_vsock {
 struct clone_console {
 	char id[VMCFG_NAME_LEN], path[VMCFG_SOCKET_LEN];
 };
+struct clone_pmem {
+	char id[VMCFG_NAME_LEN], path[VMCFG_PATH_LEN];
+};
 struct clone_spec {                        // all zero: a plain clone
 	char name[VMCFG_NAME_LEN];         // empty: chosen by the daemon
 	char page_handler[VMCFG_PATH_LEN]; // empty: that of the body
@@ -54,7 +57,8 @@ struct clone_spec {                        // all zero: a plain clone
 		uint32_t limit_ms; // 0: the default
 	} record;
 	struct clone_console console[VMCFG_MAX_CONSOLES];
-	uint32_t n_nets, n_drives, n_consoles;
+	struct clone_pmem pmem[VMCFG_MAX_PMEMS];
+	uint32_t n_nets, n_drives, n_consoles, n_pmems;
 	bool has_vsock, has_record, populate, has_populate;
 	struct vm_policy policy; // what it has goes before the body's
 };

@@ -129,5 +129,21 @@ struct vio_console_port {
 int vio_console_new(struct gmem *mem, struct mv_loop *loop, const struct vio_console_port *ports, unsigned n,
 		    struct vio_dev **ret_dev, struct mv_err *err);
 
+// virtio-pmem (section 5.19): the guest-visible side of a file that gmem_map_file() has mapped. fd is taken,
+// also on failure; -EBUSY: another VM writes it, or uses it when it is to be written. Flushes go through the
+// ring.
+#define VIO_PMEM_ALIGN (2u << 20)
+struct vio_pmem_config {
+	const char *name;
+	int fd;
+	bool read_only;
+	bool other_file; // another file than the snapshot's was given: only its size is compared
+	uint64_t gpa, size_bytes;
+};
+int vio_pmem_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring,
+		 const struct vio_pmem_config *config, struct vio_dev **ret_dev, struct mv_err *err);
+// Can this file be one? -EINVAL: no regular file, or of a size that is not a multiple of 2 MiB.
+int vio_pmem_check(int fd, uint64_t *ret_bytes, struct mv_err *err);
+
 // virtio-rng (section 5.4), from getrandom(2).
 int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);

@@ -69,7 +69,8 @@ static int add_piece(const struct vq *q, struct vq_chain *c, bool *writing, gpa_
 		return -E2BIG;
 	if (c->readable.bytes + c->writable.bytes + len > UINT32_MAX)
 		return -EOVERFLOW;
-	void *p = gmem_ptr(q->mem, addr, len);
+	void *p = writable ? gmem_ptr(q->mem, addr, len)
+			   : (void *)(uintptr_t)gmem_ptr_to_read(q->mem, addr, len);
 	if (!p)
 		return -EFAULT;
 	if (writable)

@@ -46,6 +46,18 @@ int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_er
 				       ? mv_wrap(err, "track_dirty: this KVM can't tell what a guest writes")
 				       : r;
 	}
+	for (unsigned i = 0; i < m->n_files; i++) {
+		struct kvm_userspace_memory_region slot = {
+			.slot = m->n_regions + i,
+			.flags = m->file[i].writable ? 0 : KVM_MEM_READONLY,
+			.guest_phys_addr = m->file[i].gpa,
+			.memory_size = m->file[i].size_bytes,
+			.userspace_addr = (uintptr_t)m->file[i].hva,
+		};
+		int r = kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
+		if (r < 0)
+			return mv_wrap(err, "pmem");
+	}
 	return 0;
 }
 

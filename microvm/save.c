@@ -12,7 +12,7 @@ struct shape {
 	uint32_t arch, vcpus, mem_mib, discovery, n_devs;
 	uint32_t n_drives, n_nets;
 	bool vsock, rng, balloon;
-	uint32_t n_consoles;
+	uint32_t n_consoles, n_pmems;
 };
 
 static const struct mv_field shape_fields[] = {
@@ -27,6 +27,7 @@ static const struct mv_field shape_fields[] = {
 	MV_FLAG(struct shape, rng, 9),
 	MV_OPT_FLAG(struct shape, balloon, MV_TAG_SKIP + 10),
 	MV_OPT_INT(struct shape, n_consoles, MV_TAG_SKIP + 11, MV_U32, 0, VMCFG_MAX_CONSOLES),
+	MV_OPT_INT(struct shape, n_pmems, MV_TAG_SKIP + 12, MV_U32, 0, VMCFG_MAX_PMEMS),
 };
 static MV_DEFINE_TABLE(shape_table, struct shape, shape_fields);
 
@@ -37,13 +38,14 @@ static struct shape shape_of(const struct vmcfg *c)
 			       .mem_mib = c->mem_mib,
 			       .discovery = c->discovery,
 			       .n_devs = c->n_drives + c->n_nets + c->vsock.present + c->rng +
-					 c->balloon.present + !!c->n_consoles,
+					 c->balloon.present + !!c->n_consoles + c->n_pmems,
 			       .n_drives = c->n_drives,
 			       .n_nets = c->n_nets,
 			       .vsock = c->vsock.present,
 			       .rng = c->rng,
 			       .balloon = c->balloon.present,
-			       .n_consoles = c->n_consoles };
+			       .n_consoles = c->n_consoles,
+			       .n_pmems = c->n_pmems };
 }
 
 static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct mv_err *err)
@@ -58,7 +60,7 @@ static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct
 			       file->vcpus, file->mem_mib, want.vcpus, want.mem_mib);
 	if (file->n_drives != want.n_drives || file->n_nets != want.n_nets || file->vsock != want.vsock ||
 	    file->rng != want.rng || file->balloon != want.balloon || file->n_consoles != want.n_consoles ||
-	    file->n_devs != want.n_devs || file->discovery != want.discovery)
+	    file->n_pmems != want.n_pmems || file->n_devs != want.n_devs || file->discovery != want.discovery)
 		return mv_fail(err, EINVAL, "the state has other devices than the configuration");
 	return 0;
 }

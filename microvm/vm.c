@@ -240,13 +240,30 @@ static int add_console(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	return r ? mv_wrap(err, "consoles") : add_device(vm, d, err);
 }
 
+static int add_pmems(struct vm *vm, struct vm_fds *f, struct mv_err *err)
+{
+	struct vio_dev *d;
+	int r = 0;
+	for (uint32_t i = 0; !r && i < vm->cfg.n_pmems; i++) {
+		struct vio_pmem_config c = { .name = vm->cfg.pmem[i].id,
+					     .read_only = vm->cfg.pmem[i].read_only,
+					     .other_file = vm->cfg.pmem[i].other_file,
+					     .gpa = vm->mem.file[i].gpa,
+					     .size_bytes = vm->mem.file[i].size_bytes };
+		c.fd = MV_TAKE_FD(f->pmem[i]);
+		r = vio_pmem_new(&vm->mem, &vm->loop, vm->ring, &c, &d, err);
+		r = r ? mv_wrap(err, "pmem %s", c.name) : add_device(vm, d, err);
+	}
+	return r;
+}
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
 	struct vio_dev *d = NULL;
 	int r = 0;
 
-	if (c->n_drives)
+	if (c->n_drives || c->n_pmems)
 		r = mv_ring_new(&vm->loop, RING_ENTRIES, false, &vm->ring, err);
 	for (uint32_t i = 0; !r && i < c->n_drives; i++) {
 		r = new_drive(vm, f, i, &d, err);
@@ -279,6 +296,7 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = add_balloon(vm, err);
 	if (!r && c->n_consoles)
 		r = add_console(vm, f, err);
+	r = r ? r : add_pmems(vm, f, err);
 	return r;
 }
 
@@ -294,6 +312,8 @@ static int check_fds(const struct vm *vm, const struct vmcfg *c, const struct vm
 			ok = ok && (f->tap[i][q] >= 0 || (vm->shell && c->net[i].tap[0]));
 	for (uint32_t i = 0; i < c->n_consoles; i++)
 		ok = ok && f->console[i] >= 0;
+	for (uint32_t i = 0; i < c->n_pmems; i++)
+		ok = ok && f->pmem[i] >= 0;
 	return ok ? 0 : mv_fail(err, EBADF, "a descriptor that the configuration needs was not passed");
 }
 
@@ -311,6 +331,23 @@ static int watch_memory(struct vm *vm, const struct vm_fds *f, struct mv_err *er
 	if (!r && (r = vm->on_lazy(vm, &lazy)))
 		mv_fail(err, -r, "cannot give the userfaultfd away: %s", strerror(-r));
 	return r;
+}
+
+// Files that the guest has as memory: mapped with it, as their slots come before the interrupt controllers.
+static int map_pmems(struct vm *vm, const struct vm_fds *f, struct mv_err *err)
+{
+	_Static_assert((int)VMCFG_MAX_PMEMS == GMEM_MAX_FILES, "one limit");
+	vm->mem.n_files = 0; // a forked process has its parent's, which it did not inherit
+	for (uint32_t i = 0; i < vm->cfg.n_pmems; i++) {
+		uint64_t bytes;
+		int r = vio_pmem_check(f->pmem[i], &bytes, err);
+		r = r ? r
+		      : gmem_map_file(&vm->mem, arch_file_gpa(&vm->mem), bytes, f->pmem[i],
+				      !vm->cfg.pmem[i].read_only, err);
+		if (r)
+			return mv_wrap(err, "pmem %s", vm->cfg.pmem[i].id);
+	}
+	return 0;
 }
 
 // The memory of a forked process is where it was.
@@ -345,7 +382,8 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
 	if (vm->vm_fd < 0)
 		return -err->code;
-	if ((r = map_memory(vm, memory_fd, err)) || (vm->lazy && (r = watch_memory(vm, f, err))))
+	if ((r = map_memory(vm, memory_fd, err)) || (r = map_pmems(vm, f, err)) ||
+	    (vm->lazy && (r = watch_memory(vm, f, err))))
 		return r;
 	record_prepare(&vm->record, MV_TAKE_FD(f->record), &vm->mem, vm->lazy, f->uffd);
 	if ((r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, memory_fd >= 0, err)) ||

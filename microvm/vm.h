@@ -55,7 +55,8 @@ struct vm {
 	int kvm_fd, vm_fd;
 	struct vcpu vcpu[VMCFG_MAX_VCPUS];
 	unsigned n_vcpus;
-	struct vio_dev *dev[VM_MAX_DEVICES]; // in slot order: drives, nets, vsock, rng, balloon, console
+	struct vio_dev
+		*dev[VM_MAX_DEVICES]; // in slot order: drives, nets, vsock, rng, balloon, console, pmems
 	unsigned n_devs;
 	struct vio_dev *balloon; // among them, or NULL
 	struct serial serial;

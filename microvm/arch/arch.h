@@ -26,6 +26,9 @@ uint32_t arch_serial_gsi(void);
 // Guest memory's regions for a size.
 int arch_mem_layout(struct gmem *m, uint32_t mem_mib);
 
+// Where the next file that the guest is to have as memory goes: above all memory and files there are.
+uint64_t arch_file_gpa(const struct gmem *m);
+
 // After memory slots exist, before vCPUs: interrupt controllers and the like.
 int arch_vm_init(struct vm *vm, struct mv_err *err);
 

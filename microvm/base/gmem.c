@@ -44,8 +44,25 @@ int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 	return 0;
 }
 
+int gmem_map_file(struct gmem *m, uint64_t start, uint64_t size_bytes, int fd, bool writable,
+		  struct mv_err *err)
+{
+	if (m->n_files == GMEM_MAX_FILES)
+		return mv_fail(err, E2BIG, "more than %d files as memory", GMEM_MAX_FILES);
+	void *p = mmap(NULL, size_bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return mv_fail(err, errno, "cannot map the file: %s", strerror(errno));
+	// A frozen copy of the VM has no use for it, and a forked VM maps it for itself.
+	madvise(p, size_bytes, MADV_DONTFORK);
+	madvise(p, size_bytes, MADV_DONTDUMP);
+	m->file[m->n_files++] = (struct gmem_file){ start, size_bytes, p, writable };
+	return 0;
+}
+
 void gmem_fini(struct gmem *m)
 {
+	for (; m->n_files; m->n_files--)
+		munmap(m->file[m->n_files - 1].hva, m->file[m->n_files - 1].size_bytes);
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		if (m->region[i].hva)
 			munmap(m->region[i].hva, m->region[i].size_bytes);
@@ -68,13 +85,30 @@ static const struct gmem_region *gmem_find(const struct gmem *m, uint64_t a, uin
 	return NULL;
 }
 
-void *gmem_ptr(const struct gmem *m, gpa_t a, size_t len)
+static void *find_file(const struct gmem *m, uint64_t a, size_t len, bool to_write)
+{
+	for (unsigned i = 0; i < m->n_files; i++) {
+		const struct gmem_file *f = &m->file[i];
+		if (a >= f->gpa && a - f->gpa < f->size_bytes && len <= f->size_bytes - (a - f->gpa))
+			return f->writable || !to_write ? f->hva + (a - f->gpa) : NULL;
+	}
+	return NULL;
+}
+
+static void *find_ptr(const struct gmem *m, uint64_t a, size_t len, bool to_write)
 {
 	uint64_t left;
-	const struct gmem_region *r = gmem_find(m, a.v, &left);
-	if (!r || len > left)
-		return NULL;
-	return r->hva + (a.v - r->gpa);
+	const struct gmem_region *r = gmem_find(m, a, &left);
+	if (!r)
+		return find_file(m, a, len, to_write);
+	return len > left ? NULL : r->hva + (a - r->gpa);
+}
+
+void *gmem_ptr(const struct gmem *m, gpa_t a, size_t len) { return find_ptr(m, a.v, len, true); }
+
+const void *gmem_ptr_to_read(const struct gmem *m, gpa_t a, size_t len)
+{
+	return find_ptr(m, a.v, len, false);
 }
 
 // Devices mark the same few pages over and over: an atomic access only for what is new.

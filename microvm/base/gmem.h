@@ -13,6 +13,7 @@
 #include "microvm/base/err.h"
 
 #define GMEM_MAX_REGIONS 4
+#define GMEM_MAX_FILES 4
 #define GMEM_PAGE_BYTES 4096u
 
 struct gmem_region {
@@ -30,6 +31,14 @@ struct gmem {
 	uint64_t *written;
 	// Of discard.c: mapped from a memory file; the pages that were put in that mapping's place, a bit
 	// each (NULL: none yet), and in how many pieces they lie.
+	// Files of the host that the guest has as memory (virtio-pmem). Devices may use it as well, but it is
+	// in no snapshot, and no page of it is ever marked.
+	struct gmem_file {
+		uint64_t gpa, size_bytes;
+		uint8_t *hva;
+		bool writable;
+	} file[GMEM_MAX_FILES];
+	unsigned n_files;
 	bool from_file;
 	uint64_t *replaced;
 	uint32_t n_pieces;
@@ -42,10 +51,16 @@ int gmem_add(struct gmem *m, uint64_t gpa, uint64_t size_bytes);
 // memory file of a snapshot, so that clean pages stay shared between clones.
 int gmem_map(struct gmem *m, int file_fd, struct mv_err *err);
 
+// Maps a whole file, shared, for the guest to have at gpa. Not inherited by forks.
+int gmem_map_file(struct gmem *m, uint64_t gpa, uint64_t size_bytes, int fd, bool writable,
+		  struct mv_err *err);
+
 // Unmaps; idempotent.
 void gmem_fini(struct gmem *m);
 
-// Host pointer for [gpa, gpa+len), NULL unless it lies inside one region. len > 0.
+// Host pointer for [gpa, gpa+len), NULL unless it lies inside one region, or one file. len > 0. The second
+// one also finds what can't be written.
+const void *gmem_ptr_to_read(const struct gmem *m, gpa_t gpa, size_t len);
 void *gmem_ptr(const struct gmem *m, gpa_t gpa, size_t len);
 
 // Whoever writes guest memory through a pointer says so: before or after, but not with a pause of

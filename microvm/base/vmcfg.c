@@ -108,6 +108,14 @@ static const struct mv_field console_fields[] = {
 };
 static MV_DEFINE_TABLE(console_table, struct vmcfg_console, console_fields);
 
+static const struct mv_field pmem_fields[] = {
+	MV_STRING(struct vmcfg_pmem, id, 1),
+	MV_STRING(struct vmcfg_pmem, path, 2),
+	MV_FLAG(struct vmcfg_pmem, read_only, 3),
+	MV_FLAG(struct vmcfg_pmem, other_file, 4),
+};
+static MV_DEFINE_TABLE(pmem_table, struct vmcfg_pmem, pmem_fields);
+
 static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, name, 1),
 	MV_STRING(struct vmcfg, id, 2),
@@ -127,6 +135,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_OPT_SUB(struct vmcfg, ready, MV_TAG_SKIP + 16, ready_table),
 	MV_OPT_SUB(struct vmcfg, balloon, MV_TAG_SKIP + 30, balloon_table),
 	MV_ARRAY(struct vmcfg, console, n_consoles, MV_TAG_SKIP + 31, console_table),
+	MV_ARRAY(struct vmcfg, pmem, n_pmems, MV_TAG_SKIP + 32, pmem_table),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -282,6 +291,15 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 			if (!strcmp(c->console[k].id, n->id) ||
 			    (n->path[0] && !strcmp(c->console[k].path, n->path)))
 				return mv_fail(err, EINVAL, "console %s: id or path there twice", n->id);
+	}
+	for (uint32_t i = 0; i < c->n_pmems; i++) {
+		if ((r = check_id("pmem", c->pmem[i].id, err)))
+			return r;
+		if (!c->pmem[i].path[0])
+			return mv_fail(err, EINVAL, "pmem %s: path is missing", c->pmem[i].id);
+		for (uint32_t k = 0; k < i; k++)
+			if (!strcmp(c->pmem[k].id, c->pmem[i].id))
+				return mv_fail(err, EINVAL, "pmem %s: there twice", c->pmem[i].id);
 	}
 	if (c->balloon.target_mib > c->mem_mib)
 		return mv_fail(err, EINVAL, "balloon: target_mib: %u is more than the memory of %u MiB",

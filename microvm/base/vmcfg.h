@@ -22,6 +22,7 @@
 #define VMCFG_MAX_PAIRS 8     // of queues of one net
 #define VMCFG_MIN_MTU 68
 #define VMCFG_MAX_CONSOLES 4
+#define VMCFG_MAX_PMEMS 4
 #define VMCFG_MAX_VCPUS 32
 #define VMCFG_MIN_MEM_MIB 4
 #define VMCFG_MAX_MEM_MIB (1024u * 1024)
@@ -133,6 +134,13 @@ struct vmcfg_console { // a port of the virtio-console device
 	bool tty;
 };
 
+struct vmcfg_pmem {
+	char id[VMCFG_NAME_LEN];
+	char path[VMCFG_PATH_LEN];
+	bool read_only;
+	bool other_file; // of a clone: the path is not the snapshot's
+};
+
 struct vmcfg {
 	char name[VMCFG_NAME_LEN];
 	char id[MV_UUID_LEN];
@@ -155,6 +163,8 @@ struct vmcfg {
 	struct vmcfg_balloon balloon;
 	struct vmcfg_console console[VMCFG_MAX_CONSOLES];
 	uint32_t n_consoles;
+	struct vmcfg_pmem pmem[VMCFG_MAX_PMEMS];
+	uint32_t n_pmems;
 };
 
 extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table, vmcfg_rate_table;
@@ -185,9 +195,10 @@ struct vm_fds {
 	int working_set; // restore only, optional: one to populate memory by
 	int orphan;      // optional: Unix socket to listen for the next daemon (microvm/orphan.h)
 	int console[VMCFG_MAX_CONSOLES]; // listening Unix sockets
+	int pmem[VMCFG_MAX_PMEMS];
 };
-#define VM_FDS_MAX                                                                \
-	(11 + VMCFG_MAX_CONSOLES + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + \
+#define VM_FDS_MAX                                                                           \
+	(11 + VMCFG_MAX_CONSOLES + VMCFG_MAX_PMEMS + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + \
 	 VMCFG_MAX_NETS * VMCFG_MAX_PAIRS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1

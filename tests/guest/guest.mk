@@ -8,7 +8,7 @@ GUEST_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Wshadow -Wconversion -ffreestan
 	-fno-pie -fno-stack-protector -fno-asynchronous-unwind-tables -mgeneral-regs-only \
 	-fcf-protection=none
 GUEST_SRC := tests/guest/start.S tests/guest/tiny.c tests/guest/virtio.c \
-	tests/guest/rng.c tests/guest/blk.c tests/guest/net.c tests/guest/vsock.c tests/guest/balloon.c tests/guest/console.c
+	tests/guest/rng.c tests/guest/blk.c tests/guest/net.c tests/guest/vsock.c tests/guest/balloon.c tests/guest/console.c tests/guest/pmem.c
 
 $(GUEST): $(GUEST_SRC) tests/guest/tiny.h tests/guest/tiny.ld tests/guest/guest.mk
 	@mkdir -p $(@D)

@@ -127,9 +127,10 @@ pml4:	.quad pdpt + PTE_TABLE
 	.fill 511, 8, 0
 pdpt:	.quad pd + PTE_TABLE, pd + 0x1000 + PTE_TABLE
 	.quad pd + 0x2000 + PTE_TABLE, pd + 0x3000 + PTE_TABLE
-	.fill 508, 8, 0
+	.quad pd + 0x4000 + PTE_TABLE
+	.fill 507, 8, 0
 pd:	.set page, 0
-	.rept 4 * 512			/* 4 GiB, identity */
+	.rept 5 * 512			/* 5 GiB, identity; the last one for virtio-pmem */
 	.quad page + PTE_2M
 	.set page, page + 0x200000
 	.endr

@@ -595,6 +595,29 @@ static void do_port(char *args)
 	ok_text(text);
 }
 
+// pmem size | get INDEX | set INDEX NUMBER | flush
+static void do_pmem(char *args)
+{
+	const char *how = word(&args);
+	u64 i = 0, v = 0, bytes;
+	u32 ret;
+	if (!pmem_init())
+		return error("no virtio-pmem device");
+	pmem_word(0, &bytes);
+	if (same(how, "size"))
+		return ok_dec(bytes);
+	if (same(how, "flush"))
+		return pmem_flush(&ret) ? ok_dec(ret) : error("no answer");
+	if (!arg_number(&args, &i) || i >= bytes / 8)
+		return error("bad index");
+	if (same(how, "set")) {
+		if (!arg_number(&args, &v))
+			return error("bad number");
+		*pmem_word(i, &bytes) = v;
+	}
+	ok_dec(*pmem_word(i, &bytes));
+}
+
 static void do_count(char *args)
 {
 	(void)args;
@@ -749,7 +772,7 @@ static const struct {
 	{ "cpus", do_cpus },       { "spin", do_spin },       { "loop", do_loop },     { "exit", do_exit },
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },   { "work", do_work },
-	{ "events", do_events },   { "balloon", do_balloon }, { "port", do_port },
+	{ "events", do_events },   { "balloon", do_balloon }, { "port", do_port },     { "pmem", do_pmem },
 };
 
 static void run_line(char *line)

@@ -58,6 +58,7 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_BLK 2
 #define VIRTIO_RNG 4
 #define VIRTIO_BALLOON 5
+#define VIRTIO_PMEM 27
 #define VIRTIO_CONSOLE 3
 #define VIRTIO_CONSOLE_F_MULTIPORT (1u << 1)
 #define VIRTIO_VSOCK 19
@@ -139,6 +140,11 @@ bool console_init(void);
 const struct console_port *console_port(u32 p);
 bool console_write(u32 p, const char *text, u32 n);
 bool console_read(u32 p, char *to, u32 *ret_len); // up to 64 bytes; false: nothing came
+
+// pmem.c: its 64-bit words; what the device says to a flush.
+bool pmem_init(void);
+volatile u64 *pmem_word(u64 i, u64 *ret_bytes);
+bool pmem_flush(u32 *ret);
 
 // rng.c. False: no such device; it gave nothing in time. n is at most RNG_MAX.
 bool rng_init(void);

@@ -22,6 +22,6 @@ cp "$RIG_LIB/guest-init" "$t/init"
 printf '#!/bin/sh\nexec /bin/poweroff -f\n' >"$t/etc/acpi/PWRF/00000080"
 chmod 755 "$t/init" "$t/bin/agent" "$t/bin/busybox" "$t/etc/acpi/PWRF/00000080"
 rig_modules "$k" "$t/lib/modules/$v" virtio_ring virtio virtio_mmio virtio_blk virtio_net \
-	virtio-rng vmw_vsock_virtio_transport evdev button
+	virtio-rng vmw_vsock_virtio_transport virtio_balloon virtio_console nd_pmem virtio_pmem ext4 evdev button
 "$busybox" depmod -b "$t" "$v"
 rig_cpio "$t" >"$out"

@@ -23,6 +23,9 @@
 #define X86_HIGH_RAM 0x100000
 #define X86_RAM_GAP 0xc0000000
 
+#define X86_FILES 0x100000000    // virtio-pmem from here on, above RAM; not in the memory map
+#define X86_FILE_ALIGN 0x8000000 // a section of Linux' memory map
+
 #define X86_VIRTIO_MMIO 0xd0000000
 #define X86_IOAPIC 0xfec00000
 #define X86_LAPIC 0xfee00000

@@ -43,6 +43,16 @@ int arch_mem_layout(struct gmem *m, uint32_t mem_mib)
 	return r;
 }
 
+uint64_t arch_file_gpa(const struct gmem *m)
+{
+	const struct gmem_region *last = &m->region[m->n_regions - 1];
+	uint64_t end = last->gpa + last->size_bytes;
+	if (m->n_files)
+		end = m->file[m->n_files - 1].gpa + m->file[m->n_files - 1].size_bytes;
+	end = end < X86_FILES ? X86_FILES : end;
+	return mv_align_up(end, X86_FILE_ALIGN);
+}
+
 int arch_vm_init(struct vm *vm, struct mv_err *err)
 {
 	uint64_t identity_map = X86_KVM_IDENTITY_MAP;
