@@ -13,7 +13,9 @@
 // before the host looked at the hint, so nothing may be discarded by it without knowing what was written
 // since.
 //
-// Linux numbers the queues behind the first two without gaps, by the features it negotiated, and so do we.
+// Behind the first two, older Linux numbers its queues without gaps, by the features it negotiated; the
+// standard, and newer Linux, has fixed numbers. So reports come by any queue that is not that of the
+// statistics.
 #include <errno.h>
 #include <string.h>
 
@@ -253,7 +255,7 @@ static void balloon_free(struct vio_dev *d)
 static const struct vio_ops balloon_ops = {
 	.device_id = 5,
 	.config_bytes = sizeof(struct balloon_config),
-	.n_queues = 4,
+	.n_queues = 5,
 	.queue_size_max = QUEUE_SIZE,
 	.state = &balloon_table,
 	.state_offset = offsetof(struct vio_balloon, s),
