@@ -561,7 +561,7 @@ uint64_t vm_activity(const struct vm *vm)
 	for (unsigned i = 0; i < vm->n_devs; i++) {
 		uint32_t id = vm->dev[i]->ops->device_id;
 		unsigned n_queues = id == NET || id == CONSOLE ? vm->dev[i]->n_queues
-				    : id == VSOCK	       ? VSOCK_RX_AND_TX
+				    : id == VSOCK              ? VSOCK_RX_AND_TX
 							       : 0;
 		for (unsigned q = 0; q < n_queues; q++)
 			n += vm->dev[i]->s.queue[q].n.used;

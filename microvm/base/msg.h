@@ -32,17 +32,17 @@ enum msg_type {
 		      // per drive with a layer: the newest one, read-only; an empty file for a fresh one
 	MSG_FORK,     // empty; fds: a socket for the zygote, and per drive with a layer as MSG_SNAPSHOT
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
-	MSG_CONSOLE_READ,     // struct msg_console_read; answered when there is output or after wait_ms
-	MSG_CONSOLE_WRITE,    // struct msg_bytes
-	MSG_CLAIM,            // struct msg_claim; fds vsock: a shell becomes a clone
-	MSG_ACTIVITY,         // empty
-	MSG_METADATA,         // struct msg_metadata: at any time, also before the VM is made
-	MSG_ADOPT = 50,       // struct msg_adopt: the first one of a new daemon
-	MSG_DRIVE_SET = 60,   // struct msg_drive_set
-	MSG_NET_SET,          // struct msg_net_set
-	MSG_BALLOON_SET,      // struct msg_balloon_set; the answer has a struct msg_balloon
-	MSG_BALLOON_STATS,    // empty; likewise. VM -> daemon: struct msg_balloon, id 0, when there are new ones
-	MSG_DEVICES,          // struct msg_device_query; answered by struct msg_device in data
+	MSG_CONSOLE_READ,   // struct msg_console_read; answered when there is output or after wait_ms
+	MSG_CONSOLE_WRITE,  // struct msg_bytes
+	MSG_CLAIM,          // struct msg_claim; fds vsock: a shell becomes a clone
+	MSG_ACTIVITY,       // empty
+	MSG_METADATA,       // struct msg_metadata: at any time, also before the VM is made
+	MSG_ADOPT = 50,     // struct msg_adopt: the first one of a new daemon
+	MSG_DRIVE_SET = 60, // struct msg_drive_set
+	MSG_NET_SET,        // struct msg_net_set
+	MSG_BALLOON_SET,    // struct msg_balloon_set; the answer has a struct msg_balloon
+	MSG_BALLOON_STATS, // empty; likewise. VM -> daemon: struct msg_balloon, id 0, when there are new ones
+	MSG_DEVICES,       // struct msg_device_query; answered by struct msg_device in data
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -273,8 +273,7 @@ struct msg_event {
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
 	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table,
-	msg_balloon_set_table, msg_balloon_table,
-	msg_reply_table, msg_event_table, msg_forked_table;
+	msg_balloon_set_table, msg_balloon_table, msg_reply_table, msg_event_table, msg_forked_table;
 
 struct msg {
 	uint16_t type;

@@ -197,8 +197,8 @@ struct vm_fds {
 	int console[VMCFG_MAX_CONSOLES]; // listening Unix sockets
 	int pmem[VMCFG_MAX_PMEMS];
 };
-#define VM_FDS_MAX                                                                           \
-	(11 + VMCFG_MAX_CONSOLES + VMCFG_MAX_PMEMS + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) + \
+#define VM_FDS_MAX                                                                                           \
+	(11 + VMCFG_MAX_CONSOLES + VMCFG_MAX_PMEMS + VMCFG_MAX_DRIVES * (1 + VMCFG_MAX_LAYERS) +             \
 	 VMCFG_MAX_NETS * VMCFG_MAX_PAIRS)
 
 void vm_fds_init(struct vm_fds *f);  // all -1

@@ -174,7 +174,8 @@ static void step(struct vio_dev *d, int *host_fd, const uint8_t **data, size_t *
 		}
 		mv_close(host_fd);
 		*host_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-		if (!connect(*host_fd, (struct sockaddr *)(d == devices[CONSOLE] ? &port_address : &vsock_address),
+		if (!connect(*host_fd,
+			     (struct sockaddr *)(d == devices[CONSOLE] ? &port_address : &vsock_address),
 			     sizeof(sa_family_t) + 6))
 			send(*host_fd, "CONNECT 1\nhello", op & 8 ? 15 : 10, MSG_NOSIGNAL);
 		turn();
