@@ -2,7 +2,6 @@
 #include "microvm/control.h"
 
 #include <errno.h>
-#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -397,9 +396,14 @@ static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
 
 static void handle(struct control *c, struct msg *m)
 {
-	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
 	struct mv_err err = { 0 };
-	int r;
+	// A claim that succeeds is answered later, and the room for an answer is a mapping's worth of time.
+	int r = m->type == MSG_CLAIM ? do_claim(c, m, &err) : 0;
+	if (m->type == MSG_CLAIM && !r) {
+		c->claim_id = m->id;
+		return;
+	}
+	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
 
 	if (!rep)
 		return;
@@ -414,13 +418,7 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_NET_SET: r = do_net_set(c, m, &err); break;
 	case MSG_DRIVE_SET: r = do_drive_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
-	case MSG_CLAIM:
-		r = do_claim(c, m, &err);
-		if (!r) {
-			c->claim_id = m->id;
-			return;
-		}
-		break;
+	case MSG_CLAIM: break; // refused above
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT:
@@ -451,9 +449,6 @@ static void handle(struct control *c, struct msg *m)
 	default: r = mv_fail(&err, EPROTO, "unknown message %u", m->type);
 	}
 	reply(c, m->id, rep, r, &err);
-	// What setting up needed for a moment is a quarter of what an idle VM has for itself.
-	if (m->type == MSG_BOOT || m->type == MSG_RESTORE)
-		malloc_trim(0);
 }
 
 static void on_message(void *arg, uint32_t events);
@@ -553,20 +548,20 @@ void control_fini(struct control *c)
 
 int vmm_serve(uint64_t start_ns, const struct vm_seed *seed)
 {
-	static struct vm vm;
 	static struct control control;
-	struct mv_err err;
+	MV_FREE struct vm *vm = calloc(1, sizeof *vm); // fresh pages, also in a forked process
+	struct mv_err err = { .msg = "out of memory" };
 
-	if (vm_init(&vm, &err) || control_init(&control, &vm, VMM_CONTROL_FD, start_ns, &err)) {
+	if (!vm || vm_init(vm, &err) || control_init(&control, vm, VMM_CONTROL_FD, start_ns, &err)) {
 		mv_log(MV_ERROR, "%s", err.msg);
 		return 1;
 	}
-	vm.seed = seed;
-	int r = mv_loop_run(&vm.loop);
+	vm->seed = seed;
+	int r = mv_loop_run(&vm->loop);
 	control_fini(&control);
 	// A vCPU may wait for a page that nobody fills any more; it can't be joined.
-	if (vm.uffd_fd >= 0)
+	if (vm->uffd_fd >= 0)
 		_exit(r ? 1 : 0);
-	vm_fini(&vm);
+	vm_fini(vm);
 	return r ? 1 : 0;
 }

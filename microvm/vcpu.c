@@ -17,6 +17,8 @@
 #include "microvm/kvm.h"
 
 #define KICK_SIGNAL SIGUSR1
+// Small enough to lie beside other mappings: libc's 8 MiB have page tables of their own.
+#define STACK_BYTES (256u << 10)
 
 static void on_kick(int signal_number)
 {
@@ -209,7 +211,11 @@ static void *vcpu_thread(void *arg)
 
 int vcpu_start_thread(struct vcpu *c, struct mv_err *err)
 {
-	int e = pthread_create(&c->thread, NULL, vcpu_thread, c);
+	pthread_attr_t attr;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	int e = pthread_create(&c->thread, &attr, vcpu_thread, c);
+	pthread_attr_destroy(&attr);
 	if (e)
 		return mv_fail(err, e, "cannot start the thread of vCPU %u: %s", c->index, strerror(e));
 	c->has_thread = true;

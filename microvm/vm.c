@@ -58,7 +58,6 @@ static void on_notify(void *arg, uint32_t events)
 
 int vm_init(struct vm *vm, struct mv_err *err)
 {
-	memset(vm, 0, sizeof *vm);
 	vm->kvm_fd = vm->vm_fd = vm->notify_fd = vm->serial.irq_fd = vm->uffd_fd = -1;
 	pthread_mutex_init(&vm->run_lock, NULL);
 	vm->record.fd = vm->record.uffd_fd = -1;
@@ -375,7 +374,7 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		r = check_fds(vm, cfg, f, err);
 	if (r)
 		return r;
-	vm->cfg = *cfg;
+	vmcfg_copy(&vm->cfg, cfg);
 	ready_text_init(&vm->ready_text, cfg->ready.console);
 	vm->kvm_fd = MV_TAKE_FD(f->kvm);
 	if (vm->vm_fd < 0) // else it was made in advance

@@ -94,7 +94,7 @@ struct vm {
 	void *owner;
 };
 
-// An empty VM with its loop. The caller holds no lock yet.
+// An empty VM with its loop, in memory that is zeros. The caller holds no lock yet.
 int vm_init(struct vm *vm, struct mv_err *err);
 
 // Makes the machine described by cfg, from a kernel or from a snapshot. Takes all

@@ -311,6 +311,16 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	return 0;
 }
 
+void vmcfg_copy(struct vmcfg *ret_zeroed, const struct vmcfg *from)
+{
+	static const uint8_t zeros[256];
+	for (size_t at = 0, n; at < sizeof *from; at += n) {
+		n = sizeof *from - at < sizeof zeros ? sizeof *from - at : sizeof zeros;
+		if (memcmp((const uint8_t *)from + at, zeros, n))
+			memcpy((uint8_t *)ret_zeroed + at, (const uint8_t *)from + at, n);
+	}
+}
+
 void vm_fds_init(struct vm_fds *f)
 {
 	memset(f, 0xff, sizeof *f); // every int becomes -1

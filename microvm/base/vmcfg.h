@@ -178,6 +178,10 @@ int vmcfg_check_rate(const struct vmcfg_rate *r, const char *what, const char *i
 
 bool vmcfg_name_ok(const char *name);
 
+// A copy into zeros that leaves alone what stays zeros. Most of a configuration is room for drives, nets and
+// paths that are not there; in fresh memory that room costs no pages.
+void vmcfg_copy(struct vmcfg *ret_zeroed, const struct vmcfg *from);
+
 // The descriptors that go with a configuration; -1 = none. All owned by the holder.
 struct vm_fds {
 	int kvm;    // /dev/kvm

@@ -2,6 +2,7 @@
 #include "tests/t.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 
 #include "microvm/base/util.h"
 #include "microvm/base/vmcfg.h"
@@ -209,6 +210,28 @@ static void hostile_bytes(void **state)
 	free(d);
 }
 
+// The copy is the same configuration, and writes no page that stays zeros.
+static void copy(void **state)
+{
+	enum { PAGE = 4096, PAGES = (sizeof(struct vmcfg) + PAGE - 1) / PAGE };
+	static struct vmcfg c;
+	unsigned char there[PAGES];
+	unsigned n = 0;
+	(void)state;
+	fill(&c);
+	c.n_drives = 0;
+	memset(c.drive, 0, sizeof c.drive);
+	struct vmcfg *to = mmap(NULL, sizeof *to, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(to, MAP_FAILED);
+	vmcfg_copy(to, &c);
+	assert_int_equal(mincore(to, sizeof *to, there), 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		n += there[i] & 1;
+	assert_in_range(n, 1, PAGES - sizeof c.drive / PAGE + 1);
+	assert_memory_equal(to, &c, sizeof c);
+	munmap(to, sizeof *to);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -217,6 +240,7 @@ int main(void)
 		cmocka_unit_test(each_problem_has_its_message),
 		cmocka_unit_test(descriptors),
 		cmocka_unit_test(hostile_bytes),
+		cmocka_unit_test(copy),
 	};
 	return cmocka_run_group_tests_name("base/vmcfg", tests, NULL, NULL);
 }

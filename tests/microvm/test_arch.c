@@ -36,6 +36,7 @@ static void make(struct vm *vm)
 	vm_fds_init(&f);
 	f.kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	f.kernel = open(guest, O_RDONLY | O_CLOEXEC);
+	memset(vm, 0, sizeof *vm);
 	assert_int_equal(vm_init(vm, &err), 0);
 	assert_int_equal(vm_boot(vm, &c, &f, &err), 0);
 }

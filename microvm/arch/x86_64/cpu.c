@@ -65,11 +65,13 @@ static int write_page_tables(struct vm *vm)
 // when saved and that this host does not have is no loss.
 static int set_msrs(struct vcpu *c, const struct kvm_msr_entry *msr, uint32_t n, struct mv_err *err)
 {
-	struct msr_list list;
+	MV_FREE struct kvm_msrs *list = malloc(sizeof *list + n * sizeof *msr);
+	if (!list)
+		return mv_fail(err, ENOMEM, "out of memory");
 	for (uint32_t at = 0; at < n; at++) {
-		list.head = (struct kvm_msrs){ .nmsrs = n - at };
-		memcpy(list.entry, msr + at, (n - at) * sizeof *msr);
-		int r = ioctl(c->fd, KVM_SET_MSRS, &list);
+		*list = (struct kvm_msrs){ .nmsrs = n - at };
+		memcpy(list->entries, msr + at, (n - at) * sizeof *msr);
+		int r = ioctl(c->fd, KVM_SET_MSRS, list);
 		if (r < 0)
 			return mv_fail(err, errno, "KVM_SET_MSRS: %s", strerror(errno));
 		at += (uint32_t)r;
@@ -245,8 +247,10 @@ static int check_tsc(struct vcpu *c, uint32_t saved_khz, struct mv_err *err)
 
 int x86_advance_tsc(struct vcpu *c, uint64_t ns, struct mv_err *err)
 {
-	struct msr_list list = { .head.nmsrs = 2,
-				 .entry = { { .index = MSR_TSC }, { .index = MSR_TSC_DEADLINE } } };
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry[2];
+	} list = { .head.nmsrs = 2, .entry = { { .index = MSR_TSC }, { .index = MSR_TSC_DEADLINE } } };
 	int khz = ioctl(c->fd, KVM_GET_TSC_KHZ, 0), n = ioctl(c->fd, KVM_GET_MSRS, &list);
 	if (khz <= 0 || n < 1)
 		return 0; // no TSC to be moved
@@ -258,20 +262,20 @@ int x86_advance_tsc(struct vcpu *c, uint64_t ns, struct mv_err *err)
 int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err)
 {
 	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
-	struct x86_cpuid cpuid;
+	MV_FREE struct x86_cpuid *cpuid = malloc(sizeof *cpuid); // a stack keeps what it was once used for
 	int r;
 
-	if (!s)
+	if (!s || !cpuid)
 		return mv_fail(err, ENOMEM, "out of memory");
 	if ((r = mv_state_load(&x86_vcpu_table, bytes, len, s, err)))
 		return r;
 	int need = kvm_capability(c->vm->vm_fd, KVM_CAP_XSAVE2);
-	if (x86_vcpu_cpuid(s, &cpuid) || s->n_msrs % sizeof(struct kvm_msr_entry) ||
+	if (x86_vcpu_cpuid(s, cpuid) || s->n_msrs % sizeof(struct kvm_msr_entry) ||
 	    s->n_xsave < sizeof(struct kvm_xsave))
 		return mv_fail(err, EINVAL, "vCPU %u: damaged state", c->index);
 	if (need > (int)s->n_xsave)
 		s->n_xsave = (uint32_t)need; // zero beyond what was saved
-	if ((r = kvm_call(c->fd, KVM_SET_CPUID2, &cpuid, "KVM_SET_CPUID2", err)) < 0 ||
+	if ((r = kvm_call(c->fd, KVM_SET_CPUID2, cpuid, "KVM_SET_CPUID2", err)) < 0 ||
 	    (r = check_tsc(c, s->tsc_khz, err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_MP_STATE, &s->mp_state, "KVM_SET_MP_STATE", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_REGS, &s->regs, "KVM_SET_REGS", err)) < 0 ||
