@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Clones that were made in advance, through the daemon: a claim's way from the request to the
 // guest's first I/O, alone, while others end, and among a thousand; a thousand at once; claims
-// in a row; what an idle clone costs the host; forks of a running VM.
+// in a row; what an idle clone costs the host, beside a bare VM; forks of a running VM.
 #include "bench/bench.h"
 
 #include <errno.h>
@@ -285,21 +285,66 @@ static int burst(struct daemon *d, struct bench_series *s)
 	return r;
 }
 
-// Processes with nothing but one restored VM each: what no monitor can save.
-static int floor_memory(const struct bench_env *env, struct bench_results *res)
+// Memory comes back for a while after its VM has ended: until it does so by less than a MiB in half a second.
+static double settled_memory(void)
 {
-	enum { N = 200 };
-	pid_t pids[N];
-	struct bench_series *s = bench_series(res, "idle_floor_all_in", "bytes",
-					      "the same of processes with nothing but one restored KVM VM");
-	struct bench_floor *floor = NULL;
-	int r = bench_floor_prepare(env->guest, env->out, &floor);
-	double before = mem_available();
-	r = r ? r : bench_floor_hold(floor, N, pids);
-	if (!r) {
+	double now = mem_available();
+	for (int i = 0; i < 40; i++) {
+		double before = now;
 		daemon_pause_ms(500);
-		bench_add(s, (before - mem_available()) / N);
-		bench_floor_release(pids, N);
+		now = mem_available();
+		if (now - before < (1 << 20))
+			break;
+	}
+	return now;
+}
+
+// Processes with nothing but one restored VM each: what no monitor can save.
+static int idle_floor(struct bench_floor *floor, double *ret_bytes)
+{
+	static pid_t pids[THOUSAND];
+	double before = settled_memory();
+	int r = bench_floor_hold(floor, THOUSAND, pids);
+	if (r)
+		return r;
+	daemon_pause_ms(1000);
+	*ret_bytes = (before - mem_available()) / THOUSAND;
+	bench_floor_release(pids, THOUSAND);
+	return 0;
+}
+
+static int idle_clones(struct daemon *d, struct bench_series *cold, double *ret_bytes)
+{
+	double before = settled_memory();
+	int r = burst(d, cold);
+	daemon_pause_ms(1000); // let the last ones become idle
+	*ret_bytes = (before - mem_available()) / THOUSAND;
+	return r;
+}
+
+// In turns; leaves the last clones running.
+static int idle_memory(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+{
+	struct bench_series *cold = bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":0}",
+						   "one request to the last of 1,000 first I/Os");
+	struct bench_series *all = bench_series(res, "idle_clone_all_in", "bytes",
+						"MemAvailable difference / 1,000 idle clones of 128 MiB");
+	struct bench_series *bare = bench_series(
+		res, "idle_vm_floor", "bytes", "the same of processes with nothing but one restored KVM VM");
+	struct bench_series *over =
+		bench_series(res, "idle_clone_over_floor", "bytes", "what thaw adds, pairwise");
+	struct bench_floor *floor = NULL;
+	double vm = 0, clone = 0;
+	int r = bench_floor_prepare(env->guest, env->out, &floor);
+	for (int i = 0, n = env->quick ? 1 : 3; !r && i < n; i++) {
+		r = i ? end_burst(d) : 0;
+		r = r ? r : idle_floor(floor, &vm);
+		r = r ? r : idle_clones(d, cold, &clone);
+		if (r)
+			break;
+		bench_add(all, clone);
+		bench_add(bare, vm);
+		bench_add(over, clone - vm);
 	}
 	bench_floor_free(floor);
 	return r;
@@ -307,20 +352,12 @@ static int floor_memory(const struct bench_env *env, struct bench_results *res)
 
 static int thousand(const struct bench_env *env, struct daemon *d, struct bench_results *res)
 {
-	struct bench_series *cold = bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":0}",
-						   "one request to the last of 1,000 first I/Os");
-	struct bench_series *pooled =
-		bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":1000}", "the same, all of a pool");
-	struct bench_series *memory = bench_series(res, "idle_clone_all_in", "bytes",
-						   "MemAvailable difference / 1,000 idle clones of 128 MiB");
 	struct bench_series *among = bench_series(res, "clone_prepared_total_at_1000", "us",
 						  "clone_prepared_total with 1,000 VMs running");
+	struct bench_series *pooled =
+		bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":1000}", "the same, all of a pool");
 	int r = daemon_act(d, "DELETE", prepare_path, NULL);
-	daemon_pause_ms(1500);
-	double before = mem_available();
-	r = r ? r : burst(d, cold);
-	daemon_pause_ms(1000); // let the last ones become idle
-	bench_add(memory, (before - mem_available()) / THOUSAND);
+	r = r ? r : idle_memory(env, d, res);
 	r = r ? r : fill_pool(d, POOL);
 	r = r ? r : claims(d, env->samples, among, NULL);
 	r = r ? r : end_burst(d);
@@ -363,8 +400,7 @@ static int forks(const struct bench_env *env, struct daemon *d, struct bench_res
 int bench_pool(const struct bench_env *env, struct bench_results *res)
 {
 	struct daemon d = { 0 };
-	int r = floor_memory(env, res); // first: what a thousand VMs leave is freed for seconds
-	r = r ? r : daemon_start(env, &d);
+	int r = daemon_start(env, &d);
 	r = r ? r : make_snapshot(env, &d);
 	r = r ? r : alone(env, &d, res);
 	r = r ? r : beside_teardown(env, &d, res);
