@@ -285,25 +285,23 @@ static int burst(struct daemon *d, struct bench_series *s)
 	return r;
 }
 
-// Memory comes back for a while after its VM has ended: until it does so by less than a MiB in half a second.
-static double settled_memory(void)
+// Memory comes back for a while after its VM has ended: waits until as much is there as before, but for a
+// hundredth; not for long, since others may have taken it.
+static double memory_back(double before)
 {
 	double now = mem_available();
-	for (int i = 0; i < 40; i++) {
-		double before = now;
-		daemon_pause_ms(500);
+	for (int i = 0; i < 100 && now < before - 0.01 * before; i++) {
+		daemon_pause_ms(100);
 		now = mem_available();
-		if (now - before < (1 << 20))
-			break;
 	}
 	return now;
 }
 
 // Processes with nothing but one restored VM each: what no monitor can save.
-static int idle_floor(struct bench_floor *floor, double *ret_bytes)
+static int idle_floor(struct bench_floor *floor, double at_start, double *ret_bytes)
 {
 	static pid_t pids[THOUSAND];
-	double before = settled_memory();
+	double before = memory_back(at_start);
 	int r = bench_floor_hold(floor, THOUSAND, pids);
 	if (r)
 		return r;
@@ -313,9 +311,9 @@ static int idle_floor(struct bench_floor *floor, double *ret_bytes)
 	return 0;
 }
 
-static int idle_clones(struct daemon *d, struct bench_series *cold, double *ret_bytes)
+static int idle_clones(struct daemon *d, double at_start, struct bench_series *cold, double *ret_bytes)
 {
-	double before = settled_memory();
+	double before = memory_back(at_start);
 	int r = burst(d, cold);
 	daemon_pause_ms(1000); // let the last ones become idle
 	*ret_bytes = (before - mem_available()) / THOUSAND;
@@ -325,6 +323,7 @@ static int idle_clones(struct daemon *d, struct bench_series *cold, double *ret_
 // In turns; leaves the last clones running.
 static int idle_memory(const struct bench_env *env, struct daemon *d, struct bench_results *res)
 {
+	const int rounds = env->quick ? 1 : 3;
 	struct bench_series *cold = bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":0}",
 						   "one request to the last of 1,000 first I/Os");
 	struct bench_series *all = bench_series(res, "idle_clone_all_in", "bytes",
@@ -336,10 +335,12 @@ static int idle_memory(const struct bench_env *env, struct daemon *d, struct ben
 	struct bench_floor *floor = NULL;
 	double vm = 0, clone = 0;
 	int r = bench_floor_prepare(env->guest, env->out, &floor);
-	for (int i = 0, n = env->quick ? 1 : 3; !r && i < n; i++) {
+	daemon_pause_ms(1500); // the ends of what ran before
+	double at_start = mem_available();
+	for (int i = 0; !r && i < rounds; i++) {
 		r = i ? end_burst(d) : 0;
-		r = r ? r : idle_floor(floor, &vm);
-		r = r ? r : idle_clones(d, cold, &clone);
+		r = r ? r : idle_floor(floor, at_start, &vm);
+		r = r ? r : idle_clones(d, at_start, cold, &clone);
 		if (r)
 			break;
 		bench_add(all, clone);
