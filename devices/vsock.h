@@ -56,6 +56,7 @@ struct vsock_conn {
 	int fd;
 	bool is_metadata;
 	struct mv_watch watch; // edge-triggered
+	bool watches_room;     // EPOLLOUT, too
 	bool readable, hung_up;
 	uint8_t want;                  // bit per enum vsock_op: packets to send
 	uint8_t host_shut, guest_shut; // what each side will no longer do

@@ -70,6 +70,15 @@ static void forget_ports(struct vsock_conn *c)
 	c->is_hashed = c->is_sending = false;
 }
 
+// Whether room in the socket is an event. Only a stream with a buffer waits for that; else each read(2) of
+// the host program would wake us for nothing.
+static void watch_room(struct vsock_conn *c, bool on)
+{
+	if (c->watches_room != on)
+		mv_watch_mod(&c->watch, EPOLLIN | EPOLLRDHUP | EPOLLET | (on ? EPOLLOUT : 0u));
+	c->watches_room = on;
+}
+
 static void drop_buffer(struct vsock_conn *c)
 {
 	free(MV_TAKE(c->buf));
@@ -130,8 +139,7 @@ static void on_socket(void *arg, uint32_t events);
 static struct vsock_conn *conn_new(struct vio_vsock *v, int fd, enum vsock_conn_state state)
 {
 	struct vsock_conn *c = make_room(v) ? calloc(1, sizeof *c) : NULL;
-	if (!c || mv_watch_add(v->dev.loop, &c->watch, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-			       on_socket, c)) {
+	if (!c || mv_watch_add(v->dev.loop, &c->watch, fd, EPOLLIN | EPOLLRDHUP | EPOLLET, on_socket, c)) {
 		close(fd);
 		free(c);
 		return NULL;
@@ -334,6 +342,7 @@ static bool forward(struct vsock_conn *c, struct vq_span *s)
 		c->buf_len += (uint32_t)s->bytes;
 		vq_span_read(s, c->buf + at, VSOCK_BUF_BYTES - at);
 		vq_span_read(s, c->buf, VSOCK_BUF_BYTES);
+		watch_room(c, true);
 	}
 	offer_credit(c);
 	return true;
@@ -489,6 +498,8 @@ static void on_socket(void *arg, uint32_t events)
 		alive = read_hello(c);
 	else if (c->buf_len)
 		alive = flush_buffer(c);
+	else if (events & EPOLLOUT) // not at once when it was empty: it may fill again at once, too
+		watch_room(c, false);
 	if (!alive)
 		return;
 	if (c->hung_up && c->state == CONN_REQUESTED) {
