@@ -6,6 +6,10 @@
 #   -c VCPUS    default "1 2"
 #   -q          quick: each series, kind and number once instead of all combinations
 #   -x SCRIPT   what to run instead of scenario.sh, with the same arguments
+#   -b PROG     a program of this host, with its libraries, for the script
+#   -a FILE     another file for its folder
+#   -e N=V      an environment variable for it
+#   -m MIB      the machine's memory, default 1536
 #   -H          run it on this host's KVM, not in the rig
 #   -j N        rigs at the same time, each on a CPU of its own; default: all CPUs
 #   -o OUT      where logs go, default BUILD/tests/rig/out
@@ -15,7 +19,8 @@ set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
 series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs=''
-while getopts s:k:c:o:x:j:qH opt; do
+mem=1536 progs=() files=()
+while getopts s:k:c:o:x:j:b:a:e:m:qH opt; do
 	case $opt in
 	s) series=$OPTARG ;;
 	k) kinds=$OPTARG ;;
@@ -23,13 +28,17 @@ while getopts s:k:c:o:x:j:qH opt; do
 	o) out=$OPTARG ;;
 	x) script=$OPTARG ;;
 	j) jobs=$OPTARG ;;
+	b) progs+=(-b "$OPTARG") ;;
+	a) files+=("$OPTARG") ;;
+	e) progs+=(-e "$OPTARG") ;;
+	m) mem=$OPTARG ;;
 	q) quick=1 ;;
 	H) on_host=1 ;;
 	*) exit 125 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-q] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-qH] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
 
@@ -37,7 +46,6 @@ out=${out:-$build/tests/rig/out}
 job=$(mktemp -d "${TMPDIR:-/tmp}/thaw-rig.XXXXXX") || exit 125
 trap 'rm -rf "$job"' EXIT
 mkdir -p "$job/bin" "$build/tests/rig"
-progs=()
 for p in thawd thaw thaw-vmm thaw-pager; do
 	cp "$build/bin/$p" "$job/bin/" || exit 125
 	progs+=(-b "$build/bin/$p") # for the libraries
@@ -49,7 +57,7 @@ for p in agent vsock-call; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
 done
 cp "$build/tests/rig/vsock-call" "$job/bin/"
-cp "$here/$script" "$job/"
+cp "$here/$script" "$here/l1-lib.sh" "${files[@]}" "$job/"
 [ ! -e "$build/tests/guest/tiny" ] || install -D "$build/tests/guest/tiny" "$job/tests/guest/tiny"
 
 rounds=() n=0
@@ -77,13 +85,14 @@ fi
 cpus=($(taskset -cp $$ | sed 's/.*: //' | tr , '\n' | while IFS=- read -r a b; do
 	seq "$a" "${b:-$a}"
 done))
+first=$((RANDOM % ${#cpus[@]})) # several of us may run at the same time
 n=$((${#rounds[@]} / 3))
 jobs=${jobs:-${#cpus[@]}}
 [ "$jobs" -le $n ] || jobs=$n
 rig() { # J: runs the Jth share
 	local mine=() i
 	for ((i = $1; i < n; i += jobs)); do mine+=("${rounds[@]:i*3:3}"); done
-	taskset -c "${cpus[$1 % ${#cpus[@]}]}" "$here/rig-x86.sh" -m 1536 ${CLONES:+-e CLONES="$CLONES"} \
+	taskset -c "${cpus[($1 + first) % ${#cpus[@]}]}" "$here/rig-x86.sh" -m "$mem" ${CLONES:+-e CLONES="$CLONES"} \
 		-t $((RIG_SECONDS * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
 		sh "./$script" "${mine[@]}"
 }
@@ -100,8 +109,15 @@ rig() { # J: runs the Jth share
 		rm -f "$build/tests/rig/rig.$j"
 	done
 	exit $status
-) | awk '/^1\.\.[0-9]+$/ { next }
-	/^(not )?ok [0-9]+ / { n++; sub(/ok [0-9]+/, "ok " n) }
-	{ print; fflush() }
-	END { if (n) print "1.." n }'
+) | {
+	n=0
+	while IFS= read -r line; do # not awk: mawk waits for 4 KiB
+		case $line in
+		1..[1-9]*) continue ;;
+		"ok "* | "not ok "*) line="${line%%ok *}ok $((n += 1)) ${line#*ok * }" ;;
+		esac
+		printf '%s\n' "$line"
+	done
+	[ $n = 0 ] || echo "1..$n"
+}
 exit "${PIPESTATUS[0]}"
