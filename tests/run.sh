@@ -125,6 +125,8 @@ done
 if [ -x tests/rig/run.sh ]; then
 	# shellcheck disable=SC2086 # RIG_OPTIONS: e.g. -q
 	run rig 5400 tests/rig/run.sh ${RIG_OPTIONS:-} "$B"
+	# Snapshots, forks and clones under load.
+	run rig/load 1500 env RIG_SECONDS=1400 tests/rig/run.sh -g -s 6.12 -k bzImage -c 2 -x load.sh "$B"
 	# The demo as it runs where there is no KVM; also the tiny guest on a real KVM.
 	run rig/demo 300 env CLONES=3 tests/rig/run.sh -s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
 else

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the initramfs of the rig's Linux guest: guest-image.sh SERIES AGENT OUT,
-# where SERIES is 6.1 or 6.12 (see rig-kernel.sh) and AGENT the built agent.c.
+# Builds the initramfs of the rig's Linux guest: guest-image.sh SERIES AGENT OUT [PROGRAM...], where
+# SERIES is 6.1 or 6.12 (see rig-kernel.sh), AGENT the built agent.c; PROGRAMs, static ones, go to /bin.
 set -e
 . "$(dirname "$0")/rig-common.sh"
 series=${1:?series} agent=${2:?agent} out=${3:?file}
+shift 3
 mkdir -p "$RIG_CACHE"
 rig_need cpio cpio
 k=$(rig_kernel amd64 "$series") || die "no kernel $series"
@@ -18,6 +19,7 @@ for a in $("$busybox" --list); do
 	[ "$a" = busybox ] || ln -s busybox "$t/bin/$a"
 done
 cp "$agent" "$t/bin/agent"
+for p; do install -m 755 "$p" "$t/bin/"; done
 cp "$RIG_LIB/guest-init" "$t/init"
 printf '#!/bin/sh\nexec /bin/poweroff -f\n' >"$t/etc/acpi/PWRF/00000080"
 chmod 755 "$t/init" "$t/bin/agent" "$t/bin/busybox" "$t/etc/acpi/PWRF/00000080"

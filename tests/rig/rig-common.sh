@@ -127,6 +127,31 @@ rig_vmlinux() {
 	rm -f "$2.z"
 }
 
+# rig_fio: builds a static fio of this Debian release's source package once, prints it. The binary package
+# wants 75 MB of libraries, for storage that no guest here has.
+rig_fio() {
+	local f=$RIG_CACHE/fio/fio s=$RIG_CACHE/apt-source t
+	local apt=(apt-get -qq -o Dir::State="$s" -o Dir::State::lists="$s/lists" -o Dir::State::status="$s/status"
+		-o Dir::Cache="$s/cache" -o Dir::Etc::sourcelist="$s/list" -o Dir::Etc::sourceparts=-
+		-o APT::Sandbox::User=root)
+	if [ ! -x "$f" ]; then
+		mkdir -p "$RIG_CACHE/fio" "$s/lists/partial" "$s/cache/archives/partial"
+		: >"$s/status"
+		echo "deb-src http://deb.debian.org/debian $(. /etc/os-release && echo "$VERSION_CODENAME") main" >"$s/list"
+		t=$(mktemp -d "$RIG_CACHE/fio/.tmp.XXXXXX") || return 1
+		(
+			cd "$t" && "${apt[@]}" update && "${apt[@]}" --download-only source fio &&
+				tar -xf fio_*.orig.tar.?z --strip-components=1 &&
+				./configure --build-static --disable-native --disable-numa --disable-rdma --disable-rados \
+					--disable-rbd --disable-http --disable-gfapi --disable-libnfs --disable-xnvme \
+					--disable-pmem --disable-shm && make -j"$(nproc)" fio && strip fio
+		) >"$RIG_CACHE/fio/log" 2>&1 || { say "cannot build fio, see $RIG_CACHE/fio/log"; rm -rf "$t"; return 1; }
+		mv "$t/fio" "$f"
+		rm -rf "$t"
+	fi
+	echo "$f"
+}
+
 # rig_cpio DIR: writes DIR as a newc archive to the standard output.
 rig_cpio() { (cd "$1" && find . | cpio -o -H newc --quiet -R 0:0); }
 

@@ -6,6 +6,7 @@
 #   -c VCPUS    default "1 2"
 #   -q          quick: each series, kind and number once instead of all combinations
 #   -x SCRIPT   what to run instead of scenario.sh, with the same arguments
+#   -g          guests have fio and flow (load.sh, bench-qemu.sh)
 #   -b PROG     a program of this host, with its libraries, for the script
 #   -a FILE     another file for its folder
 #   -e N=V      an environment variable for it
@@ -19,8 +20,8 @@ set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
 series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs=''
-mem=1536 progs=() files=()
-while getopts s:k:c:o:x:j:b:a:e:m:qH opt; do
+mem=1536 guest_progs=() progs=() files=()
+while getopts s:k:c:o:x:j:b:a:e:m:gqH opt; do
 	case $opt in
 	s) series=$OPTARG ;;
 	k) kinds=$OPTARG ;;
@@ -32,13 +33,14 @@ while getopts s:k:c:o:x:j:b:a:e:m:qH opt; do
 	a) files+=("$OPTARG") ;;
 	e) progs+=(-e "$OPTARG") ;;
 	m) mem=$OPTARG ;;
+	g) guest_progs=("$here/guest-load") ;;
 	q) quick=1 ;;
 	H) on_host=1 ;;
 	*) exit 125 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-qH] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gqH] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
 
@@ -53,11 +55,15 @@ done
 # The user networks' passt, and its AVX2 build, if they are installed here.
 passt=$(command -v passt)
 [ -z "$passt" ] || for p in "$passt" "$passt.avx2"; do [ ! -x "$p" ] || progs+=(-b "$p"); done
-for p in agent vsock-call; do
+for p in agent vsock-call flow; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
 done
-cp "$build/tests/rig/vsock-call" "$job/bin/"
+cp "$build/tests/rig/vsock-call" "$build/tests/rig/flow" "$job/bin/"
 cp "$here/$script" "$here/l1-lib.sh" "${files[@]}" "$job/"
+if [ ${#guest_progs[@]} != 0 ]; then
+	fio=$("$here/rig-fio.sh") || { echo "1..0 # SKIP the rig's guest has no fio: its source cannot be had"; exit 77; }
+	guest_progs+=("$fio" "$build/tests/rig/flow")
+fi
 [ ! -e "$build/tests/guest/tiny" ] || install -D "$build/tests/guest/tiny" "$job/tests/guest/tiny"
 
 rounds=() n=0
@@ -65,7 +71,7 @@ for s in $series; do
 	k=$("$here/rig-kernel.sh" amd64 "$s") || { echo "1..0 # SKIP no guest kernel $s"; exit 77; }
 	mkdir -p "$job/$s"
 	cp "$k/vmlinux" "$k/vmlinuz" "$job/$s/"
-	"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd" || exit 125
+	"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd" "${guest_progs[@]}" || exit 125
 	for kind in $kinds; do
 		for c in $vcpus; do
 			# Quick: the diagonal in one series, the other one in the next.
