@@ -2,6 +2,7 @@
 # thaw's build: one make, a fragment per folder, everything made lands in $(B).
 #   make                 programs            make check   all tests
 #   make demo            see it work         make bench   measure (QUICK=1: subset)
+#   make bench-rig       thaw's devices beside QEMU's microvm (ROUNDS=3 SECONDS_EACH=3)
 #   make lint format     style checks        make deps    install what is missing (Debian)
 #   make docs            what is generated in docs/
 # V=1 shows commands; SAN=asan|tsan builds with sanitizers into a folder of its own.
@@ -70,7 +71,16 @@ bench: | ensure-deps
 	$(Q)$(MAKE) --no-print-directory programs guest $(B)/bench/bench
 	$(Q)$(B)/bench/bench $(if $(QUICK),--quick) --bin $(B)/bin --guest $(GUEST) --out $(B)/bench
 
-.PHONY: ensure-deps guest tests
+ROUNDS ?= 3
+SECONDS_EACH ?= 3
+QEMU_DATA ?= /usr/share/qemu
+QEMU_ROMS := $(patsubst %,-a $(QEMU_DATA)/%,bios-microvm.bin linuxboot_dma.bin pvh.bin)
+bench-rig: | ensure-deps
+	$(Q)$(MAKE) --no-print-directory programs
+	$(Q)RIG_SECONDS=7200 tests/rig/run.sh -g -s 6.12 -k bzImage -c 1 -b qemu-system-x86_64 $(QEMU_ROMS) \
+		-e ROUNDS=$(ROUNDS) -e SECONDS_EACH=$(SECONDS_EACH) -o $(B)/bench/rig -x bench-qemu.sh $(B)
+
+.PHONY: ensure-deps guest tests bench-rig
 ensure-deps:
 	$(Q)scripts/deps.sh --missing-only
 

@@ -2,8 +2,9 @@
 /*
  * The host's side of a guest's vsock, for scripts:
  *
- *   vsock-call [-t SECONDS] [-p PORT] PATH COMMAND   asks the guest's agent
- *   vsock-call [-t SECONDS] -l PATH                  takes one connection
+ *   vsock-call [-t SECONDS] [-p PORT] PATH COMMAND        asks the guest's agent
+ *   vsock-call [-t SECONDS] [-p PORT] vsock:CID COMMAND   asks it by the host's own vsock (vhost-vsock)
+ *   vsock-call [-t SECONDS] -l PATH                       takes one connection
  *
  * The first connects to the Unix socket PATH, says CONNECT PORT (5000), reads
  * "OK <port>", sends COMMAND, prints the answer and ends with its status (the
@@ -12,6 +13,7 @@
  * 124: out of time, 125: no connection or a broken one. Default time: 30 s.
  */
 #define _GNU_SOURCE
+#include <linux/vm_sockets.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,15 +53,19 @@ static int take_one(int s, const struct sockaddr_un *a)
 	return n < 0 ? die("the connection broke") : 0;
 }
 
-static int ask(int s, const struct sockaddr_un *a, unsigned port, const char *command)
+// cid: 0, or of a guest behind vhost-vsock, which needs no CONNECT.
+static int ask(int s, const struct sockaddr_un *a, unsigned cid, unsigned port, const char *command)
 {
 	char *line = NULL;
 	size_t size = 0;
+	struct sockaddr_vm vm = { .svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = port };
 	FILE *in = fdopen(dup(s), "r");
-	if (!in || connect(s, (const struct sockaddr *)a, sizeof *a))
+	if (!in || (cid ? connect(s, (const struct sockaddr *)&vm, sizeof vm)
+			: connect(s, (const struct sockaddr *)a, sizeof *a)))
 		return die("cannot connect");
-	dprintf(s, "CONNECT %u\n", port);
-	if (getline(&line, &size, in) < 0 || strncmp(line, "OK ", 3) != 0)
+	if (!cid)
+		dprintf(s, "CONNECT %u\n", port);
+	if (!cid && (getline(&line, &size, in) < 0 || strncmp(line, "OK ", 3) != 0))
 		return die("refused");
 	dprintf(s, "%s\n", command);
 	while (getline(&line, &size, in) > 0) {
@@ -74,7 +80,7 @@ static int ask(int s, const struct sockaddr_un *a, unsigned port, const char *co
 int main(int argc, char **argv)
 {
 	int opt, listening = 0;
-	unsigned seconds = 30, port = 5000;
+	unsigned seconds = 30, port = 5000, cid = 0;
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	while ((opt = getopt(argc, argv, "t:p:l")) != -1) {
 		if (opt == 't')
@@ -92,8 +98,10 @@ int main(int argc, char **argv)
 	signal(SIGALRM, late);
 	signal(SIGPIPE, SIG_IGN);
 	alarm(seconds);
-	int s = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (!strncmp(a.sun_path, "vsock:", 6))
+		cid = (unsigned)atoi(a.sun_path + 6);
+	int s = socket(cid ? AF_VSOCK : AF_UNIX, SOCK_STREAM, 0);
 	if (s < 0)
 		return die("no socket");
-	return listening ? take_one(s, &a) : ask(s, &a, port, argv[optind + 1]);
+	return listening ? take_one(s, &a) : ask(s, &a, cid, port, argv[optind + 1]);
 }
