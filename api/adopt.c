@@ -20,6 +20,7 @@
 #include "microvm/base/util.h"
 
 #define WAIT_NS (2ull * 1000 * 1000 * 1000)
+#define ENDING_MS 2000
 #define ID_LEN (MV_UUID_LEN - 1)
 
 static const char *base_name(const char *path)
@@ -50,11 +51,12 @@ static int open_process(const struct server *s, const struct vmrec *rec)
 	uint64_t start_ticks;
 	pid_t parent;
 	MV_FD pidfd = rec->pid > 1 ? (int)syscall(SYS_pidfd_open, rec->pid, 0) : -1;
-	if (pidfd < 0 || spawn_stat(rec->pid, &parent, &start_ticks) || start_ticks != rec->start_ticks ||
-	    !is_vmm(s, rec->pid))
+	if (pidfd < 0 || spawn_stat(rec->pid, &parent, &start_ticks) || start_ticks != rec->start_ticks)
 		return -1;
+	// One whose first thread has ended has no program any more, but its sockets until the last one has.
+	bool lives = is_vmm(s, rec->pid);
 	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
-	return poll(&ended, 1, 0) == 0 ? MV_TAKE_FD(pidfd) : -1;
+	return poll(&ended, 1, lives ? 0 : ENDING_MS) == 0 && lives ? MV_TAKE_FD(pidfd) : -1;
 }
 
 // --- VMs with a record ------------------------------------------------------------------------

@@ -83,7 +83,7 @@ const struct feature features[] = {
 	{ NET, 18, YES, "CTRL_RX", "" },
 	{ NET, 19, NO,  "CTRL_VLAN", "no VLAN filter" },
 	{ NET, 20, NO,  "CTRL_RX_EXTRA", "Linux has no use for it" },
-	{ NET, 21, YES, "GUEST_ANNOUNCE", "asked for after a restore; a stream backend announces by itself, too" },
+	{ NET, 21, YES, "GUEST_ANNOUNCE", "asked for after a restore; streams announce by themselves, too" },
 	{ NET, 22, IF,  "MQ", "with `queues`" },
 	{ NET, 23, YES, "CTRL_MAC_ADDR", "" },
 	{ NET, 50, NO,  "DEVICE_STATS", "the host counts" },
@@ -108,18 +108,18 @@ const struct feature features[] = {
 	{ VSOCK, 1, NO, "SEQPACKET", "Unix stream sockets are at the other end" },
 	{ VSOCK, 2, NO, "NO_IMPLIED_STREAM", "there are streams" },
 
-	{ CONSOLE, 0, NO, "SIZE", "no such device" },
-	{ CONSOLE, 1, NO, "MULTIPORT", "no such device" },
-	{ CONSOLE, 2, NO, "EMERG_WRITE", "no such device" },
+	{ CONSOLE, 0, NO,  "SIZE", "a Unix socket has no size" },
+	{ CONSOLE, 1, YES, "MULTIPORT", "" },
+	{ CONSOLE, 2, YES, "EMERG_WRITE", "" },
 
-	{ BALLOON, 0, NO, "MUST_TELL_HOST", "no such device" },
-	{ BALLOON, 1, NO, "STATS_VQ", "no such device" },
-	{ BALLOON, 2, NO, "DEFLATE_ON_OOM", "no such device" },
-	{ BALLOON, 3, NO, "FREE_PAGE_HINT", "no such device" },
-	{ BALLOON, 4, NO, "PAGE_POISON", "no such device" },
-	{ BALLOON, 5, NO, "PAGE_REPORTING", "no such device" },
+	{ BALLOON, 0, NO,  "MUST_TELL_HOST", "pages may be used again at once" },
+	{ BALLOON, 1, YES, "STATS_VQ", "" },
+	{ BALLOON, 2, IF,  "DEFLATE_ON_OOM", "with `deflate_on_oom`" },
+	{ BALLOON, 3, NO,  "FREE_PAGE_HINT", "a guest may use a hinted page before the host has read the hint" },
+	{ BALLOON, 4, IF,  "PAGE_POISON", "with `free_page_reporting`" },
+	{ BALLOON, 5, IF,  "PAGE_REPORTING", "with `free_page_reporting`" },
 
-	{ PMEM, 0, NO, "SHMEM_REGION", "no such device" },
+	{ PMEM, 0, NO, "SHMEM_REGION", "the region is in the configuration" },
 };
 // clang-format on
 const unsigned n_features = MV_ARRAY_LEN(features), n_feature_devices = MV_ARRAY_LEN(feature_devices);

@@ -53,6 +53,42 @@ static void make_rng(struct t_vm *vm, struct t_dev *t)
 	assert_int_equal(vio_rng_new(&vm->mem, &vm->loop, &t->d, NULL), 0);
 }
 
+static void make_console(struct t_vm *vm, struct t_dev *t)
+{
+	sa_family_t only_family = AF_UNIX;
+	struct vio_console_port port[] = { { "log", -1, false }, { "shell", -1, true } };
+	for (unsigned i = 0; i < MV_ARRAY_LEN(port); i++) {
+		port[i].listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		assert_int_equal(bind(port[i].listen_fd, (struct sockaddr *)&only_family, sizeof only_family),
+				 0);
+		assert_int_equal(listen(port[i].listen_fd, 1), 0);
+	}
+	assert_int_equal(vio_console_new(&vm->mem, &vm->loop, port, MV_ARRAY_LEN(port), &t->d, NULL), 0);
+}
+
+static void make_balloon(struct t_vm *vm, struct t_dev *t)
+{
+	assert_int_equal(vio_balloon_new(&vm->mem, &vm->loop, &(struct vio_balloon_config){ 0 }, &t->d, NULL),
+			 0);
+}
+
+static void make_balloon_full(struct t_vm *vm, struct t_dev *t)
+{
+	const struct vio_balloon_config c = { .deflate_on_oom = true, .reporting = true };
+	assert_int_equal(vio_balloon_new(&vm->mem, &vm->loop, &c, &t->d, NULL), 0);
+}
+
+// Its file need not be in guest memory to be flushed.
+static void make_pmem(struct t_vm *vm, struct t_dev *t)
+{
+	struct vio_pmem_config c = {
+		.name = "p", .fd = t_file(), .gpa = 8ULL << 30, .size_bytes = VIO_PMEM_ALIGN
+	};
+	assert_int_equal(ftruncate(c.fd, VIO_PMEM_ALIGN), 0);
+	assert_int_equal(mv_ring_new(&vm->loop, 64, false, &t->ring, NULL), 0);
+	assert_int_equal(vio_pmem_new(&vm->mem, &vm->loop, t->ring, &c, &t->d, NULL), 0);
+}
+
 // A frame for the guest, its length in front.
 static void send_frame(struct t_dev *t)
 {
@@ -80,6 +116,10 @@ const struct t_device t_devices[] = {
 	  0,
 	  NULL },
 	{ "rng", 4, make_rng, 0, 0, 16, { 0 }, -1, NULL },
+	{ "console", 3, make_console, 1, 8, 0, { 0 }, -1, NULL }, // nobody listens to the port
+	{ "balloon", 5, make_balloon, 1, 4, 0, { 0 }, -1, NULL }, // takes page 0 out of it
+	{ "balloon with all", 5, make_balloon_full, 1, 4, 0, { 0 }, -1, NULL },
+	{ "pmem", 27, make_pmem, 0, 4, 4, { 0 }, -1, NULL }, // VIRTIO_PMEM_REQ_TYPE_FLUSH is 0
 };
 const unsigned t_n_devices = MV_ARRAY_LEN(t_devices);
 
