@@ -121,10 +121,8 @@ static void check(struct vm *vm)
 		end(vm, VM_EXIT_TTL);
 		return;
 	}
-	uint64_t active_ns = vm->life.active_ns; // this call is none of its activity
 	vm->life.asking = !vm_call(vm, MSG_ACTIVITY, NULL, NULL, NULL, 0, ASK_TIMEOUT_MS, "activity",
 				   on_activity, NULL, &err);
-	vm->life.active_ns = active_ns;
 	if (!vm->life.asking) // too many requests wait for it
 		lifetime_touch(vm);
 	plan(vm);

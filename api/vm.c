@@ -189,8 +189,10 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 	    unsigned n_fds, uint64_t timeout_ms, const char *what, vm_done_fn *done, void *arg,
 	    struct api_err *err)
 {
+	// One that was never loaded can't have ended by itself.
+	enum api_code gone = vm->state ? API_VM_GONE : API_VM_CRASHED;
 	if (vm->socket < 0 || vm->kill_sent)
-		return api_fail(err, API_VM_GONE, "VM %s has ended", vm->cfg.name);
+		return api_fail(err, gone, "VM %s has ended", vm->cfg.name);
 	if (vm->n_calls >= MAX_CALLS)
 		return api_fail(err, API_LIMIT_REACHED,
 				"VM %s: %u requests wait for it already; try again later", vm->cfg.name,
@@ -212,11 +214,12 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 		if (r == -ENOMEM)
 			return api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
 		if (r == -EPIPE)
-			return api_fail(err, API_VM_GONE, "VM %s has ended", vm->cfg.name);
+			return api_fail(err, gone, "VM %s has ended", vm->cfg.name);
 		return api_fail(err, API_VM_FAILED, "VM %s takes no message (%s)", vm->cfg.name,
 				strerror(-r));
 	}
-	lifetime_touch(vm);
+	if (type != MSG_ACTIVITY && type != MSG_DEVICES && type != MSG_BALLOON_STATS)
+		lifetime_touch(vm); // looking keeps nobody alive
 	LIST_INSERT_HEAD(&vm->calls, c, of_vm);
 	LIST_INSERT_HEAD(&vm->srv->calls, c, of_server);
 	vm->n_calls++;

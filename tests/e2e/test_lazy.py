@@ -54,9 +54,12 @@ def clone(d, *names):
 
 def pager_pid(d):
     for pid in d.vm_processes():
-        with open(f"/proc/{pid}/comm", encoding="ascii") as f:
-            if f.read().strip() == "thaw-pager":
-                return int(pid)
+        try:
+            with open(f"/proc/{pid}/comm", encoding="ascii") as f:
+                if f.read().strip() == "thaw-pager":
+                    return int(pid)
+        except FileNotFoundError:  # it has just ended
+            pass
     return None
 
 
