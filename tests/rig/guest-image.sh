@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds the initramfs of the rig's Linux guest: guest-image.sh SERIES AGENT OUT [PROGRAM...], where
 # SERIES is 6.1 or 6.12 (see rig-kernel.sh), AGENT the built agent.c; PROGRAMs, static ones, go to /bin.
+# MODULES, in the environment: loaded at the start besides those that every guest has.
 set -e
 . "$(dirname "$0")/rig-common.sh"
 series=${1:?series} agent=${2:?agent} out=${3:?file}
@@ -23,7 +24,9 @@ for p; do install -m 755 "$p" "$t/bin/"; done
 cp "$RIG_LIB/guest-init" "$t/init"
 printf '#!/bin/sh\nexec /bin/poweroff -f\n' >"$t/etc/acpi/PWRF/00000080"
 chmod 755 "$t/init" "$t/bin/agent" "$t/bin/busybox" "$t/etc/acpi/PWRF/00000080"
+# shellcheck disable=SC2086 # a list
 rig_modules "$k" "$t/lib/modules/$v" virtio_ring virtio virtio_mmio virtio_blk virtio_net \
-	virtio-rng vmw_vsock_virtio_transport virtio_balloon virtio_console nd_pmem virtio_pmem ext4 evdev button
+	virtio-rng vmw_vsock_virtio_transport evdev button ${MODULES:-}
+echo "${MODULES:-}" >"$t/etc/modules"
 "$busybox" depmod -b "$t" "$v"
 rig_cpio "$t" >"$out"

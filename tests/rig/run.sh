@@ -72,6 +72,8 @@ for s in $series; do
 	mkdir -p "$job/$s"
 	cp "$k/vmlinux" "$k/vmlinuz" "$job/$s/"
 	"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd" "${guest_progs[@]}" || exit 125
+	MODULES="virtio_balloon virtio_console nd_pmem virtio_pmem ext4" \
+		"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd-devices" || exit 125
 	for kind in $kinds; do
 		for c in $vcpus; do
 			# Quick: the diagonal in one series, the other one in the next.
