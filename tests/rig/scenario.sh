@@ -18,7 +18,7 @@ export PATH=$PWD/bin:$PATH
 # passt becomes nobody.
 grep -qs ^nobody: /etc/passwd || echo 'nobody:x:65534:65534::/:/bin/false' >>/etc/passwd
 LIMITED=vmlinux1 # the round of each series in which limits are tried
-DEVICES=bzImage1 # and that of balloon, ports and pmem
+DEVICES=vmlinux2 # and that of balloon, ports and pmem
 STORED=20     # MiB: the most that the compressed memory of the 128 MiB guest takes
 NONCE=nonce-$$-7f3a
 # shellcheck source=tests/rig/l1-lib.sh
