@@ -18,7 +18,9 @@
 
 enum { QUEUE_SIZE = 256, PACKETS_PER_KICK = 128 };
 
-#define SETTLE_NS (2ull * 1000 * 1000 * 1000) // a guest whose memory comes page by page is slow
+#define SECOND_NS (1000ull * 1000 * 1000)
+#define NO_BUFFER_NS (2 * SECOND_NS) // for a driver that does without events
+#define HANDLE_NS (30 * SECOND_NS)   // a guest of many streams, on a busy host, takes its time
 enum { EVENT_TRANSPORT_RESET = 0 };
 
 #define F_STREAM (1ULL << 0) // section 5.10.3
@@ -174,7 +176,7 @@ static void run_event(struct vio_vsock *v)
 			v->event_index = vq_notify_next(&d->s.queue[VSOCK_EVENT]);
 			v->transport_changed = false;
 			v->settling = true;
-			mv_timer_arm(&v->settle_timer, SETTLE_NS);
+			mv_timer_arm(&v->settle_timer, HANDLE_NS);
 		} else if (!vio_rearm(d, VSOCK_EVENT)) {
 			break; // the kick for the next buffer brings us back
 		}
@@ -208,7 +210,7 @@ static void vsock_restored(struct vio_dev *d)
 	v->transport_changed = d->s.status & VIO_DRIVER_OK;
 	if (v->transport_changed) {
 		mv_watch_mod(&v->listen_watch, 0);
-		mv_timer_arm(&v->settle_timer, SETTLE_NS);
+		mv_timer_arm(&v->settle_timer, NO_BUFFER_NS);
 	}
 }
 

@@ -81,7 +81,7 @@ struct vio_vsock {
 	bool accept_paused; // out of descriptors; goes on when a stream ends
 	// After a restore the guest ends all its streams when it handles TRANSPORT_RESET, new ones
 	// too. So host programs wait in listen_fd's queue until it has given the event's buffer
-	// back (its queue's index moved on from event_index), or for SETTLE_NS.
+	// back (its queue's index moved on from event_index); at most 30 s, or 2 s for a buffer to put it in.
 	bool transport_changed; // TRANSPORT_RESET not yet delivered
 	bool settling;          // delivered, not yet seen to be handled
 	uint16_t event_index;
