@@ -387,7 +387,7 @@ def with_snapshot(name="s"):
     d = daemon()
     if d.get(f"/v1/snapshots/{name}").status != 200:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert d.post("/v1/snapshots", {"name": name, "vm": "src"}).status == 201
         d.delete("/v1/vms/src")
     return d

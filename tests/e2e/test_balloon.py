@@ -21,7 +21,7 @@ def private_mib(d, vm):
 
 def boot(d, name="vm", **more):
     d.create(name, memory_mib=64, balloon=BALLOON, **more)
-    d.expect(name, "READY")
+    d.expect(name, "READY\n")
     assert d.say(name, f"fill 0 {PAGES} 5") == f"OK {PAGES}"
 
 
@@ -154,7 +154,7 @@ def test_target_and_statistics():
     need_kvm()
     with Daemon() as d:
         d.create("vm", memory_mib=64, balloon={"target_mib": 3, "stats_interval_s": 1})
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         assert d.vm("vm")["config"]["balloon"] == {"target_mib": 3, "stats_interval_s": 1, "deflate_on_oom": False,
                                                   "free_page_reporting": False}
         assert d.say("vm", "balloon target") == "OK 768"

@@ -24,7 +24,7 @@ def connect(path):
 
 def boot(d, name="vm", **more):
     d.create(name, **{"consoles": PORTS, **more})
-    d.expect(name, "READY")
+    d.expect(name, "READY\n")
 
 
 def check(d, vm, port=0):

@@ -75,7 +75,7 @@ def hash_of_file(b):
 def snapshot(d, name="snap"):
     if d.get("/v1/vms/src").status != 200:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
     assert d.post("/v1/snapshots", {"name": name, "vm": "src"}).status == 201
 
 
@@ -155,7 +155,7 @@ def test_masks():
             assert r["error"]["code"] == "cpu_incompatible", r
             raise Skip("here guests see the bare CPU, whatever they are told")
         assert r["config"]["cpu"] == {"template": "x86-64-v2", "disable": ["popcnt"]}, r
-        d.expect("m", "READY")
+        d.expect("m", "READY\n")
         assert d.post("/v1/snapshots", {"name": "s", "vm": "m"}).status == 201
         features = d.get("/v1/snapshots/s").json["cpu"]["features"]
         assert "sse4_2" in features and not {"popcnt", "avx", "xsave", "aes"} & set(features), features

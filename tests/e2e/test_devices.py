@@ -37,7 +37,7 @@ def test_kicks_take_no_exit_and_interrupts_are_as_asked_for():
     need_kvm()
     with Daemon() as d:
         d.create("vm")
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         assert devices(d)["devices"][0]["status"] == []
         d.say("vm", "rand 1")  # sets the device up
         for n in (1, 100, 3000):
@@ -57,7 +57,7 @@ def test_over_the_wrap_of_the_indexes():
     need_kvm()
     with Daemon() as d:
         d.create("vm")
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         d.say("vm", "rand 1")
         for _ in range(5):  # 2^16 requests and more
             g = events(d, "vm", "batch", 16000, True)
@@ -70,7 +70,7 @@ def test_in_clones_and_after_a_pause():
     need_kvm()
     with Daemon() as d:
         d.create("vm")
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         events(d, "vm", "each", 10, True)
         d.post("/v1/vms/vm/pause")
         v = devices(d)
@@ -95,7 +95,7 @@ def test_a_queue_with_a_thread_of_its_own():
         with open(disk, "wb") as f:
             f.truncate(1 << 20)
         d.create("vm", drives=[{"id": "root", "path": disk, "queues": 2}], vcpus=2)
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         d.say("vm", "blk r 0")
         assert d.say("vm", "blk q 1").startswith("OK"), "the second queue"
         before = devices(d)
@@ -121,7 +121,7 @@ def test_what_is_shown():
         with open(disk, "wb") as f:
             f.truncate(1 << 20)
         d.create("vm", drives=[{"id": "root", "path": disk, "read_only": True}], vsock={"cid": 3}, vcpus=2)
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         d.say("vm", "blk r 0")
         v = devices(d)
         assert [(x["slot"], x["type"], x["device_id"]) for x in v["devices"]] == \

@@ -63,7 +63,7 @@ def test_clones_write_the_same_sector():
         before = digest(base)
         v = d.create("src", drives=[drive(base, layer="ephemeral")])
         assert v["config"]["drives"][0]["layer"] == "ephemeral", v
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert d.say("src", "blk r 8") == "OK base-8"
         assert d.say("src", "blk w 8 from-src") == "OK"
         assert d.say("src", "blk f") == "OK"
@@ -111,7 +111,7 @@ def test_a_hundred_clones_without_overrides():
     need_kvm()
     with Daemon() as d:
         d.create("src", memory_mib=8, drives=[drive(make_base(d), layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         snapshot(d, "src", "snap")
         fds = d.open_fds()
         r = thaw(d, "clone", "snap", "--count", "100")
@@ -136,7 +136,7 @@ def test_kept_layer_outlives_a_kill():
 
         def start(name):
             d.create(name, drives=[drive(base, layer="kept", layer_path=kept)])
-            d.expect(name, "READY")
+            d.expect(name, "READY\n")
 
         def kill(name):
             pid = d.vm(name)["pid"]
@@ -175,7 +175,7 @@ def test_kept_layer_outlives_a_kill():
         assert d.say(n, "blk w 9 third") == "OK" and d.say(n, "blk f") == "OK"
         kill(n)
         d.create("f", drives=[drive(base, layer="kept", layer_path=mine)])
-        d.expect("f", "READY")
+        d.expect("f", "READY\n")
         assert d.say("f", "blk r 8") == "OK flushed" and d.say("f", "blk r 9") == "OK third"
         assert digest(base) == before
 
@@ -221,7 +221,7 @@ def test_what_was_flushed_survives_a_kill():
             expected = {8: "base-8"}
             for turn in range(4):
                 d.create("a", drives=[drive(disk, **more)])
-                d.expect("a", "READY")
+                d.expect("a", "READY\n")
                 for sector, text in expected.items():
                     assert d.say("a", f"blk r {sector}") == f"OK {text}"
                 for sector in (8, 100 + turn, 5000):
@@ -244,7 +244,7 @@ def test_zeros_hide_what_is_below():
         base = make_base(d)
         before = digest(base)
         d.create("src", drives=[drive(base, layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert d.say("src", "blk d 8 1") == "OK" and d.say("src", "blk z 1000 8") == "OK"
         assert d.say("src", "blk r 8") == "OK " and d.say("src", "blk r 9") == "OK base-9"
         snapshot(d, "src", "snap")
@@ -267,7 +267,7 @@ def test_two_queues():
     with Daemon() as d:
         disks = [writable_disk(d, f"disk{i}.img") for i in range(3)]
         d.create("src", vcpus=2, drives=[drive(disks[0], queues=2)])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert queue_threads(d, "src") == 1
         for q in (1, 0, 1):
             assert d.say("src", f"blk q {q}") == "OK"
@@ -291,7 +291,7 @@ def test_two_queues():
         assert d.say("src", "blk r 21") == "OK from-1" and d.say("src", "blk r 20") == "OK from-0"
         # With layers, too, all by one thread.
         d.create("layered", vcpus=2, drives=[drive(make_base(d), queues=2, layer="ephemeral")])
-        d.expect("layered", "READY")
+        d.expect("layered", "READY\n")
         assert queue_threads(d, "layered") == 0
         for q in (0, 1):
             assert d.say("layered", "blk r 8") == "OK base-8"
@@ -307,7 +307,7 @@ def test_rate_limit():
         limit = {"ops": {"size": 4, "refill_time_ms": 1000}}
         v = d.create("src", drives=[drive(make_base(d), layer="ephemeral", rate_limit=limit)])
         assert v["config"]["drives"][0]["rate_limit"] == limit, v
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         start = time.monotonic()
         for i in range(8):
             assert d.say("src", f"blk w {i} {i}") == "OK"
@@ -333,7 +333,7 @@ def test_another_size_and_rate():
     with Daemon() as d:
         disk = writable_disk(d)
         d.create("src", drives=[drive(disk), {"id": "two", "path": make_base(d), "layer": "ephemeral"}])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         assert d.say("src", "blk c") == f"OK {4 * MIB // 512}"
 
         def patch(body, which="root", vm="src"):
@@ -393,7 +393,7 @@ def test_overrides():
     with Daemon() as d:
         base = make_base(d)
         d.create("src", drives=[drive(base, layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "blk w 8 mine")
         snapshot(d, "src", "snap")
         moved = os.path.join(d.folder, "moved.img")
@@ -447,7 +447,7 @@ def test_snapshots_until_there_are_too_many_layers():
     need_kvm()
     with Daemon() as d:
         d.create("src", memory_mib=8, drives=[drive(make_base(d), layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         for i in range(15):
             assert d.say("src", f"blk w {i} layer-{i}") == "OK"
             snapshot(d, "src", f"s{i}")
@@ -465,7 +465,7 @@ def test_snapshots_that_fail_lose_nothing():
     need_kvm()
     with Daemon() as d:
         d.create("src", memory_mib=64, drives=[drive(make_base(d, mib=8), layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         pid = d.vm("src")["pid"]
         assert d.say("src", "blk w 8 first") == "OK"
         # No file may be that large: first the memory file can't be made, when the layers are
@@ -490,7 +490,7 @@ def test_damaged_layers():
     need_kvm()
     with Daemon() as d:
         d.create("src", drives=[drive(make_base(d), layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "blk w 8 mine")
         snapshot(d, "src", "snap")
         layer = os.path.join(d.state_dir, "snapshots/snap/layer-0.0")
@@ -516,7 +516,7 @@ def test_killed_daemon_leaves_nothing_for_the_next():
     need_kvm()
     with Daemon() as d:
         d.create("src", drives=[drive(make_base(d), layer="ephemeral")])
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         pid = d.vm("src")["pid"]
         assert len(layers_left(d)) == 1
         d.stop(signal.SIGKILL)

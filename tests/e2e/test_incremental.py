@@ -39,7 +39,7 @@ def total(d, vm):
 def source(d, name="base", fmt="raw", **more):
     """A snapshot of a VM whose first 500 pages hold something; the guest's sum."""
     d.create("src", memory_mib=64, **more)
-    d.expect("src", "READY")
+    d.expect("src", "READY\n")
     assert d.say("src", "fill 0 500 7") == "OK 500"
     d.say("src", f"store {name}")
     s = total(d, "src")
@@ -233,7 +233,7 @@ def test_pools_and_forks():
         r = d.post("/v1/snapshots", {"name": "x", "vm": "f", "incremental": True})
         assert (r.status, r.code) == (409, "wrong_state"), r
         d.create("t", memory_mib=32, track_dirty=True)
-        d.expect("t", "READY")
+        d.expect("t", "READY\n")
         take(d, "t", "t0")
         assert d.post("/v1/vms/t/clone", {"clones": [{"name": "tf"}]}).status == 201
         d.expect("tf", "RESTORED\n")
@@ -269,7 +269,7 @@ def test_what_has_no_base():
     need_kvm()
     with Daemon() as d:
         d.create("vm")
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         r = d.post("/v1/snapshots", {"name": "x", "vm": "vm", "incremental": True})
         assert (r.status, r.code) == (409, "wrong_state") and "track_dirty" in r.message, r
         take(d, "vm", "base")
@@ -312,7 +312,7 @@ def test_a_vm_that_tracks_what_it_writes():
     need_userfaultfd()
     with FaultyDaemon() as d:
         d.create("vm", memory_mib=64, track_dirty=True)
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         r = d.post("/v1/snapshots", {"name": "x", "vm": "vm", "incremental": True})
         assert (r.status, r.code) == (409, "wrong_state") and "full one first" in r.message, r
         d.say("vm", "fill 0 500 7")

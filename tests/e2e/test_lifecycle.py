@@ -88,7 +88,7 @@ def test_pause_and_resume():
     need_kvm()
     with Daemon() as d:
         d.create("a")
-        d.expect("a", "READY")
+        d.expect("a", "READY\n")
         assert counter_moves(d, "a")
         assert d.post("/v1/vms/a/pause").json["state"] == "paused"
         assert not counter_moves(d, "a")
@@ -100,7 +100,7 @@ def test_snapshot_and_clones():
     need_kvm()
     with Daemon() as d:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "store nonce-1234")
         r = d.post("/v1/snapshots", {"name": "snap", "vm": "src"})
         assert r.status == 201 and r.json["pause_us"] >= 0 and r.json["vm"] == "src", r
@@ -137,7 +137,7 @@ def test_paused_vm_stays_paused_over_a_snapshot():
     need_kvm()
     with Daemon() as d:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.post("/v1/vms/src/pause")
         assert d.post("/v1/snapshots", {"name": "s", "vm": "src"}).status == 201
         assert d.vm("src")["state"] == "paused"
@@ -157,7 +157,7 @@ def test_many_clones_in_one_call():
     need_kvm()
     with Daemon() as d:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.post("/v1/snapshots", {"name": "s", "vm": "src"})
         r = d.post("/v1/snapshots/s/clone", {"count": 50})
         assert r.status == 201 and len({c["id"] for c in r.json["clones"]}) == 50, r
@@ -178,7 +178,7 @@ def test_clone_overrides():
             with open(p, "wb") as f:
                 f.truncate(1 << 20)
         d.create("src", drives=[{"id": "d", "path": disks[0]}], vsock={"cid": 5})
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.post("/v1/snapshots", {"name": "s", "vm": "src"})
         r = d.post("/v1/snapshots/s/clone")  # the source has the disk
         assert (r.status, r.code) == (409, "in_use"), r
@@ -213,7 +213,7 @@ def test_clone_to_other_taps():
     try:
         with Daemon() as d:
             d.create("src", nets=[{"id": "n", "tap": taps[0]}])
-            d.expect("src", "READY")
+            d.expect("src", "READY\n")
             mac = d.vm("src")["config"]["nets"][0]["mac"]
             d.post("/v1/snapshots", {"name": "s", "vm": "src"})
             r = d.post("/v1/snapshots/s/clone")
@@ -247,7 +247,7 @@ def test_ends_of_a_guest():
     with Daemon() as d:
         for line, reason in (("exit", "shutdown"), ("reset", "reset"), ("triple", "triple-fault")):
             d.create("g")
-            d.expect("g", "READY")
+            d.expect("g", "READY\n")
             d.say("g", "echo last words")
             d.put("/v1/vms/g/console", line + "\n")
             v = d.wait_state("g", "exited")
@@ -263,11 +263,11 @@ def test_stop():
     need_kvm()
     with Daemon() as d:
         d.create("a")
-        d.expect("a", "READY")
+        d.expect("a", "READY\n")
         r = d.post("/v1/vms/a/stop", {"mode": "kill"})
         assert r.status == 200 and r.json["state"] == "exited" and r.json["exit"]["reason"] == "killed", r
         d.create("b")
-        d.expect("b", "READY")
+        d.expect("b", "READY\n")
         r = d.post("/v1/vms/b/stop", {"mode": "ctrl-alt-del"})  # the tiny guest has no keyboard driver
         assert (r.status, r.code) == (409, "wrong_state") and "power-button" in r.message, r
         r = d.post("/v1/vms/b/stop", {"wait_ms": 5000})
@@ -279,7 +279,7 @@ def test_crash_of_one_leaves_the_others():
     need_kvm()
     with Daemon() as d:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.post("/v1/snapshots", {"name": "s", "vm": "src"})
         clones = d.post("/v1/snapshots/s/clone", {"count": 3}).json["clones"]
         victim = clones[1]["name"]
@@ -320,7 +320,7 @@ def test_daemon_restart_and_restore_by_name():
     need_kvm()
     with Daemon() as d:
         pid = d.create("src")["pid"]
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "store kept")
         assert d.post("/v1/snapshots", {"name": "s", "vm": "src"}).status == 201
         assert d.stop() == 0
@@ -453,7 +453,7 @@ def test_client_terminal():
     need_kvm()
     with Daemon() as d:
         d.create("a")
-        d.expect("a", "READY")
+        d.expect("a", "READY\n")
         pid, fd = pty.fork()
         if not pid:
             os.execve(os.path.join(BIN, "thaw"), ["thaw", "--socket", d.socket, "console", "a"], dict(os.environ))

@@ -52,7 +52,7 @@ def test_a_thousand_restores_leave_the_snapshot_as_it_was():
     need_kvm()
     with Daemon() as d:
         d.create("src")
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "store thousand")
         d.say("src", "touch 500 w 3")
         total = d.say("src", "sum 0 500")
@@ -87,7 +87,7 @@ def test_four_vcpus_restored_many_times():
     need_kvm()
     with Daemon() as d:
         d.create("src", vcpus=4)
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "store four")
         snapshot_with_pending_timer(d, "src", "snap")
         for _ in range(10):
@@ -105,7 +105,7 @@ def test_a_clone_owns_only_what_it_writes():
     need_kvm()
     with Daemon() as d:
         d.create("src", memory_mib=128)
-        d.expect("src", "READY")
+        d.expect("src", "READY\n")
         d.say("src", "touch 4000 w 7")  # data that clones share: 16 MiB
         assert d.post("/v1/snapshots", {"name": "snap", "vm": "src"}).status == 201
         assert d.post("/v1/snapshots/snap/clone", {"count": 2}).status == 201

@@ -21,7 +21,7 @@ def read(d, name):
 
 def boot(d, name="vm", **more):
     d.create(name, vsock=VSOCK, **more)
-    d.expect(name, "READY")
+    d.expect(name, "READY\n")
 
 
 def clone(d, path, body):
@@ -137,7 +137,7 @@ def test_command_line():
             f.write('{ "from": "a file" }\n')
         args = ["--kernel", GUEST, "--memory", "32", "--discovery", "cmdline", "--vsock", "cid=3"]
         assert thaw(d, "create", "a", *args, "--metadata", path, "--start").returncode == 0
-        d.expect("a", "READY")
+        d.expect("a", "READY\n")
         assert read(d, "a") == {"from": "a file"}
         assert json.loads(thaw(d, "metadata", "a").stdout) == {"from": "a file"}
         with open(path, "w", encoding="ascii") as f:

@@ -29,7 +29,7 @@ def word(path, i):
 
 def boot(d, pmems, name="vm"):
     d.create(name, pmems=pmems)
-    d.expect(name, "READY")
+    d.expect(name, "READY\n")
 
 
 LAST = 4 * MIB // 8 - 1

@@ -18,7 +18,7 @@ SHIM = os.path.join(B, "tests/faults/shim.so")
 
 def source(d, pages=0, name="src", **more):
     d.create(name, **more)
-    d.expect(name, "READY")
+    d.expect(name, "READY\n")
     d.say(name, "store nonce")
     if pages:
         d.say(name, f"touch {pages} w 3")

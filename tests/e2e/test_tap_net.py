@@ -63,7 +63,7 @@ def test_mtu():
         d.create("vm1", nets=[{"id": "n", "tap": "t1"}])
         assert "mtu" not in net(d, "vm1"), net(d, "vm1")
         for name, tap in (("vm", "t0"), ("vm1", "t1")):
-            d.expect(name, "READY")
+            d.expect(name, "READY\n")
             assert answers(d, name, tap)
         for nic, why in (({"tap": "t", "mtu": 67}, "mtu"), ({"tap": "t", "queues": 9}, "queues"),
                          ({"user": {}, "queues": 2}, "with a tap only"), ({"user": {}, "mtu": 1400}, "1500"),
@@ -81,7 +81,7 @@ def test_queues():
         assert r.status in (400, 422), r
         two = [{"id": "n", "tap": "m0", "queues": 2}]
         d.create("vm", nets=two)
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         assert answers(d, "vm", "m0")
         # The kernel lets anybody have more queues of such a tap; another VM must not.
         for queues in (1, 2, 4):
@@ -108,7 +108,7 @@ def test_queues():
         r = d.post("/v1/snapshots/s/clone", {"clones": [{"nets": [{"id": "n", "tap": "t0"}]}]})
         assert (r.status, r.code) == (422, "tap_invalid"), r
         d.create("one", nets=[{"id": "n", "tap": "m1"}])
-        d.expect("one", "READY")
+        d.expect("one", "READY\n")
         assert answers(d, "one", "m1")
 
 
@@ -118,7 +118,7 @@ def test_link_and_limits():
             add_tap(tap)
         limit = {"bandwidth": {"size": 1 << 20, "refill_time_ms": 100}}
         d.create("vm", nets=[{"id": "n", "tap": "t0", "tx_rate_limit": limit}])
-        d.expect("vm", "READY")
+        d.expect("vm", "READY\n")
         assert net(d)["tx_rate_limit"] == limit and "rx_rate_limit" not in net(d), net(d)
         assert answers(d, "vm", "t0") and d.say("vm", "net link") == "OK up"
         r = patch(d, {"link_up": False, "rx_rate_limit": {"ops": {"size": 1000, "refill_time_ms": 1000}}})

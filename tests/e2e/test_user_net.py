@@ -80,7 +80,7 @@ def start_time(pid):
 
 def boot(d, name="vm", **more):
     v = d.create(name, **more)
-    d.expect(name, "READY")
+    d.expect(name, "READY\n")
     return v
 
 
@@ -379,7 +379,7 @@ def test_command_line():
                  f"id=eth0,user,loopback,forward={port}:80,forward=127.0.0.2:{port2}:81/udp", "--start")
         assert r.returncode == 0, r
         assert "eth0 user" in thaw(d, "show", "a").stdout
-        d.expect("a", "READY")
+        d.expect("a", "READY\n")
         assert d.say("a", f"net arp {GATEWAY}") == f"OK {GATEWAY_MAC}"
         assert d.vm("a")["config"]["nets"][0]["user"]["forward"] == [
             {"host_port": port, "guest_port": 80, "protocol": "tcp"},

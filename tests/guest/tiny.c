@@ -825,11 +825,11 @@ static bool read_line(char *line)
 void guest_main(u64 info, u32 kind)
 {
 	static char line[LINE_MAX + 1];
+	interrupts_init(); // before READY: who has seen it may take a snapshot, and its clones say RESTORED
 	put("READY\n");
 	read_boot_info(info, kind);
 	if (!cmdline_number("thaw.genid=", &genid_addr) || genid_addr >= MMIO_HOLE)
 		genid_addr = 0;
-	interrupts_init();
 	out8(UART_MCR, 0x0b); // DTR, RTS, OUT2: lets the interrupt out
 	out8(UART_IER, 0x01); // received data
 	for (;;) {
