@@ -33,7 +33,8 @@ int main(int argc, char **argv)
 		      { "freeze", bench_freeze }, { "live", bench_live },
 		      { "lazy", bench_lazy },     { "rest", bench_rest },
 		      { "pool", bench_pool },     { "working-set", bench_working_set },
-		      { "net", bench_net },       { "blk", bench_blk } };
+		      { "net", bench_net },       { "blk", bench_blk },
+		      { "idle", bench_idle } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	const char *only = NULL;
@@ -62,7 +63,7 @@ int main(int argc, char **argv)
 	snprintf(env.vmm, sizeof env.vmm, "%s/thaw-vmm", env.bin);
 	mkdir(env.out, 0755);
 	for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-		if (only && strcmp(only, parts[i].name))
+		if (only ? strcmp(only, parts[i].name) : parts[i].run == bench_idle) // a part of pool
 			continue;
 		int r = parts[i].run(&env, &res);
 		if (r) {

@@ -17,6 +17,7 @@
 enum {
 	THOUSAND = 1000,
 	WAIT_STEPS = 20000, // of 1 ms: the bound of every wait
+	IDLE = 100,
 	POOL = 16,
 };
 
@@ -234,7 +235,7 @@ static double mem_available(void)
 }
 
 // The last clone's first I/O, in microseconds since sent.
-static int last_first_io(struct daemon *d, uint64_t sent, double *ret_us)
+static int last_first_io(struct daemon *d, unsigned n, uint64_t sent, double *ret_us)
 {
 	int r = 0;
 	for (int i = 0; !r && i < WAIT_STEPS / 10; i++) {
@@ -252,35 +253,37 @@ static int last_first_io(struct daemon *d, uint64_t sent, double *ret_us)
 			*ret_us = us > *ret_us ? us : *ret_us;
 		}
 		js_free(v);
-		if (r || there == THOUSAND)
+		if (r || there == n)
 			return r;
 		daemon_pause_ms(10);
 	}
 	return r ? r : -ETIMEDOUT;
 }
 
-static int end_burst(struct daemon *d)
+static int end_burst(struct daemon *d, unsigned n)
 {
 	char path[64];
 	int r = 0;
-	for (int k = 1; !r && k <= THOUSAND; k++) {
-		snprintf(path, sizeof path, "/v1/vms/burst-%d/stop", k);
+	for (unsigned k = 1; !r && k <= n; k++) {
+		snprintf(path, sizeof path, "/v1/vms/burst-%u/stop", k);
 		r = daemon_act(d, "POST", path, "{\"mode\":\"kill\"}");
 	}
-	for (int k = 1; !r && k <= THOUSAND; k++) {
-		snprintf(path, sizeof path, "/v1/vms/burst-%d", k);
+	for (unsigned k = 1; !r && k <= n; k++) {
+		snprintf(path, sizeof path, "/v1/vms/burst-%u", k);
 		r = daemon_act(d, "DELETE", path, NULL);
 	}
 	return r;
 }
 
-static int burst(struct daemon *d, struct bench_series *s)
+static int burst(struct daemon *d, unsigned n, struct bench_series *s)
 {
+	char body[60];
+	snprintf(body, sizeof body, "{\"count\":%u,\"name_prefix\":\"burst\"}", n);
 	uint64_t sent = mv_now_ns();
 	double us;
-	int r = daemon_act(d, "POST", clone_path, "{\"count\":1000,\"name_prefix\":\"burst\"}");
-	r = r ? r : last_first_io(d, sent, &us);
-	if (!r)
+	int r = daemon_act(d, "POST", clone_path, body);
+	r = r ? r : last_first_io(d, n, sent, &us);
+	if (!r && s)
 		bench_add(s, us);
 	return r;
 }
@@ -298,49 +301,51 @@ static double memory_back(double before)
 }
 
 // Processes with nothing but one restored VM each: what no monitor can save.
-static int idle_floor(struct bench_floor *floor, double at_start, double *ret_bytes)
+static int idle_floor(struct bench_floor *floor, unsigned n, double at_start, double *ret_bytes)
 {
 	static pid_t pids[THOUSAND];
 	double before = memory_back(at_start);
-	int r = bench_floor_hold(floor, THOUSAND, pids);
+	int r = bench_floor_hold(floor, n, pids);
 	if (r)
 		return r;
 	daemon_pause_ms(1000);
-	*ret_bytes = (before - mem_available()) / THOUSAND;
-	bench_floor_release(pids, THOUSAND);
+	*ret_bytes = (before - mem_available()) / n;
+	bench_floor_release(pids, n);
 	return 0;
 }
 
-static int idle_clones(struct daemon *d, double at_start, struct bench_series *cold, double *ret_bytes)
+static int idle_clones(struct daemon *d, unsigned n, double at_start, struct bench_series *cold,
+		       double *ret_bytes)
 {
 	double before = memory_back(at_start);
-	int r = burst(d, cold);
+	int r = burst(d, n, cold);
 	daemon_pause_ms(1000); // let the last ones become idle
-	*ret_bytes = (before - mem_available()) / THOUSAND;
+	*ret_bytes = (before - mem_available()) / n;
 	return r;
 }
 
-// In turns; leaves the last clones running.
-static int idle_memory(const struct bench_env *env, struct daemon *d, struct bench_results *res)
+// N clones and N bare VMs in turns; leaves the last clones running.
+static int idle_memory(const struct bench_env *env, struct daemon *d, unsigned n, struct bench_series *cold,
+		       struct bench_results *res)
 {
 	const int rounds = env->quick ? 1 : 3;
-	struct bench_series *cold = bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":0}",
-						   "one request to the last of 1,000 first I/Os");
-	struct bench_series *all = bench_series(res, "idle_clone_all_in", "bytes",
-						"MemAvailable difference / 1,000 idle clones of 128 MiB");
-	struct bench_series *bare = bench_series(
-		res, "idle_vm_floor", "bytes", "the same of processes with nothing but one restored KVM VM");
+	const char *label = n == THOUSAND ? "{\"clones\":1000}" : "{\"clones\":100}";
+	struct bench_series *all = bench_labelled(res, "idle_clone_all_in", "bytes", label,
+						  "MemAvailable difference / idle clones of 128 MiB");
+	struct bench_series *bare =
+		bench_labelled(res, "idle_vm_floor", "bytes", label,
+			       "the same of processes with nothing but one restored KVM VM");
 	struct bench_series *over =
-		bench_series(res, "idle_clone_over_floor", "bytes", "what thaw adds, pairwise");
+		bench_labelled(res, "idle_clone_over_floor", "bytes", label, "what thaw adds, pairwise");
 	struct bench_floor *floor = NULL;
 	double vm = 0, clone = 0;
 	int r = bench_floor_prepare(env->guest, env->out, &floor);
 	daemon_pause_ms(1500); // the ends of what ran before
 	double at_start = mem_available();
 	for (int i = 0; !r && i < rounds; i++) {
-		r = i ? end_burst(d) : 0;
-		r = r ? r : idle_floor(floor, at_start, &vm);
-		r = r ? r : idle_clones(d, at_start, cold, &clone);
+		r = i ? end_burst(d, n) : 0;
+		r = r ? r : idle_floor(floor, n, at_start, &vm);
+		r = r ? r : idle_clones(d, n, at_start, cold, &clone);
 		if (r)
 			break;
 		bench_add(all, clone);
@@ -355,17 +360,19 @@ static int thousand(const struct bench_env *env, struct daemon *d, struct bench_
 {
 	struct bench_series *among = bench_series(res, "clone_prepared_total_at_1000", "us",
 						  "clone_prepared_total with 1,000 VMs running");
+	struct bench_series *cold = bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":0}",
+						   "one request to the last of 1,000 first I/Os");
 	struct bench_series *pooled =
 		bench_labelled(res, "clone_burst_1000", "us", "{\"pool\":1000}", "the same, all of a pool");
 	int r = daemon_act(d, "DELETE", prepare_path, NULL);
-	r = r ? r : idle_memory(env, d, res);
+	r = r ? r : idle_memory(env, d, THOUSAND, cold, res);
 	r = r ? r : fill_pool(d, POOL);
 	r = r ? r : claims(d, env->samples, among, NULL);
-	r = r ? r : end_burst(d);
+	r = r ? r : end_burst(d, THOUSAND);
 	r = r ? r : fill_pool(d, THOUSAND);
-	r = r ? r : burst(d, pooled);
+	r = r ? r : burst(d, THOUSAND, pooled);
 	r = r ? r : daemon_act(d, "DELETE", prepare_path, NULL);
-	return r ? r : end_burst(d);
+	return r ? r : end_burst(d, THOUSAND);
 }
 
 static int forks(const struct bench_env *env, struct daemon *d, struct bench_results *res)
@@ -408,6 +415,18 @@ int bench_pool(const struct bench_env *env, struct bench_results *res)
 	r = r ? r : in_a_row(env, &d, res);
 	r = r ? r : thousand(env, &d, res);
 	r = r ? r : forks(env, &d, res);
+	daemon_stop(&d);
+	return r;
+}
+
+// Where a thousand would be too many: only what an idle clone costs.
+int bench_idle(const struct bench_env *env, struct bench_results *res)
+{
+	struct daemon d = { 0 };
+	int r = daemon_start(env, &d);
+	r = r ? r : make_snapshot(env, &d);
+	r = r ? r : idle_memory(env, &d, IDLE, NULL, res);
+	r = r ? r : end_burst(&d, IDLE);
 	daemon_stop(&d);
 	return r;
 }
