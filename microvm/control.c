@@ -246,7 +246,9 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	if (c->vm->shell) {
 		// Clock and TSC go on by themselves from here, so the claim has no need to move them.
 		mv_loop_lend(&c->vm->loop, answer_claim, c);
-		return arch_vm_resume(c->vm, err);
+		r = arch_vm_resume(c->vm, err);
+		c->vm->resumed = !r;
+		return r;
 	}
 	return s->run ? vm_run(c->vm, err) : 0;
 }

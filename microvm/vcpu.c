@@ -19,6 +19,7 @@
 #define KICK_SIGNAL SIGUSR1
 // Small enough to lie beside other mappings: libc's 8 MiB have page tables of their own.
 #define STACK_BYTES (256u << 10)
+#define CLAIM_STACK_BYTES (10u << 10)
 
 static void on_kick(int signal_number)
 {
@@ -43,7 +44,8 @@ int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
 	vm->n_vcpus = index + 1;
 	if (c->fd < 0)
 		return -err->code;
-	void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+	// Populated: each of its pages would be a fault just before the guest runs, or at its first exit.
+	void *p = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, c->fd, 0);
 	if (p == MAP_FAILED)
 		return mv_fail(err, errno, "vCPU %u: %s", index, strerror(errno));
 	madvise(p, (size_t)bytes, MADV_DONTFORK); // this VM's, not that of a forked process
@@ -172,6 +174,14 @@ static bool on_exit_reason(struct vcpu *c)
 	return false;
 }
 
+// A claim goes deeper into the stack than the wait for it: not by faults while somebody waits.
+static void __attribute__((noinline)) touch_stack(void)
+{
+	volatile char deep[CLAIM_STACK_BYTES];
+	for (size_t i = 0; i < sizeof deep; i += GMEM_PAGE_BYTES)
+		deep[i] = 0;
+}
+
 static void *vcpu_thread(void *arg)
 {
 	struct vcpu *c = arg;
@@ -180,8 +190,10 @@ static void *vcpu_thread(void *arg)
 	pthread_setname_np(pthread_self(), name);
 
 	// The claim of a shell comes to the thread that is to run it.
-	if (c->vm->shell && !c->index)
+	if (c->vm->shell && !c->index) {
+		touch_stack();
 		mv_loop_borrow(&c->vm->loop);
+	}
 	bool go = wait_for_run(c), first = true;
 	if (go)
 		__atomic_store_n(&c->entered_ns, mv_now_ns(), __ATOMIC_RELAXED);

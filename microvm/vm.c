@@ -482,9 +482,10 @@ int vm_run(struct vm *vm, struct mv_err *err)
 	if (vm->state != VM_CREATED && vm->state != VM_PAUSED)
 		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(vm->state));
 	if (vm->state == VM_PAUSED) {
-		int r = arch_vm_resume(vm, err);
+		int r = vm->resumed ? 0 : arch_vm_resume(vm, err);
 		if (r)
 			return r;
+		vm->resumed = false;
 		for (unsigned i = 0; i < vm->n_devs; i++)
 			vio_unquiesce(vm->dev[i]);
 	}

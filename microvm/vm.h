@@ -77,6 +77,7 @@ struct vm {
 	struct msg_times times;
 	bool io_seen, io_told;
 	bool shell;                   // restored in advance, not yet claimed
+	bool resumed;                 // arch_vm_resume() was called in advance
 	const struct vm_seed *seed;   // of a forked process: memory and state are there (zygote.h)
 	struct ready_text ready_text; // of cfg.ready.console
 	bool ready_told;
