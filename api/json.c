@@ -350,6 +350,7 @@ js *js_encode(const struct js_table *t, const void *obj)
 js *js_object(void) { return json_object(); }
 js *js_list(void) { return json_array(); }
 js *js_string(const char *s) { return text_value(s); }
+js *js_boolean(bool v) { return json_boolean(v); }
 void js_put(js *o, const char *key, js *v) { json_object_set_new(o, key, v); }
 void js_put_str(js *o, const char *key, const char *s) { json_object_set_new(o, key, text_value(s)); }
 js *js_uint(uint64_t v) { return json_integer(v > INT64_MAX ? INT64_MAX : (json_int_t)v); }
@@ -383,6 +384,8 @@ char *js_text(js *v, bool pretty)
 }
 
 void js_free(js *v) { json_decref(v); }
+
+js *js_member(js *o, const char *key) { return json_object_get(o, key); }
 
 js *js_get(js *v, const char *path)
 {

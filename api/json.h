@@ -29,6 +29,11 @@ enum js_type {
 	JS_ANY,  // any object, as compact text: a char *, allocated by decoding, freed by the owner; decoding
 		 // only
 	JS_STRS, // array of strings, char[max_count][size] in place
+	// Only described (answers.h), not decoded or encoded:
+	JS_UINTS, // array of integers
+	JS_MAP,   // object of structs described by sub, by any key
+	JS_TIME,  // RFC 3339 in UTC
+	JS_CODE,  // one of API_CODES
 };
 
 enum {
@@ -53,6 +58,7 @@ struct js_field {
 struct js_table {
 	const struct js_field *fields;
 	uint32_t n_fields;
+	bool any; // any object: only described
 };
 
 // Decodes into *obj, which holds the defaults. On failure *obj is unspecified, but a
@@ -67,6 +73,7 @@ js *js_object(void);
 js *js_list(void);
 js *js_string(const char *s);
 js *js_uint(uint64_t v);
+js *js_boolean(bool v);
 void js_put(js *o, const char *key, js *v);
 void js_put_str(js *o, const char *key, const char *s);
 void js_put_uint(js *o, const char *key, uint64_t v);
@@ -79,6 +86,7 @@ char *js_text(js *v, bool pretty);                     // frees v; malloc'd text
 js *js_parse(const char *bytes, size_t len, struct api_err *err);
 void js_free(js *v);
 js *js_get(js *v, const char *path);
+js *js_member(js *o, const char *key); // key as it is, dots too
 const char *js_str(js *v, const char *path, const char *otherwise);
 int64_t js_int(js *v, const char *path, int64_t otherwise);
 bool js_true(js *v, const char *path);

@@ -9,10 +9,10 @@
 #include <string.h>
 
 #include "api/routes.h"
+#include "api/vmjson.h"
 #include "api/vms.h"
 #include "microvm/base/util.h"
 
-#define MAX_WAIT_MS 60000
 #define GRACE_MS 30000
 // A long wait is many short ones of the VM process: a client that went away frees its
 // place among the readers soon.
@@ -109,7 +109,7 @@ void op_console_read(struct server *s, struct http_req *r, const char *name)
 	if (!result)
 		result = query_uint(r, "offset", UINT64_MAX >> 1, 0, &offset, &err);
 	if (!result)
-		result = query_uint(r, "wait_ms", MAX_WAIT_MS, 0, &wait_ms, &err);
+		result = query_uint(r, "wait_ms", API_CONSOLE_MAX_WAIT_MS, 0, &wait_ms, &err);
 	if (!result && vm->state == VM_EXITED) {
 		reply_tail(vm, r, offset);
 		return;

@@ -21,7 +21,6 @@
 
 #define RUN_TIMEOUT_MS 30000
 #define READY_DEFAULT_MS 30000
-#define READY_MAX_MS 600000
 
 // A request that waits for a VM.
 struct op {
@@ -332,7 +331,7 @@ void op_vm_show(struct server *s, struct http_req *r, const char *name)
 	uint64_t wait_ms;
 	int result = vms_find(s, name, &vm, &err);
 	if (!result)
-		result = query_uint(r, "timeout_ms", READY_MAX_MS, READY_DEFAULT_MS, &wait_ms, &err);
+		result = query_uint(r, "timeout_ms", API_READY_MAX_MS, READY_DEFAULT_MS, &wait_ms, &err);
 	if (!result && wait && strcmp(wait, "ready"))
 		result = api_fail(&err, API_INVALID_VALUE, "wait: \"%.32s\" is not ready", wait);
 	if (!result && wait && !vm->times.ready) {

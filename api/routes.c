@@ -7,51 +7,126 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/answers.h"
 #include "api/metrics.h"
+#include "api/vmjson.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-const struct route api_routes[] = {
-	{ "GET", "/v1/info", op_info, { 0 }, "version and counts" },
-	{ "POST", "/v1/vms", op_vm_create, { 0 }, "create a VM" },
-	{ "GET", "/v1/vms", op_vm_list, { 0 }, "list VMs" },
-	{ "GET",
-	  "/v1/vms/{name}",
-	  op_vm_show,
-	  { "wait", "timeout_ms" },
-	  "show a VM, now or when it is ready" },
-	{ "DELETE", "/v1/vms/{name}", op_vm_delete, { 0 }, "end and forget a VM" },
-	{ "POST", "/v1/vms/{name}/start", op_vm_start, { 0 }, "first start" },
-	{ "POST", "/v1/vms/{name}/pause", op_vm_pause, { 0 }, "stop the vCPUs" },
-	{ "POST", "/v1/vms/{name}/resume", op_vm_resume, { 0 }, "let the vCPUs go on" },
-	{ "POST", "/v1/vms/{name}/clone", op_vm_clone, { 0 }, "fork a running VM" },
-	{ "POST", "/v1/vms/{name}/stop", op_vm_stop, { 0 }, "ask the guest to end, or kill it" },
-	{ "GET", "/v1/vms/{name}/console", op_console_read, { "offset", "wait_ms" }, "read serial output" },
-	{ "PUT", "/v1/vms/{name}/console", op_console_write, { 0 }, "write serial input" },
-	{ "GET", "/v1/vms/{name}/metadata", op_metadata_get, { 0 }, "the guest's document" },
-	{ "PUT", "/v1/vms/{name}/metadata", op_metadata_put, { 0 }, "replace it" },
-	{ "PATCH", "/v1/vms/{name}/nets/{net}", op_net_patch, { 0 }, "its link and rate limits" },
-	{ "PATCH", "/v1/vms/{name}/drives/{drive}", op_drive_patch, { 0 }, "its size and rate limit" },
-	{ "GET", "/v1/vms/{name}/balloon", op_balloon_get, { 0 }, "its size, and the guest's statistics" },
-	{ "PATCH", "/v1/vms/{name}/balloon", op_balloon_patch, { 0 }, "another size or interval" },
-	{ "POST", "/v1/snapshots", op_snap_create, { 0 }, "take a snapshot" },
-	{ "GET", "/v1/snapshots", op_snap_list, { 0 }, "list snapshots" },
-	{ "GET", "/v1/snapshots/{name}", op_snap_show, { 0 }, "show a snapshot" },
-	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, { "force" }, "delete a snapshot" },
-	{ "GET", "/v1/snapshots/{name}/export", op_snap_export, { 0 }, "a snapshot as one stream" },
-	{ "PUT", "/v1/snapshots/{name}/import", op_snap_import, { 0 }, "a snapshot from such a stream" },
-	{ "POST", "/v1/snapshots/{name}/verify", op_snap_verify, { 0 }, "hash all its files" },
-	{ "POST", "/v1/snapshots/{name}/flatten", op_snap_flatten, { 0 }, "give it all of its memory" },
-	{ "POST", "/v1/snapshots/{name}/prepare", op_snap_prepare, { 0 }, "make its template" },
-	{ "DELETE", "/v1/snapshots/{name}/prepare", op_snap_unprepare, { 0 }, "free its template" },
-	{ "POST", "/v1/snapshots/{name}/clone", op_clone, { 0 }, "start VMs from a snapshot" },
-	{ "DELETE", "/v1/snapshots/{name}/working-set", op_snap_drop_set, { 0 }, "forget its working set" },
-	{ "POST", "/v1/gc", op_gc, { 0 }, "remove leftovers of crashes" },
-	{ "GET", "/v1/events", op_events, { "since", "types", "follow" }, "what happened and happens" },
-	{ "GET", "/v1/metrics", op_metrics, { "per_vm" }, "counters, for Prometheus" },
-	{ "GET", "/v1/vms/{name}/metrics", op_vm_metrics, { "format" }, "what a VM uses of the host" },
-	{ "GET", "/v1/vms/{name}/devices", op_vm_devices, { 0 }, "its virtio devices and what they did" },
+// --- query parameters -----------------------------------------------------------------
+// clang-format off
+#define Q_UINT(name_, max_, doc_)                                                                  \
+	{ .name = (name_), .type = JS_UINT, .max = (max_), .size = 8, .doc = (doc_) }
+#define Q_BOOL(name_, doc_) { .name = (name_), .type = JS_BOOL, .doc = (doc_) }
+#define Q_WORD(name_, words_, doc_) { .name = (name_), .type = JS_WORD, .words = (words_), .doc = (doc_) }
+#define Q_TABLE(var, array)                                                                        \
+	static const struct js_table var = { .fields = (array), .n_fields = MV_ARRAY_LEN(array) };  \
+	_Static_assert(MV_ARRAY_LEN(array) <= ROUTE_MAX_QUERY, "room in run_route()")
+
+static const char *const wait_words[] = { "ready", NULL };
+static const char *const metrics_words[] = { "json", "prometheus", NULL };
+static const struct js_field show_fields[] = {
+	Q_WORD("wait", wait_words, "answer when the guest is ready"),
+	Q_UINT("timeout_ms", API_READY_MAX_MS, "ms to wait; default 30000"),
 };
+static const struct js_field console_fields[] = {
+	Q_UINT("offset", UINT64_MAX >> 1, "of the first byte wanted, since the VM began; default 0"),
+	Q_UINT("wait_ms", API_CONSOLE_MAX_WAIT_MS, "ms to wait for output; default 0"),
+};
+static const struct js_field force_fields[] = { Q_BOOL("force", "also when others need it; default false") };
+static const struct js_field events_fields[] = {
+	Q_UINT("since", INT64_MAX, "number of the last event seen; default: those from now on"),
+	{ .name = "types", .type = JS_STR, .doc = "vm, vm.exited, ..., with commas; default: all" },
+	Q_BOOL("follow", "false: end behind what is kept; default true"),
+};
+static const struct js_field metrics_fields[] = {
+	Q_BOOL("per_vm", "also what each VM process uses; default false"),
+};
+static const struct js_field usage_fields[] = { Q_WORD("format", metrics_words, "default json") };
+Q_TABLE(show_query, show_fields);
+Q_TABLE(console_query, console_fields);
+Q_TABLE(force_query, force_fields);
+Q_TABLE(events_query, events_fields);
+Q_TABLE(metrics_query, metrics_fields);
+Q_TABLE(usage_query, usage_fields);
+
+// --- the routes --------------------------------------------------------------------------
+#define BYTES "application/octet-stream"
+#define ANSWER(status_, table_) .status = (status_), .answer = &(table_)
+#define BODY(table_) .body = &(table_)
+const struct route api_routes[] = {
+	{ "GET", "/v1/info", op_info, "version and counts", ANSWER(200, info_answer) },
+	{ "GET", "/v1/openapi.json", op_openapi, "this interface as an OpenAPI document",
+	  ANSWER(200, any_answer) },
+	{ "POST", "/v1/vms", op_vm_create, "create a VM", ANSWER(201, vm_answer), BODY(create_table) },
+	{ "GET", "/v1/vms", op_vm_list, "list VMs", ANSWER(200, vm_list_answer) },
+	{ "GET", "/v1/vms/{name}", op_vm_show, "show a VM, now or when it is ready", ANSWER(200, vm_answer),
+	  .query = &show_query },
+	{ "DELETE", "/v1/vms/{name}", op_vm_delete, "end and forget a VM", .status = 204 },
+	{ "POST", "/v1/vms/{name}/start", op_vm_start, "first start", ANSWER(200, vm_answer),
+	  BODY(empty_table) },
+	{ "POST", "/v1/vms/{name}/pause", op_vm_pause, "stop the vCPUs", ANSWER(200, vm_answer),
+	  BODY(empty_table) },
+	{ "POST", "/v1/vms/{name}/resume", op_vm_resume, "let the vCPUs go on", ANSWER(200, vm_answer),
+	  BODY(empty_table) },
+	{ "POST", "/v1/vms/{name}/clone", op_vm_clone, "fork a running VM", ANSWER(201, fork_answer),
+	  .other_status = 207, BODY(clone_table) },
+	{ "POST", "/v1/vms/{name}/stop", op_vm_stop, "ask the guest to end, or kill it",
+	  ANSWER(200, vm_answer),
+	  BODY(stop_table) },
+	{ "GET", "/v1/vms/{name}/console", op_console_read, "read serial output", .status = 200,
+	  .produces = BYTES,
+	  .query = &console_query },
+	{ "PUT", "/v1/vms/{name}/console", op_console_write, "write serial input", .status = 204,
+	  .consumes = BYTES },
+	{ "GET", "/v1/vms/{name}/metadata", op_metadata_get, "the guest's document",
+	  ANSWER(200, any_answer) },
+	{ "PUT", "/v1/vms/{name}/metadata", op_metadata_put, "replace it", .status = 204, BODY(any_answer) },
+	{ "PATCH", "/v1/vms/{name}/nets/{net}", op_net_patch, "its link and rate limits",
+	  ANSWER(200, vm_answer),
+	  BODY(net_body_table) },
+	{ "PATCH", "/v1/vms/{name}/drives/{drive}", op_drive_patch, "its size and rate limit",
+	  ANSWER(200, vm_answer), BODY(drive_body_table) },
+	{ "GET", "/v1/vms/{name}/balloon", op_balloon_get, "its size, and the guest's statistics",
+	  ANSWER(200, balloon_answer) },
+	{ "PATCH", "/v1/vms/{name}/balloon", op_balloon_patch, "another size or interval",
+	  ANSWER(200, balloon_answer), BODY(balloon_set_table) },
+	{ "POST", "/v1/snapshots", op_snap_create, "take a snapshot", ANSWER(201, snapshot_created_answer),
+	  BODY(snapshot_table) },
+	{ "GET", "/v1/snapshots", op_snap_list, "list snapshots", ANSWER(200, snapshot_list_answer) },
+	{ "GET", "/v1/snapshots/{name}", op_snap_show, "show a snapshot", ANSWER(200, snapshot_answer) },
+	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, "delete a snapshot", .status = 204,
+	  BODY(empty_table), .query = &force_query },
+	{ "GET", "/v1/snapshots/{name}/export", op_snap_export, "a snapshot as one stream", .status = 200,
+	  .produces = BYTES },
+	{ "PUT", "/v1/snapshots/{name}/import", op_snap_import, "a snapshot from such a stream",
+	  ANSWER(201, imported_answer), .consumes = BYTES },
+	{ "POST", "/v1/snapshots/{name}/verify", op_snap_verify, "hash all its files",
+	  ANSWER(200, verify_answer),
+	  BODY(empty_table) },
+	{ "POST", "/v1/snapshots/{name}/flatten", op_snap_flatten, "give it all of its memory",
+	  ANSWER(200, flatten_answer), .other_status = 201, BODY(flatten_table) },
+	{ "POST", "/v1/snapshots/{name}/prepare", op_snap_prepare, "make its template",
+	  ANSWER(200, prepare_answer),
+	  BODY(prepare_table) },
+	{ "DELETE", "/v1/snapshots/{name}/prepare", op_snap_unprepare, "free its template", .status = 204 },
+	{ "POST", "/v1/snapshots/{name}/clone", op_clone, "start VMs from a snapshot",
+	  ANSWER(201, clone_answer),
+	  .other_status = 207, BODY(clone_table) },
+	{ "DELETE", "/v1/snapshots/{name}/working-set", op_snap_drop_set, "forget its working set",
+	  .status = 204 },
+	{ "POST", "/v1/gc", op_gc, "remove leftovers of crashes", ANSWER(200, gc_answer), BODY(empty_table) },
+	{ "GET", "/v1/events", op_events, "what happened and happens", ANSWER(200, event_answer),
+	  .produces = "application/x-ndjson", .query = &events_query },
+	{ "GET", "/v1/metrics", op_metrics, "counters, for Prometheus", 200,
+	  .produces = "text/plain; version=0.0.4", .query = &metrics_query },
+	{ "GET", "/v1/vms/{name}/metrics", op_vm_metrics, "what a VM uses of the host",
+	  ANSWER(200, usage_answer),
+	  .query = &usage_query },
+	{ "GET", "/v1/vms/{name}/devices", op_vm_devices, "its virtio devices and what they did",
+	  ANSWER(200, devices_answer) },
+};
+// clang-format on
 const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);
 
 bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN])
@@ -152,7 +227,10 @@ static void no_route(struct http_req *r, const char *allow)
 static void run_route(struct server *s, const struct route *t, struct http_req *r, const char *name)
 {
 	struct api_err err;
-	const char *unknown = http_unknown_query(r, t->query);
+	const char *known[ROUTE_MAX_QUERY + 1] = { NULL };
+	for (uint32_t i = 0; t->query && i < t->query->n_fields; i++)
+		known[i] = t->query->fields[i].name;
+	const char *unknown = http_unknown_query(r, known);
 	if (s->stopping)
 		api_fail(&err, API_SHUTTING_DOWN, "the daemon is ending");
 	else if (r->body_too_large)

@@ -9,11 +9,16 @@
 
 typedef void route_fn(struct server *s, struct http_req *r, const char *name);
 
+#define ROUTE_MAX_QUERY 3
 struct route {
 	const char *method, *pattern; // "/v1/vms/{name}/start"
 	route_fn *fn;
-	const char *query[4]; // known query parameters, NULL-terminated
 	const char *doc;
+	unsigned status, other_status; // of success; other: 0, or another one with the same answer
+	const struct js_table *answer; // NULL: `produces` says what comes; neither: nothing
+	const struct js_table *body;   // NULL: `consumes` says what is taken; neither: nothing is read
+	const char *produces, *consumes;
+	const struct js_table *query; // NULL: none; at most ROUTE_MAX_QUERY, only described
 };
 extern const struct route api_routes[];
 extern const unsigned api_n_routes;
@@ -46,6 +51,7 @@ int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t othe
 int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err *err);
 
 // Handlers, by file.
+route_fn op_openapi; // openapi.c
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
 	op_vm_delete;                       // ops_vm.c
 route_fn op_balloon_get, op_balloon_patch;  // balloon.c

@@ -20,6 +20,7 @@
 #include "api/lazy.h"
 #include "api/lifetime.h"
 #include "api/listen.h"
+#include "api/openapi.h"
 #include "api/paths.h"
 #include "api/pool.h"
 #include "api/routes.h"
@@ -60,6 +61,7 @@ static const char help[] =
 	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
 	"  --orphan-timeout SEC  how long VMs go on without a daemon (default 600; 0: they end with it)\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
+	"  --openapi         print the interface as an OpenAPI document, as GET /v1/openapi.json, and end\n"
 	"  --version, --help\n\n"
 	"SIGTERM or SIGINT ends it and all its VMs. SIGHUP ends it alone: its VMs go on, and the next\n"
 	"daemon with this state directory takes them over, as after a crash. Exit status: 0 ended as\n"
@@ -76,6 +78,7 @@ enum {
 	OPT_NO_UFFD,
 	OPT_ORPHAN,
 	OPT_LEVEL,
+	OPT_OPENAPI,
 	OPT_VERSION,
 	OPT_HELP,
 };
@@ -91,6 +94,7 @@ static const struct option long_options[] = {
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "orphan-timeout", required_argument, NULL, OPT_ORPHAN },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
+	{ "openapi", no_argument, NULL, OPT_OPENAPI },
 	{ "version", no_argument, NULL, OPT_VERSION },
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ 0 },
@@ -146,6 +150,12 @@ static bool parse_seconds(const char *s, uint32_t max, uint32_t *ret_s)
 
 static bool set(char *dst, const char *src) { return !mv_strcpy(dst, PATH_MAX, src); }
 
+static int print_openapi(void)
+{
+	MV_FREE char *text = openapi_text();
+	return text && fputs(text, stdout) >= 0 && !fflush(stdout) ? 1 : 2;
+}
+
 // 0: go on; otherwise the exit status + 1.
 static int parse_options(int argc, char **argv, struct options *o)
 {
@@ -162,6 +172,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
 		case OPT_ORPHAN: ok = parse_seconds(optarg, MSG_MAX_ORPHAN_S, &o->orphan_s); break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
+		case OPT_OPENAPI: return print_openapi();
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
 		case OPT_HELP: fputs(help, stdout); return 1;
 		default: ok = false;

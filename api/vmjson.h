@@ -10,6 +10,8 @@
 
 #define API_MAX_CLONES 4096
 #define API_MAX_POOL 4096
+#define API_READY_MAX_MS 600000 // of a wait
+#define API_CONSOLE_MAX_WAIT_MS 60000
 #define API_POOL_IDLE_S 60 // of a pool that goes by rate
 // With <path>_<port>, where a guest's own connections go, it must fit into sun_path.
 #define API_VSOCK_PATH_LEN (VMCFG_SOCKET_LEN - (sizeof "_4294967295" - 1))

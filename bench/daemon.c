@@ -8,6 +8,8 @@
 #include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -62,6 +64,15 @@ int daemon_act(struct daemon *d, const char *method, const char *path, const cha
 	return r;
 }
 
+// The socket's file is there a moment before somebody listens.
+static bool listens(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	return !mv_strcpy(a.sun_path, sizeof a.sun_path, path) && fd >= 0 &&
+	       !connect(fd, (const struct sockaddr *)&a, sizeof a);
+}
+
 int daemon_start(const struct bench_env *env, struct daemon *d)
 {
 	char program[1100], state[1400];
@@ -78,8 +89,10 @@ int daemon_start(const struct bench_env *env, struct daemon *d)
 	if (r)
 		return -r;
 	r = client_new(d->socket, &d->client, &err);
-	for (int i = 0; !r && i < WAIT_STEPS && access(d->socket, F_OK); i++)
+	for (int i = 0; !r && !listens(d->socket); i++) {
 		daemon_pause_ms(5);
+		r = i < WAIT_STEPS ? 0 : -ETIMEDOUT;
+	}
 	return r;
 }
 

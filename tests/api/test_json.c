@@ -26,7 +26,7 @@ static const struct js_field inner_fields[] = {
 	{ .name = "name", .type = JS_NAME, .flags = JS_REQUIRED, OFF(struct inner, name), .doc = "a name" },
 	{ .name = "big", .type = JS_UINT, OFF(struct inner, big), .max = UINT64_MAX },
 };
-static const struct js_table inner_table = { inner_fields, MV_ARRAY_LEN(inner_fields) };
+static const struct js_table inner_table = { .fields = inner_fields, .n_fields = MV_ARRAY_LEN(inner_fields) };
 static const char *const words[] = { "red", "green", NULL };
 static const struct js_field outer_fields[] = {
 	{ .name = "small", .type = JS_UINT, OFF(struct outer, small), .min = 2, .max = 9 },
@@ -42,7 +42,7 @@ static const struct js_field outer_fields[] = {
 	  .size = sizeof(struct inner), .sub = &inner_table, .max_count = 3,
 	  .count_offset = offsetof(struct outer, n_heap) },
 };
-static const struct js_table outer_table = { outer_fields, MV_ARRAY_LEN(outer_fields) };
+static const struct js_table outer_table = { .fields = outer_fields, .n_fields = MV_ARRAY_LEN(outer_fields) };
 
 // clang-format on
 

@@ -83,9 +83,10 @@ static void test_documented(void **state)
 		snprintf(line, sizeof line, "\n### %s %s\n", api_routes[i].method, api_routes[i].pattern);
 		if (!strstr(text, line))
 			fail_msg("docs/api.md has no heading:%s", line);
-		for (int q = 0; api_routes[i].query[q]; q++)
-			if (!strstr(text, api_routes[i].query[q]))
-				fail_msg("docs/api.md does not know ?%s", api_routes[i].query[q]);
+		const struct js_table *query = api_routes[i].query;
+		for (uint32_t q = 0; query && q < query->n_fields; q++)
+			if (!strstr(text, query->fields[q].name))
+				fail_msg("docs/api.md does not know ?%s", query->fields[q].name);
 	}
 	for (int c = API_OK + 1; c < API_N_CODES; c++) {
 		const struct api_code_info *info = api_code_info((enum api_code)c);

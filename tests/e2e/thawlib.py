@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers of the end-to-end tests: a daemon in a folder of its own, HTTP over its Unix
 socket, TAP output. Standard library only."""
+import functools
 import http.client
 import json
 import os
@@ -12,6 +13,8 @@ import sys
 import tempfile
 import time
 import traceback
+
+import openapi
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # The build folder: the first argument, or $BUILD; further arguments select tests.
@@ -58,6 +61,12 @@ class Reply:
 
     def __repr__(self):
         return f"<{self.status} {self.body[:400]!r}>"
+
+
+@functools.lru_cache(None)
+def document():
+    """What all requests and answers are held against."""
+    return openapi.Document(os.path.join(BIN, "thawd"))
 
 
 class Daemon:
@@ -122,9 +131,12 @@ class Daemon:
         try:
             con.request(method, path, body=body, headers=headers or {})
             r = con.getresponse()
-            return Reply(r.status, dict(r.getheaders()), r.read())
+            reply = Reply(r.status, dict(r.getheaders()), r.read())
         finally:
             con.close()
+        document().check_answer(method, path, reply.status, reply.headers, reply.body)
+        document().check_request(method, path, reply.status, reply.code if reply.status >= 400 else "", body)
+        return reply
 
     def get(self, path):
         return self.request("GET", path)
