@@ -14,8 +14,8 @@
 //   store_delete   renameat2 -> incoming/gone-<uuid>/          removed
 //                  files unlinked, folder removed              removed
 //
-// So everything in incoming/ is rubbish whenever nobody holds the lock; while somebody does,
-// everything but the folders that their drafts have locked (flock).
+// So everything in incoming/ is rubbish when a daemon has just taken the lock (store_lock.h); later,
+// everything but the folders that its drafts have locked (flock).
 #include "snapshot/store.h"
 
 #include <dirent.h>
@@ -32,9 +32,8 @@
 #include "snapshot/format.h"
 #include "snapshot/store_chain.h"
 #include "snapshot/store_dir.h"
+#include "snapshot/store_lock.h"
 #include "snapshot/working_set.h"
-
-#define LOCK_TRIES 200 // of 10 ms
 
 enum {
 	MAX_DIR_ENTRIES = 2 * MANIFEST_MAX_FILES, // a folder with more is none of ours
@@ -120,47 +119,16 @@ static int open_root(struct store *s, const char *root, struct mv_err *err)
 		return mv_fail(err, EPERM,
 			       "the folder must belong to the user who runs this and be "
 			       "writable by nobody else (chmod 700)");
-	s->lock_fd = openat(s->root_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
-	if (s->lock_fd < 0)
-		return mv_fail(err, errno, "cannot open the file lock: %s", strerror(errno));
-	// A daemon that was killed while it started a process: that one has the lock until its exec.
-	int locked = -1;
-	for (int i = 0; locked && i < LOCK_TRIES; i++) {
-		locked = flock(s->lock_fd, LOCK_EX | LOCK_NB);
-		if (locked && errno == EWOULDBLOCK && i + 1 < LOCK_TRIES)
-			nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
-		else
-			break;
-	}
-	if (locked) {
-		if (errno == EWOULDBLOCK)
-			return mv_fail(err, EBUSY,
-				       "another daemon uses it; stop that one or choose "
-				       "another folder");
-		return mv_fail(err, errno, "cannot lock it: %s", strerror(errno));
-	}
-	int r = open_subdir(s, "snapshots", &s->snapshots_fd, err);
+	int r = store_lock_take(s->root_fd, &s->held, err);
+	r = r ? r : open_subdir(s, "snapshots", &s->snapshots_fd, err);
 	return r ? r : open_subdir(s, "incoming", &s->incoming_fd, err);
-}
-
-int store_open(struct store *s, const char *root, struct mv_err *err)
-{
-	*s = (struct store)STORE_CLOSED;
-	int r = open_root(s, root, err);
-	if (r) {
-		store_close(s);
-		mv_wrap(err, "store %s", root);
-		return r;
-	}
-	store_gc(s, NULL, NULL, &s->cleaned, NULL);
-	return 0;
 }
 
 void store_close(struct store *s)
 {
 	mv_close(&s->snapshots_fd);
 	mv_close(&s->incoming_fd);
-	mv_close(&s->lock_fd);
+	store_lock_drop(&s->held);
 	mv_close(&s->root_fd);
 }
 
@@ -952,18 +920,19 @@ int store_commit_copy(struct store *s, struct store_draft *d, struct manifest *m
 
 // --- leftovers ---
 
-// 1: removed; 0: a draft holds it; -errno: stays.
-static int collect_entry(struct store *s, const char *name, uint64_t *ret_bytes)
+// 1: removed; 0: a draft holds it; -errno: stays. opening: there is no draft, but a process that the last
+// daemon was starting when it was killed may still have its lock.
+static int collect_entry(struct store *s, const char *name, bool opening, uint64_t *ret_bytes)
 {
 	MV_FD fd = openat(s->incoming_fd, name, OPEN_DIR);
-	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
+	if (!opening && fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
 		return 0;
 	int r = remove_entry(s->incoming_fd, name, ret_bytes);
 	return r ? r : 1;
 }
 
-int store_gc(struct store *s, void (*fn)(void *arg, const char *entry, uint64_t bytes), void *arg,
-	     struct store_gc *ret_gc, struct mv_err *err)
+static int collect(struct store *s, bool opening, void (*fn)(void *arg, const char *entry, uint64_t bytes),
+		   void *arg, struct store_gc *ret_gc, struct mv_err *err)
 {
 	struct store_gc gc = { 0 };
 	struct dirent *e;
@@ -974,7 +943,7 @@ int store_gc(struct store *s, void (*fn)(void *arg, const char *entry, uint64_t 
 	pthread_mutex_lock(&s->lock);
 	while ((e = readdir(d))) {
 		uint64_t bytes = 0;
-		int r = is_dot(e->d_name) ? 0 : collect_entry(s, e->d_name, &bytes);
+		int r = is_dot(e->d_name) ? 0 : collect_entry(s, e->d_name, opening, &bytes);
 		gc.freed_bytes += bytes;
 		gc.removed += r > 0;
 		gc.kept += r < 0;
@@ -984,5 +953,24 @@ int store_gc(struct store *s, void (*fn)(void *arg, const char *entry, uint64_t 
 	}
 	pthread_mutex_unlock(&s->lock);
 	*ret_gc = gc;
+	return 0;
+}
+
+int store_gc(struct store *s, void (*fn)(void *arg, const char *entry, uint64_t bytes), void *arg,
+	     struct store_gc *ret_gc, struct mv_err *err)
+{
+	return collect(s, false, fn, arg, ret_gc, err);
+}
+
+int store_open(struct store *s, const char *root, struct mv_err *err)
+{
+	*s = (struct store)STORE_CLOSED;
+	int r = open_root(s, root, err);
+	if (r) {
+		store_close(s);
+		mv_wrap(err, "store %s", root);
+		return r;
+	}
+	collect(s, true, NULL, NULL, &s->cleaned, NULL);
 	return 0;
 }

@@ -18,7 +18,7 @@
 
 struct store {
 	int root_fd, snapshots_fd, incoming_fd;
-	int lock_fd;                    // one daemon per root
+	struct store_lock *held;        // one daemon per root (store_lock.h)
 	pthread_mutex_t lock;           // a draft is made, or leftovers are looked for
 	struct store_gc {               // what store_gc() did; here: at open
 		unsigned removed, kept; // kept: could not be removed
@@ -28,7 +28,7 @@ struct store {
 
 #define STORE_CLOSED                                                                                         \
 	{                                                                                                    \
-		.root_fd = -1, .snapshots_fd = -1, .incoming_fd = -1, .lock_fd = -1                          \
+		.root_fd = -1, .snapshots_fd = -1, .incoming_fd = -1                                         \
 	}
 
 // Makes the folders if missing (mode 0700); the parent of root must exist. -EBUSY when

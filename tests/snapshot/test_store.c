@@ -551,6 +551,42 @@ static void one_daemon_per_root(void **state)
 	assert_int_equal(store_open(&f->s, f->dir, &f->err), 0);
 }
 
+// A daemon that is killed while it starts a process: that one has all its descriptors until its exec, which
+// is late here. The next daemon has the store at once, and what the killed one was making is gone.
+static void killed_while_it_starts_a_process(void **state)
+{
+	struct fixture *f = *state;
+	struct store_draft d;
+	struct store other;
+	int up[2], stay[2];
+	char c;
+	assert_true(!pipe(up) && !pipe(stay));
+	store_close(&f->s);
+	pid_t pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		close(stay[1]);
+		if (store_open(&f->s, f->dir, &f->err) || begin(f, "x", &d))
+			_exit(1);
+		if (fork()) { // the daemon
+			pause();
+			_exit(1);
+		}
+		c = write(up[1], "u", 1) != 1;
+		_exit(read(stay[0], &c, 1) != 0); // ends with the test, if not before
+	}
+	close(up[1]);
+	assert_int_equal(read(up[0], &c, 1), 1);
+	assert_int_equal(store_open(&other, f->dir, &f->err), -EBUSY);
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	assert_int_equal(store_open(&f->s, f->dir, &f->err), 0);
+	assert_int_equal(entries(f, "incoming"), 0);
+	close(up[0]);
+	close(stay[0]);
+	close(stay[1]);
+}
+
 static void bad_roots(void **state)
 {
 	struct fixture *f = *state;
@@ -791,6 +827,7 @@ int main(void)
 		T(foreign_things),
 		T(list_in_order),
 		T(one_daemon_per_root),
+		T(killed_while_it_starts_a_process),
 		T(bad_roots),
 		T(crash_at_each_step),
 		T(failure_at_each_step),
