@@ -1,9 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// For the store's own parts: a published snapshot by its folder. What is read through one
-// descriptor of the folder fits together, also when the snapshot is flattened meanwhile.
-// Any thread; all files are hostile.
+// What the store's own parts share: a published snapshot by its folder, files in folders, and drafts of
+// copies. What is read through one descriptor of the folder fits together, also when the snapshot is
+// flattened meanwhile. Any thread; all files are hostile.
 #pragma once
+#include <dirent.h>
+
 #include "snapshot/store.h"
+
+#define STORE_OPEN_DIR (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+#define STORE_LAYER_PREFIX "layer-" // see manifest_layer_name()
+
+#define STORE_AUTO_DIR __attribute__((cleanup(store_cleanup_dir))) DIR
+void store_cleanup_dir(DIR **d);
+
+// A stream of its own over a folder, whatever other threads read from the same fd. NULL: errno.
+DIR *store_dir_stream(int parent_fd, const char *name);
+bool store_is_dot(const char *name);
+void store_make_printable(char *name); // what no snapshot's name has becomes '?'
+int store_check_name(const char *name, struct mv_err *err);
+
+// Removes a flat folder (or a stray file); what is deeper stays and is left alone.
+// Adds what it took on disk to *ret_bytes.
+int store_remove_entry(int parent_fd, const char *name, uint64_t *ret_bytes);
+
+// -ENOTEMPTY: the folder of a snapshot has something else than what thaw puts there.
+int store_check_only_ours(int dir_fd, const char *name, struct mv_err *err);
+
+// A regular file, read-only. -EINVAL: missing, or something else.
+int store_file_open(int dir_fd, const char *name, int *ret_fd, uint64_t *ret_bytes, struct mv_err *err);
+int store_file_hash(int fd, struct manifest_file *f, struct mv_err *err); // by name and size: the rest
 
 // -ENOENT: there is none; -EINVAL: no name, or not a folder.
 int store_dir_open(struct store *s, const char *name, int *ret_dir_fd, struct mv_err *err);
