@@ -11,8 +11,7 @@
 
 #include "api/layers.h"
 #include "api/lifetime.h"
-#include "api/ops_drive.h"
-#include "api/ops_net.h"
+#include "api/ops_device.h"
 #include "api/spawn.h"
 #include "api/vmfds.h"
 #include "api/vmrec.h"
@@ -69,8 +68,7 @@ static void on_adopted(void *arg, struct vm *vm, const struct api_err *err, cons
 	if (!--s->n_adopting && s->adopt_waits)
 		mv_loop_stop(&s->loop);
 	if (!err && vm->state && !layers_adopt(vm, reply->layers)) {
-		net_adopt(vm, reply->net, reply->n_nets);
-		drive_adopt(vm, reply->drive, reply->n_drives);
+		devices_adopt(vm, reply);
 		mv_log(MV_INFO, "vm %s: found again, %s", vm->cfg.name, vm_state_name(vm->state));
 		return;
 	}
