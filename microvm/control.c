@@ -28,6 +28,13 @@ static void reply(struct control *c, uint64_t id, struct msg_reply *r, int code,
 		mv_log(MV_ERROR, "cannot answer the daemon: %s", strerror(-sent));
 }
 
+static void reply_empty(struct control *c, uint64_t id, int code, const struct mv_err *err)
+{
+	MV_FREE struct msg_reply *r = calloc(1, sizeof *r);
+	if (r)
+		reply(c, id, r, code, err);
+}
+
 static void on_change(struct vm *vm)
 {
 	struct control *c = vm->owner;
@@ -183,24 +190,22 @@ static int do_console_write(struct control *c, const struct msg *m, struct mv_er
 static void answer_claim(void *arg)
 {
 	struct control *c = arg;
-	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
-	if (rep && c->claim_id)
-		reply(c, c->claim_id, rep, 0, NULL);
+	if (c->claim_id)
+		reply_empty(c, c->claim_id, 0, NULL);
 	c->claim_id = 0;
 }
 
-static int do_net_set(struct control *c, const struct msg *m, struct mv_err *err)
+static int do_device_set(struct control *c, const struct msg *m, struct mv_err *err)
 {
-	struct msg_net_set s;
-	int r = mv_state_load(&msg_net_set_table, m->body, m->body_len, &s, err);
-	return r ? r : vm_net_set(c->vm, &s, err);
-}
-
-static int do_drive_set(struct control *c, const struct msg *m, struct mv_err *err)
-{
-	struct msg_drive_set s;
-	int r = mv_state_load(&msg_drive_set_table, m->body, m->body_len, &s, err);
-	return r ? r : vm_drive_set(c->vm, &s, err);
+	union {
+		struct msg_net_set net;
+		struct msg_drive_set drive;
+	} s;
+	const bool net = m->type == MSG_NET_SET;
+	int r = mv_state_load(net ? &msg_net_set_table : &msg_drive_set_table, m->body, m->body_len, &s, err);
+	if (r)
+		return r;
+	return net ? vm_net_set(c->vm, &s.net, err) : vm_drive_set(c->vm, &s.drive, err);
 }
 
 static int do_metadata(struct control *c, const struct msg *m, struct mv_err *err)
@@ -399,28 +404,29 @@ static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
 static void handle(struct control *c, struct msg *m)
 {
 	struct mv_err err = { 0 };
-	// A claim that succeeds is answered later, and the room for an answer is a mapping's worth of time.
-	int r = m->type == MSG_CLAIM ? do_claim(c, m, &err) : 0;
-	if (m->type == MSG_CLAIM && !r) {
-		c->claim_id = m->id;
+	int r;
+	if (c->orphan.waits && m->type != MSG_ADOPT) {
+		reply_empty(c, m->id, mv_fail(&err, EPROTO, "this VM is not adopted yet"), &err);
+		return;
+	}
+	if (m->type == MSG_CLAIM) { // answered later: the room for an answer is a mapping's worth of time
+		r = do_claim(c, m, &err);
+		if (r)
+			reply_empty(c, m->id, r, &err);
+		else
+			c->claim_id = m->id;
 		return;
 	}
 	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
-
 	if (!rep)
 		return;
-	if (c->orphan.waits && m->type != MSG_ADOPT) {
-		reply(c, m->id, rep, mv_fail(&err, EPROTO, "this VM is not adopted yet"), &err);
-		return;
-	}
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
 	case MSG_WARM: do_warm(c, m); return;
-	case MSG_NET_SET: r = do_net_set(c, m, &err); break;
-	case MSG_DRIVE_SET: r = do_drive_set(c, m, &err); break;
+	case MSG_NET_SET:
+	case MSG_DRIVE_SET: r = do_device_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
-	case MSG_CLAIM: break; // refused above
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT:
