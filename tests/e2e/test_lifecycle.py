@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 
-from thawlib import BIN, Daemon, Skip, alive, main, need_kvm, thaw, wait_until
+from thawlib import BIN, Daemon, Skip, alive, main, need_kvm, recorded, thaw, wait_until
 
 
 def test_create_start_and_talk():
@@ -338,6 +338,7 @@ def test_killed_with_its_vms():  # one that outlives the daemon: test_restart.py
     need_kvm()
     with Daemon() as d:
         pid = d.create("a", vsock={"cid": 3})["pid"]
+        recorded(d, "a")
         d.stop(signal.SIGKILL)
         assert alive(pid)
         os.kill(pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 
-from thawlib import Daemon, alive, main, need_kvm, wait_until
+from thawlib import Daemon, alive, listening, main, need_kvm, record, recorded, wait_until
 
 
 def start(d, name="a", **more):
@@ -28,22 +28,6 @@ def restart(d, sig=signal.SIGKILL):
 
 def files(d):
     return sorted(os.listdir(os.path.join(d.state_dir, "vms")))
-
-
-def record(d, name):
-    return os.path.join(d.state_dir, "vms", d.vm(name)["id"])
-
-
-def listening(path):
-    """A Unix socket on which somebody listens: proc(5), __SO_ACCEPTCON."""
-    with open("/proc/net/unix", encoding="ascii", errors="replace") as f:
-        return any(line.split()[3] == "00010000" and line.split()[-1] == path for line in f)
-
-
-def recorded(d, *names):
-    """From here on they live without a daemon: the socket listens after the record is there."""
-    wait_until("records", lambda: all(os.path.exists(record(d, n)) and listening(record(d, n) + ".sock")
-                                      for n in names))
 
 
 def names_of(d):

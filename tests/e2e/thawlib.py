@@ -282,6 +282,23 @@ def wait_until(what, condition, timeout=30):
         time.sleep(0.02)
 
 
+def record(d, name):
+    """The file that another daemon finds the VM by."""
+    return os.path.join(d.state_dir, "vms", d.vm(name)["id"])
+
+
+def listening(path):
+    """A Unix socket on which somebody listens: proc(5), __SO_ACCEPTCON."""
+    with open("/proc/net/unix", encoding="ascii", errors="replace") as f:
+        return any(line.split()[3] == "00010000" and line.split()[-1] == path for line in f)
+
+
+def recorded(d, *names):
+    """From here on they live without a daemon: the socket listens after the record is there."""
+    wait_until("records", lambda: all(os.path.exists(record(d, n)) and listening(record(d, n) + ".sock")
+                                      for n in names))
+
+
 def main(namespace):
     """Runs every function test_* of a module, in order; prints TAP."""
     tests = [(n, f) for n, f in namespace.items() if n.startswith("test_") and callable(f)]
