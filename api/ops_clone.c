@@ -25,6 +25,7 @@
 #include "api/record.h"
 #include "api/routes.h"
 #include "api/spawn.h"
+#include "api/tap.h"
 #include "api/templates.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
@@ -403,7 +404,7 @@ static int start_claim(struct clone_item *it, struct api_err *err)
 	int r = clone_config(&it->job->p->m.cfg, it->spec, &cfg, err);
 	for (uint32_t i = 0; !r && i < cfg.n_nets; i++)
 		if (cfg.net[i].tap[0])
-			r = vmfds_tap(&cfg.net[i], fds.tap[i], err);
+			r = tap_open(&cfg.net[i], fds.tap[i], err);
 	if (!r && (it->vm = pool_claim(it->job->pool))) {
 		it->claimed = true;
 		r = claim(it, &cfg, &fds, err);

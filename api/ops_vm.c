@@ -12,6 +12,7 @@
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
+#include "api/tap.h"
 #include "api/usernet.h"
 #include "api/vmfds.h"
 #include "api/vmjson.h"
@@ -198,7 +199,7 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 		return;
 	}
 	ops_default_sockets(s, &b.cfg);
-	vmfds_default_mtu(&b.cfg);
+	tap_default_mtu(&b.cfg);
 	struct vm *vm = vm_new(s, &b.cfg);
 	if (!vm)
 		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for another VM");

@@ -3,8 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/if_tun.h>
-#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,9 +11,8 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "api/tap.h"
 #include "microvm/base/util.h"
-
-#define TAP_HEADER_BYTES 12 // struct virtio_net_hdr_v1, virtio 1.2 section 5.1.6
 
 static int open_error(const char *what, const char *path, int code, bool writing, struct api_err *err)
 {
@@ -86,102 +83,6 @@ static int open_kvm(const char *path, int *ret_fd, struct api_err *err)
 				path);
 	*ret_fd = MV_TAKE_FD(fd);
 	return 0;
-}
-
-// TUNSETIFF creates what does not exist: so look first, and afterwards check that it is
-// the interface that was seen.
-static int tap_in_use(const struct vmcfg_net *n, struct api_err *err)
-{
-	return api_fail(err, API_IN_USE,
-			"net %s: tap %s is used by another VM or program; give this VM its own tap", n->id,
-			n->tap);
-}
-
-static int open_tap(const struct vmcfg_net *n, unsigned index, short flags, int *ret_fd, struct api_err *err)
-{
-	struct ifreq ifr = { .ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags) };
-	int header = TAP_HEADER_BYTES;
-
-	MV_FD fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
-	if (fd < 0)
-		return api_fail(err, API_TAP_DENIED,
-				"net %s: /dev/net/tun: %s; load the module tun or "
-				"change the device's rights",
-				n->id, strerror(errno));
-	memcpy(ifr.ifr_name, n->tap, sizeof ifr.ifr_name);
-	if (ioctl(fd, TUNSETIFF, &ifr)) {
-		switch (errno) {
-		case EBUSY: return tap_in_use(n, err);
-		case EPERM:
-			return api_fail(err, API_TAP_DENIED,
-					"net %s: the daemon may not use tap %s; create it with: ip tuntap "
-					"add %s mode tap vnet_hdr user USER",
-					n->id, n->tap, n->tap);
-		default:
-			return api_fail(err, API_TAP_INVALID,
-					"net %s: %s: %s; create it with: ip tuntap add %s mode tap "
-					"vnet_hdr",
-					n->id, n->tap, strerror(errno), n->tap);
-		}
-	}
-	if (if_nametoindex(n->tap) != index)
-		return api_fail(err, API_TAP_NOT_FOUND, "net %s: tap %s vanished; try again", n->id, n->tap);
-	if (ioctl(fd, TUNSETVNETHDRSZ, &header))
-		return api_fail(err, API_TAP_INVALID, "net %s: tap %s: no virtio headers: %s", n->id, n->tap,
-				strerror(errno));
-	*ret_fd = MV_TAKE_FD(fd);
-	return 0;
-}
-
-// A number that /sys has of the interface; -1: none.
-static long tap_value(const struct vmcfg_net *n, const char *what)
-{
-	char path[80], text[32] = { 0 }, *end;
-	snprintf(path, sizeof path, "/sys/class/net/%.15s/%s", n->tap, what);
-	MV_FD fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || read(fd, text, sizeof text - 1) <= 0)
-		return -1;
-	long v = strtol(text, &end, 0);
-	return end == text ? -1 : v;
-}
-
-void vmfds_default_mtu(struct vmcfg *cfg)
-{
-	for (uint32_t i = 0; i < cfg->n_nets; i++) {
-		struct vmcfg_net *n = &cfg->net[i];
-		long mtu = n->tap[0] && !n->mtu ? tap_value(n, "mtu") : -1;
-		if (mtu >= VMCFG_MIN_MTU && mtu <= UINT16_MAX && mtu != 1500)
-			n->mtu = (uint32_t)mtu;
-	}
-}
-
-int vmfds_tap(const struct vmcfg_net *n, int *fds, struct api_err *err)
-{
-	unsigned index = if_nametoindex(n->tap);
-	if (!index)
-		return api_fail(err, API_TAP_NOT_FOUND,
-				"net %s: there is no interface %s; create it: ip tuntap add %s mode tap "
-				"vnet_hdr",
-				n->id, n->tap, n->tap);
-	long flags = tap_value(n, "tun_flags");
-	if (flags < 0)
-		return api_fail(err, API_TAP_INVALID, "net %s: %s is not a tap interface", n->id, n->tap);
-	short multi = flags & IFF_MULTI_QUEUE;
-	if (vmcfg_net_pairs(n) > 1 && !multi)
-		return api_fail(
-			err, API_TAP_INVALID,
-			"net %s: %s has one queue; create it with: ip tuntap add %s mode tap vnet_hdr "
-			"multi_queue",
-			n->id, n->tap, n->tap);
-	int r = 0;
-	for (unsigned q = 0; !r && q < vmcfg_net_pairs(n); q++)
-		r = open_tap(n, index, multi, &fds[q], err);
-	// The kernel gives out queues of such a tap to anybody, but lists those in use.
-	char one_more[64];
-	snprintf(one_more, sizeof one_more, "/sys/class/net/%.15s/queues/rx-%u", n->tap, vmcfg_net_pairs(n));
-	if (!r && multi && !access(one_more, F_OK))
-		return tap_in_use(n, err);
-	return r;
 }
 
 static int open_socket(const struct vmcfg_net *n, int *ret_fd, struct api_err *err)
@@ -318,7 +219,7 @@ static int open_net(const struct vmcfg_net *n, int *fds, struct api_err *err)
 {
 	if (n->user.present)
 		return 0;
-	return n->socket[0] ? open_socket(n, fds, err) : vmfds_tap(n, fds, err);
+	return n->socket[0] ? open_socket(n, fds, err) : tap_open(n, fds, err);
 }
 
 static int open_all(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *f,

@@ -11,13 +11,8 @@
 void vmfds_unlink(const struct vmcfg *cfg);
 void vmfds_unlink_stale(const struct vmcfg *cfg);
 
-// The listening socket of a vsock device alone, a tap alone.
+// The listening socket of a vsock device alone.
 int vmfds_vsock(const struct vmcfg_vsock *v, int *ret_fd, struct api_err *err);
-// All queues of a tap, each a descriptor; on failure, too, the caller closes what there is.
-int vmfds_tap(const struct vmcfg_net *n, int *fds, struct api_err *err);
-
-// The MTU of nets that give none: their tap's.
-void vmfds_default_mtu(struct vmcfg *cfg);
 
 // Fills all but state, memory, layers (layers.h) and user networks (usernet.h); kernel and initrd only for
 // a boot, no taps for a shell (pool.h). The caller owns ret_fds, and the vsock socket file at

@@ -31,7 +31,8 @@ def namespace(**daemon):
     if r.returncode:
         raise Skip(f"can't make a network namespace: {r.stderr.strip()}")
     try:
-        with Daemon(prefix=["ip", "netns", "exec", NS], **daemon) as d:
+        # Unlike `ip netns exec` this leaves /sys as it is, without the namespace's interfaces.
+        with Daemon(prefix=["nsenter", f"--net=/run/netns/{NS}"], **daemon) as d:
             yield d
     finally:
         ip("netns", "del", NS)
@@ -92,6 +93,10 @@ def test_queues():
         body["nets"][0].update(tap="t0", queues=2)
         r = d.post("/v1/vms", body)
         assert (r.status, r.code) == (422, "tap_invalid") and "multi_queue" in r.message, r
+        assert ip("-n", NS, "tuntap", "add", "u0", "mode", "tun").returncode == 0
+        body["nets"] = [{"id": "n", "tap": "u0"}]
+        r = d.post("/v1/vms", body)
+        assert (r.status, r.code) == (422, "tap_invalid") and "not a tap" in r.message, r
         # Restored with as many, also from a pool; a tap with several queues may serve one.
         assert d.post("/v1/snapshots", {"name": "s", "vm": "vm"}).status == 201
         there = {"clones": [{"nets": [{"id": "n", "tap": "m1"}]}]}
