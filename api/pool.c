@@ -17,8 +17,11 @@
 #define MAX_FAILURES 3                 // in a row; then it is left as it is
 #define REFILL_NS (2ull * 1000 * 1000) // after a claim: the clone goes first
 #define TICK_NS 1000000000ull
-#define KERNEL_BYTES (384u * 1024) // of a VM that its process does not show: KVM, page tables, threads
-#define MIN_AVAILABLE_PERCENT 5    // of the host's memory: below, nothing is made in advance
+// Of a shell, what its process does not show: KVM, page tables, threads. Where KVM shadows page tables, it
+// also keeps 10 bytes for each page of a memory slot: its reverse map (8) and its write tracking (2).
+#define KERNEL_BYTES (384u * 1024)
+#define SHADOW_BYTES_PER_MIB (10u * 256)
+#define MIN_AVAILABLE_PERCENT 5 // of the host's memory: below, nothing is made in advance
 
 struct shell {
 	TAILQ_ENTRY(shell) link;
@@ -74,11 +77,33 @@ static uint64_t memory_total(void)
 	return total;
 }
 
+// Without one of these KVM shadows page tables.
+static bool two_stage_paging(void)
+{
+	static const char *const paths[] = { "/sys/module/kvm_intel/parameters/ept",
+					     "/sys/module/kvm_amd/parameters/npt" };
+	bool yes = false;
+	for (size_t i = 0; i < MV_ARRAY_LEN(paths); i++) {
+		FILE *f = fopen(paths[i], "re");
+		int c = f ? fgetc(f) : EOF; // npt was a number once
+		yes |= c == 'Y' || c == '1';
+		if (f)
+			fclose(f);
+	}
+	return yes;
+}
+
+static uint64_t kernel_bytes(const struct pool *p)
+{
+	return KERNEL_BYTES +
+	       (two_stage_paging() ? 0 : (uint64_t)p->src.m.cfg.mem_mib * SHADOW_BYTES_PER_MIB);
+}
+
 static void measure(struct pool *p, const struct vm *vm)
 {
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/smaps_rollup", (int)vm->pid);
-	p->shell_bytes = KERNEL_BYTES + sum_kib(path, "Private_Clean:", "Private_Dirty:");
+	p->shell_bytes = kernel_bytes(p) + sum_kib(path, "Private_Clean:", "Private_Dirty:");
 }
 
 static uint64_t bytes_of_all(const struct server *s)
@@ -426,7 +451,7 @@ static int pool_new(struct prepare *from, struct pool **ret_p, struct api_err *e
 	prepare_take(from, &p->src);
 	TAILQ_INIT(&p->ready);
 	p->last_claim_ns = mv_now_ns();
-	p->shell_bytes = KERNEL_BYTES;
+	p->shell_bytes = kernel_bytes(p);
 	LIST_INSERT_HEAD(&p->s->pools, p, link);
 	// Shells of a template that is not complete would wait for each page, so fill it first.
 	if (p->src.lazy && p->src.start_fill && !lazy_is_complete(p->src.lazy)) {
