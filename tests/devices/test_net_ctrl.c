@@ -3,9 +3,8 @@
 #include <arpa/inet.h>
 #include <sys/socket.h>
 
-#include "tests/devices/t_driver.h"
+#include "tests/devices/t_net.h"
 
-#include "devices/net.h"
 #include "microvm/base/util.h"
 
 enum { RX, TX, CTRL, N_QUEUES, N = 64, OK = 0, ERR = 1, CONFIG = 0x100, STATUS_AT = CONFIG + 6 };
@@ -14,27 +13,11 @@ enum { DATA_MAX = 4096, UP = 1, ANNOUNCE = 2 };
 	(VIO_FEATURES | NET_F_STATUS | NET_F_CTRL_VQ | NET_F_CTRL_RX | NET_F_CTRL_MAC_ADDR |                 \
 	 NET_F_GUEST_ANNOUNCE | NET_F_MTU | NET_F_SPEED_DUPLEX)
 
-static const uint8_t mac[6] = { 2, 1, 2, 3, 4, 5 };
-
 struct fixture {
-	struct t_vm vm;
+	T_NET_FIELDS;
 	struct t_queue drv[N_QUEUES];
-	struct vio_dev *d;
-	int peer;
 	uint64_t gpa;
 };
-
-static struct vio_dev *new_device(struct fixture *f, uint16_t mtu, int *ret_peer)
-{
-	int pair[2];
-	struct vio_dev *d;
-	const struct vio_net_options o = { .name = "eth0", .mac = mac, .kind = VIO_NET_STREAM, .mtu = mtu };
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
-	assert_int_equal(vio_net_new_with(&f->vm.mem, &f->vm.loop, &o, pair, &d, NULL), 0);
-	assert_int_equal(pair[0], -1);
-	*ret_peer = pair[1];
-	return d;
-}
 
 static void start(struct fixture *f, uint64_t features)
 {
@@ -45,22 +28,10 @@ static void start(struct fixture *f, uint64_t features)
 
 static int set_up(void **state)
 {
-	struct fixture *f = calloc(1, sizeof *f);
+	struct fixture *f = t_net_set_up(sizeof *f);
 	*state = f;
-	t_vm_init(&f->vm);
 	f->gpa = t_alloc(&f->vm, DATA_MAX + 16, 4096);
-	f->d = new_device(f, 0, &f->peer);
 	start(f, FEATURES);
-	return 0;
-}
-
-static int tear_down(void **state)
-{
-	struct fixture *f = *state;
-	vio_free(f->d);
-	mv_close(&f->peer);
-	t_vm_fini(&f->vm);
-	free(f);
 	return 0;
 }
 
@@ -101,7 +72,7 @@ static void test_config(void **state)
 	assert_memory_equal(c, want, sizeof want);
 	assert_false(f->d->features_offered & (NET_F_MQ | NET_F_CTRL_GUEST_OFFLOADS));
 	int peer;
-	struct vio_dev *d = new_device(f, 9000, &peer);
+	struct vio_dev *d = t_net_new(&f->vm, 9000, &peer);
 	vio_mmio_read(d, CONFIG + 10, c, 2);
 	assert_int_equal(c[0] | c[1] << 8, 9000);
 	vio_free(d);
@@ -132,7 +103,7 @@ static void test_modes(void **state)
 	assert_int_equal(s->mode, 0);
 	assert_int_equal(ask(f, 0, 0, &bytes[1], 1), ERR);
 	assert_int_equal(ask(f, 1, 0, "\0\0\0\0\0\0\0", 8), ERR);
-	assert_int_equal(ask(f, 1, 1, mac, 6), ERR);
+	assert_int_equal(ask(f, 1, 1, t_mac, 6), ERR);
 	assert_int_equal(ask(f, 3, 0, NULL, 0), ERR);
 	assert_int_equal(s->mode, 0);
 }
@@ -181,7 +152,7 @@ static void test_mac(void **state)
 	struct fixture *f = *state;
 	static const uint8_t other[6] = { 2, 7, 7, 7, 7, 7 }, multicast[6] = { 1, 0, 0, 0, 0, 1 };
 	uint8_t got[6];
-	assert_memory_equal(net(f)->state.mac, mac, 6);
+	assert_memory_equal(net(f)->state.mac, t_mac, 6);
 	assert_int_equal(ask(f, 1, 1, multicast, 6), ERR);
 	assert_int_equal(ask(f, 1, 1, other, 5), ERR);
 	assert_int_equal(ask(f, 1, 1, other, 6), OK);
@@ -191,7 +162,7 @@ static void test_mac(void **state)
 	assert_memory_equal(net(f)->state.mac, other, 6);
 	t_set(f->d, 0x70, 0);
 	vio_mmio_read(f->d, CONFIG + 1, got, 1);
-	assert_int_equal(got[0], mac[1]);
+	assert_int_equal(got[0], t_mac[1]);
 }
 
 static void test_announce(void **state)
@@ -208,7 +179,7 @@ static void test_announce(void **state)
 	assert_int_equal(status(f->d), UP); // only who was restored is somewhere else
 	vio_free(f->d);
 	close(f->peer);
-	f->d = new_device(f, 0, &f->peer);
+	f->d = t_net_new(&f->vm, 0, &f->peer);
 	assert_int_equal(vio_load(f->d, saved.p, saved.len, NULL), 0);
 	t_irqs(f->d);
 	uint32_t generation = f->d->s.config_generation;
@@ -322,13 +293,13 @@ static void test_malformed(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_config, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_modes, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_mac_table, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_mac, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_announce, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_link, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_malformed, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_config, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_modes, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_mac_table, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_mac, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_announce, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_link, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_malformed, set_up, t_net_tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,9 +5,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include "tests/devices/t_driver.h"
+#include "tests/devices/t_net.h"
 
-#include "devices/net.h"
 #include "devices/vsock.h"
 #include "microvm/base/util.h"
 
@@ -15,11 +14,9 @@ enum { RX, TX, CTRL, N_QUEUES, N = 64, FRAME = 60, CID = 3 };
 #define NET_FEATURES (VIO_FEATURES | NET_F_MRG_RXBUF | NET_F_CTRL_VQ | NET_F_CTRL_RX)
 
 struct fixture {
-	struct t_vm vm;
+	T_NET_FIELDS;
 	struct t_queue q[N_QUEUES];
-	struct vio_dev *d;
 	uint64_t features;
-	int peer; // of a net device
 	uint64_t gpa;
 };
 
@@ -32,16 +29,9 @@ static void start(struct fixture *f)
 
 static int set_up(void **state)
 {
-	static const uint8_t mac[6] = { 2 };
-	struct fixture *f = calloc(1, sizeof *f);
-	int pair[2];
+	struct fixture *f = t_net_set_up(sizeof *f);
 	*state = f;
-	t_vm_init(&f->vm);
 	f->gpa = t_alloc(&f->vm, 1 << 20, 4096);
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
-	f->peer = pair[1];
-	assert_int_equal(
-		vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_STREAM, pair[0], &f->d, NULL), 0);
 	f->features = NET_FEATURES;
 	start(f);
 	return 0;
@@ -61,16 +51,6 @@ static int set_up_vsock(void **state)
 	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, fd, "/nowhere", &f->d, NULL), 0);
 	f->features = VIO_FEATURES | 1;
 	start(f);
-	return 0;
-}
-
-static int tear_down(void **state)
-{
-	struct fixture *f = *state;
-	vio_free(f->d);
-	mv_close(&f->peer);
-	t_vm_fini(&f->vm);
-	free(f);
 	return 0;
 }
 
@@ -350,18 +330,18 @@ static void test_features(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_descriptors, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_index_jumps, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_overlaps, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_num_buffers, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_reset_at_any_moment, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_features, set_up, tear_down),
-		{ "vsock: test_descriptors", test_descriptors, set_up_vsock, tear_down, NULL },
-		{ "vsock: test_index_jumps", test_index_jumps, set_up_vsock, tear_down, NULL },
-		{ "vsock: test_overlaps", test_overlaps, set_up_vsock, tear_down, NULL },
-		{ "vsock: test_reset_at_any_moment", test_reset_at_any_moment, set_up_vsock, tear_down,
+		cmocka_unit_test_setup_teardown(test_descriptors, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_index_jumps, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_overlaps, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_num_buffers, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_reset_at_any_moment, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_features, set_up, t_net_tear_down),
+		{ "vsock: test_descriptors", test_descriptors, set_up_vsock, t_net_tear_down, NULL },
+		{ "vsock: test_index_jumps", test_index_jumps, set_up_vsock, t_net_tear_down, NULL },
+		{ "vsock: test_overlaps", test_overlaps, set_up_vsock, t_net_tear_down, NULL },
+		{ "vsock: test_reset_at_any_moment", test_reset_at_any_moment, set_up_vsock, t_net_tear_down,
 		  NULL },
-		{ "vsock: test_features", test_features, set_up_vsock, tear_down, NULL },
+		{ "vsock: test_features", test_features, set_up_vsock, t_net_tear_down, NULL },
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,55 +5,28 @@
 #include <pthread.h>
 #include <sys/socket.h>
 
-#include "tests/devices/t_driver.h"
+#include "tests/devices/t_net.h"
 
-#include "devices/net.h"
 #include "microvm/base/util.h"
 
 enum { RX, TX, LENGTH = 4, N = 256, FRAME_MIN = 14, ROOM = 6 << 20 };
 
-static const uint8_t mac[6] = { 2, 1, 2, 3, 4, 5 };
-
 struct fixture {
-	struct t_vm vm;
+	T_NET_FIELDS;
 	struct t_queue drv[2];
-	struct vio_dev *d;
-	int peer;
 	uint64_t room, next; // for receive buffers
 	uint8_t out[LENGTH + NET_FRAME_MAX], in[NET_HEADER_BYTES + NET_FRAME_MAX];
 };
 
-static struct vio_dev *new_device(struct fixture *f, int *ret_peer)
-{
-	int pair[2], room = 1 << 20;
-	struct vio_dev *d;
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
-	setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_STREAM, pair[0], &d, NULL),
-			 0);
-	*ret_peer = pair[1];
-	return d;
-}
-
 static int set_up(void **state)
 {
-	struct fixture *f = calloc(1, sizeof *f);
+	struct fixture *f = t_net_set_up(sizeof *f);
+	const int room = 1 << 20;
 	*state = f;
-	t_vm_init(&f->vm);
+	setsockopt(f->peer, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 	t_queue_init(&f->drv[RX], &f->vm, N);
 	t_queue_init(&f->drv[TX], &f->vm, N);
-	f->d = new_device(f, &f->peer);
 	f->room = t_alloc(&f->vm, ROOM, 4096);
-	return 0;
-}
-
-static int tear_down(void **state)
-{
-	struct fixture *f = *state;
-	vio_free(f->d);
-	mv_close(&f->peer);
-	t_vm_fini(&f->vm);
-	free(f);
 	return 0;
 }
 
@@ -235,7 +208,7 @@ static void test_pause(void **state)
 	assert_int_equal(expect(f, 100, 4), 1);
 	vio_quiesce(f->d);
 	int peer;
-	struct vio_dev *clone = new_device(f, &peer);
+	struct vio_dev *clone = t_net_new(&f->vm, 0, &peer);
 	assert_int_equal(vio_load(clone, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(clone);
 	assert_int_equal(clone->s.queue[RX].next_avail, 10);
@@ -321,7 +294,7 @@ static void test_flood(void **state)
 {
 	struct fixture *f = *state;
 	struct flood l = { .f = f };
-	struct vio_dev *d = new_device(f, &l.quiet_peer);
+	struct vio_dev *d = t_net_new(&f->vm, 0, &l.quiet_peer);
 	struct t_queue tx;
 	pthread_t thread;
 	t_queue_init(&l.quiet, &f->vm, N);
@@ -348,14 +321,14 @@ static void test_flood(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_sizes, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_batch, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_never_fits, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_too_small, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_pause, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_reset, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_turns, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_flood, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_sizes, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_batch, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_never_fits, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_too_small, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_pause, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_reset, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_turns, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_flood, set_up, t_net_tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,57 +4,28 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "tests/devices/t_driver.h"
+#include "tests/devices/t_net.h"
 
-#include "devices/net.h"
 #include "microvm/base/util.h"
 
 enum { RX, TX, HEADER = 12, LENGTH = 4, BUFFER = 2048, N_BUFFERS = 256, BIG = 65536 + 18 };
 enum { STATUS_AT = 0x100 + 6 };
 
-static const uint8_t mac[6] = { 2, 1, 2, 3, 4, 5 };
-
 struct fixture {
-	struct t_vm vm;
+	T_NET_FIELDS;
 	struct t_queue drv[2];
-	struct vio_dev *d;
-	int peer; // passt's end
 	uint64_t rx_gpa, tx_gpa;
 	uint8_t scratch[2 * (BIG + LENGTH)];
 };
 
-static struct vio_dev *new_device(struct fixture *f, int *ret_peer)
-{
-	int pair[2];
-	struct vio_dev *d;
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "eth0", mac, VIO_NET_STREAM, pair[0], &d, NULL),
-			 0);
-	fcntl(pair[1], F_SETFL, O_NONBLOCK);
-	*ret_peer = pair[1];
-	return d;
-}
-
 static int set_up(void **state)
 {
-	struct fixture *f = calloc(1, sizeof *f);
+	struct fixture *f = t_net_set_up(sizeof *f);
 	*state = f;
-	t_vm_init(&f->vm);
 	t_queue_init(&f->drv[RX], &f->vm, N_BUFFERS);
 	t_queue_init(&f->drv[TX], &f->vm, N_BUFFERS);
-	f->d = new_device(f, &f->peer);
 	f->rx_gpa = t_alloc(&f->vm, N_BUFFERS * BUFFER, 4096);
 	f->tx_gpa = t_alloc(&f->vm, HEADER + BIG + 64, 4096);
-	return 0;
-}
-
-static int tear_down(void **state)
-{
-	struct fixture *f = *state;
-	vio_free(f->d);
-	mv_close(&f->peer);
-	t_vm_fini(&f->vm);
-	free(f);
 	return 0;
 }
 
@@ -136,14 +107,15 @@ static void test_new(void **state)
 	assert_true(link_up(f));
 	for (unsigned i = 0; i < 2; i++) {
 		int s = socket(AF_UNIX, kinds[i] | SOCK_CLOEXEC, 0);
-		assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "n", mac, VIO_NET_STREAM, s, &d, &err),
-				 -EINVAL);
+		assert_int_equal(
+			vio_net_new(&f->vm.mem, &f->vm.loop, "n", t_mac, VIO_NET_STREAM, s, &d, &err),
+			-EINVAL);
 		assert_message(err, "network n: the descriptor is not a Unix stream socket");
 	}
 	int inet = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "n", mac, VIO_NET_STREAM, inet, &d, &err),
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "n", t_mac, VIO_NET_STREAM, inet, &d, &err),
 			 -EINVAL);
-	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "n", mac, VIO_NET_STREAM, t_file(), &d, &err),
+	assert_int_equal(vio_net_new(&f->vm.mem, &f->vm.loop, "n", t_mac, VIO_NET_STREAM, t_file(), &d, &err),
 			 -EINVAL);
 	assert_null(d);
 	assert_int_equal(t_count_fds(), before);
@@ -209,7 +181,7 @@ static void test_hostile_lengths(void **state)
 	static const uint32_t bad[] = { 0, 1, 13, BIG + 1, 0x7fffffff, UINT32_MAX };
 	for (unsigned i = 0; i < MV_ARRAY_LEN(bad); i++) {
 		if (i) {
-			tear_down(state);
+			t_net_tear_down(state);
 			set_up(state);
 			f = *state;
 		}
@@ -442,7 +414,7 @@ static void test_pause_and_link(void **state)
 	MV_BUF saved = { 0 };
 	vio_save(f->d, &saved);
 	vio_free(f->d);
-	f->d = new_device(f, &f->peer);
+	f->d = t_net_new(&f->vm, 0, &f->peer);
 	assert_int_equal(vio_load(f->d, saved.p, saved.len, NULL), 0);
 	uint32_t generation = f->d->s.config_generation;
 	vio_unquiesce(f->d);
@@ -484,7 +456,7 @@ static void test_snapshot_in_mid_frame(void **state)
 
 	// The clone, on the memory as it is now: its first frame is its announcement, then come whole ones.
 	int peer = -1;
-	struct vio_dev *clone = new_device(f, &peer);
+	struct vio_dev *clone = t_net_new(&f->vm, 0, &peer);
 	assert_int_equal(vio_load(clone, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(clone);
 	uint8_t rarp[LENGTH + 60];
@@ -540,7 +512,7 @@ static void test_state_of_a_tap(void **state)
 	vio_save(f->d, &saved);
 	struct mv_err err = { 0 };
 	int peer = -1;
-	struct vio_dev *d = new_device(f, &peer);
+	struct vio_dev *d = t_net_new(&f->vm, 0, &peer);
 	assert_int_equal(vio_load(d, saved.p, saved.len, &err), -EINVAL);
 	assert_message(err, "network eth0: the guest uses features 0x801 ");
 	assert_message(err, "give the clone a tap");
@@ -562,7 +534,7 @@ static void test_old_state(void **state)
 	vio_save(f->d, &saved);
 	f->d->ops = ops;
 	int peer = -1;
-	struct vio_dev *d = new_device(f, &peer);
+	struct vio_dev *d = t_net_new(&f->vm, 0, &peer);
 	assert_int_equal(vio_load(d, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(d);
 	t_run_ms(&f->vm, 5);
@@ -575,21 +547,21 @@ static void test_old_state(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_new, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_every_split, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_large, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_hostile_lengths, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_transmit, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_loopback, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_peer_does_not_read, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_guest_does_not_read, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_peer_ends, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_peer_ends_unread, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_pause_and_link, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_snapshot_in_mid_frame, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_goes_on_in_mid_frame, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_state_of_a_tap, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_old_state, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_new, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_every_split, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_large, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_hostile_lengths, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_transmit, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_loopback, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_peer_does_not_read, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_guest_does_not_read, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_peer_ends, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_peer_ends_unread, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_pause_and_link, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_snapshot_in_mid_frame, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_goes_on_in_mid_frame, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_state_of_a_tap, set_up, t_net_tear_down),
+		cmocka_unit_test_setup_teardown(test_old_state, set_up, t_net_tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
