@@ -141,8 +141,7 @@ static void flatten_done(struct worker_job *j)
 		if (o->changed)
 			event_emit(o->s, o->body.name[0] ? EVENT_SNAPSHOT_CREATED : EVENT_SNAPSHOT_FLATTENED,
 				   &(struct event_info){ .snapshot = o->m.name, .snapshot_id = o->m.id });
-		js *v = manifest_json(o->s, &o->m);
-		put_chain(v, o->s, &o->m);
+		js *v = snapshot_json(o->s, &o->m);
 		js_put_bool(v, "changed", o->changed);
 		reply_json(o->req, o->body.name[0] ? 201 : 200, v);
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Handlers of /v1/snapshots, but for clone. Hashing, syncing and deleting are done by the
-// worker; the VM goes on as soon as its own part is finished.
+// Handlers of /v1/snapshots, but for those in the files beside it. Hashing, syncing and deleting are done by
+// the worker; the VM goes on as soon as its own part is finished.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -112,6 +112,13 @@ js *manifest_json(struct server *s, const struct manifest *m)
 	return o;
 }
 
+js *snapshot_json(struct server *s, const struct manifest *m)
+{
+	js *o = manifest_json(s, m);
+	put_chain(o, s, m);
+	return o;
+}
+
 // --- create ---------------------------------------------------------------------------
 struct snap_op {
 	struct worker_job job;
@@ -126,6 +133,17 @@ struct snap_op {
 	bool force;            // delete
 	struct mv_buf deleted; // names, each with its NUL
 };
+
+// Answers what the worker could not do.
+static bool snap_op_failed(const struct snap_op *o, enum api_code otherwise)
+{
+	struct api_err err;
+	if (!o->result)
+		return false;
+	snap_error(&err, &o->err, otherwise);
+	reply_err(o->req, &err);
+	return true;
+}
 
 static struct snap_op *snap_op_new(struct server *s, struct http_req *r, struct api_err *err)
 {
@@ -159,8 +177,7 @@ static void create_end(struct snap_op *o, const struct api_err *err)
 		reply_err(o->req, err);
 	} else {
 		count_created(o);
-		js *v = manifest_json(o->s, &o->m);
-		put_chain(v, o->s, &o->m);
+		js *v = snapshot_json(o->s, &o->m);
 		js_put_uint(v, "pause_us", o->pause_ns / 1000);
 		reply_json(o->req, 201, v);
 	}
@@ -349,8 +366,7 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 	if (result)
 		reply_err(r, &err);
 	else {
-		js *o = manifest_json(s, &m);
-		put_chain(o, s, &m);
+		js *o = snapshot_json(s, &m);
 		put_cpu(o, s, &m);
 		js *w = working_set_json(s, &m);
 		if (w)
@@ -379,14 +395,10 @@ static void verify_run(struct worker_job *j)
 static void verify_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
-	struct api_err err;
-	if (o->result) {
-		snap_error(&err, &o->err, API_SNAPSHOT_CORRUPT);
+	if (snap_op_failed(o, API_SNAPSHOT_CORRUPT)) {
 		template_drop(o->s, o->m.name);
-		reply_err(o->req, &err);
 	} else {
-		js *v = manifest_json(o->s, &o->m);
-		put_chain(v, o->s, &o->m);
+		js *v = snapshot_json(o->s, &o->m);
 		js_put_bool(v, "verified", true);
 		reply_json(o->req, 200, v);
 	}
@@ -409,13 +421,8 @@ static void delete_run(struct worker_job *j)
 static void delete_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
-	struct api_err err;
-	if (o->result) {
-		snap_error(&err, &o->err, API_INTERNAL);
-		reply_err(o->req, &err);
-	} else {
+	if (!snap_op_failed(o, API_INTERNAL))
 		reply_empty(o->req);
-	}
 	for (size_t at = 0; at < o->deleted.len; at += strlen((char *)o->deleted.p + at) + 1) {
 		event_emit(o->s, EVENT_SNAPSHOT_DELETED,
 			   &(struct event_info){ .snapshot = (char *)o->deleted.p + at });
@@ -436,11 +443,7 @@ static void drop_set_run(struct worker_job *j)
 static void drop_set_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
-	struct api_err err;
-	if (o->result) {
-		snap_error(&err, &o->err, API_INTERNAL);
-		reply_err(o->req, &err);
-	} else {
+	if (!snap_op_failed(o, API_INTERNAL)) {
 		store_index_forget(&o->s->index, o->m.name);
 		reply_empty(o->req);
 	}
@@ -520,112 +523,4 @@ void op_snap_delete(struct server *s, struct http_req *r, const char *name)
 		return;
 	}
 	by_worker(s, r, name, force, delete_run, delete_done);
-}
-
-// --- templates ------------------------------------------------------------------------------
-struct prepare_op {
-	struct prepare p;
-	struct server *s;
-	struct http_req *req;
-	struct prepare_body body;
-	struct manifest m; // what was prepared
-	struct lazy *lazy; // its template: a reference, or NULL
-	struct pool_waiter waiter;
-};
-
-static void prepare_answer(void *arg)
-{
-	struct prepare_op *o = arg;
-	const struct pool *pool = pool_find(o->s, o->m.name);
-	js *v = manifest_json(o->s, &o->m);
-	put_chain(v, o->s, &o->m);
-	if (o->lazy)
-		js_put(v, "template", lazy_json(o->lazy));
-	if (pool)
-		js_put(v, "pool", pool_json(pool));
-	reply_json(o->req, 200, v);
-	lazy_unref(o->lazy);
-	prepare_fini(&o->p);
-	free(o);
-}
-
-static int make_pool(struct prepare_op *o, struct api_err *err)
-{
-	const struct prepare_pool *b = &o->body.pool;
-	struct pool_settings set = { b->size, b->min, b->max, b->idle_s };
-	if (!o->body.has_pool)
-		return 0;
-	if (!b->size && !b->max) {
-		pool_drop(o->s, o->m.name);
-		return 0;
-	}
-	for (uint32_t i = 0; i < o->m.cfg.n_nets; i++)
-		if (o->m.cfg.net[i].socket[0])
-			return api_fail(
-				err, API_INVALID_VALUE,
-				"pool: net %s of snapshot %s is a socket, which a clone made in advance "
-				"can't have; it can have taps and user networks",
-				o->m.cfg.net[i].id, o->m.name);
-	return pool_set(&o->p, &set, err);
-}
-
-static void on_prepared(struct prepare *p, const struct api_err *err)
-{
-	struct prepare_op *o = MV_CONTAINER(p, struct prepare_op, p);
-	struct api_err e;
-	if (err && p->cpu.n_missing) {
-		reply_json(o->req, api_code_info(err->code)->status, cpu_error_json(p->m.name, &p->cpu));
-	} else if (err) {
-		reply_err(o->req, err);
-	} else {
-		o->m = p->m;
-		o->lazy = p->lazy ? lazy_ref(p->lazy) : NULL;
-		if (!make_pool(o, &e)) {
-			struct pool *pool = o->body.wait ? pool_find(o->s, o->m.name) : NULL;
-			if (pool)
-				pool_wait(pool, &o->waiter, prepare_answer, o);
-			else
-				prepare_answer(o);
-			return;
-		}
-		reply_err(o->req, &e);
-		lazy_unref(o->lazy);
-	}
-	prepare_fini(p);
-	free(o);
-}
-
-void op_snap_prepare(struct server *s, struct http_req *r, const char *name)
-{
-	struct api_err err;
-	struct prepare_op *o = calloc(1, sizeof *o);
-	int result = o ? prepare_parse(r->body, r->body_len, &o->body, &err)
-		       : api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
-	if (result) {
-		free(o);
-		reply_err(r, &err);
-		return;
-	}
-	o->s = s;
-	o->req = r;
-	o->p.fill = o->p.start_fill = o->body.fill;
-	o->p.wait = o->body.wait;
-	prepare_begin(&o->p, s, name, on_prepared);
-}
-
-void op_snap_unprepare(struct server *s, struct http_req *r, const char *name)
-{
-	static struct manifest m; // the loop's thread only
-	struct mv_err e = { 0 };
-	struct api_err err;
-	int result = snap_name_check(name, &err);
-	if (!result && store_show(&s->store, name, &m, &e))
-		result = snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
-	if (result) {
-		reply_err(r, &err);
-		return;
-	}
-	pool_drop(s, name);
-	lazy_drop(s, name);
-	reply_empty(r);
 }

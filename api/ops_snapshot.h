@@ -20,6 +20,7 @@ int snap_name_check(const char *name, struct api_err *err);
 js *cpu_error_json(const char *snapshot, const struct cpu_report *r);
 
 js *manifest_json(struct server *s, const struct manifest *m);
+js *snapshot_json(struct server *s, const struct manifest *m); // and the length of its chain
 void put_usage(js *o, const char *key, const struct store_usage *u);
 
 // ops_chain.c

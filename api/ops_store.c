@@ -87,6 +87,25 @@ static int make_pipe(struct transfer *t, int mine, int *ret_fd, struct api_err *
 	return 0;
 }
 
+typedef int begin_fn(struct transfer *t, const char *name, struct worker **ret_w, int *ret_fd,
+		     struct api_err *err);
+
+// NULL: what failed has been answered.
+static struct transfer *transfer_begin(struct server *s, struct http_req *r, const char *name,
+				       begin_fn *begin, struct worker **ret_w, int *ret_fd)
+{
+	struct transfer *t = transfer_new(s);
+	struct api_err err;
+	int result = t ? begin(t, name, ret_w, ret_fd, &err)
+		       : api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
+	if (!result)
+		return t;
+	if (t)
+		transfer_unref(t);
+	reply_err(r, &err);
+	return NULL;
+}
+
 // --- export ---------------------------------------------------------------------------
 static void export_run(struct worker_job *j)
 {
@@ -125,28 +144,13 @@ static int export_begin(struct transfer *t, const char *name, struct worker **re
 	return r ? r : make_pipe(t, 1, ret_fd, err);
 }
 
-static void no_memory(struct http_req *r)
-{
-	struct api_err err;
-	api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
-	reply_err(r, &err);
-}
-
 void op_snap_export(struct server *s, struct http_req *r, const char *name)
 {
-	struct transfer *t = transfer_new(s);
-	struct worker *w = NULL;
-	struct api_err err;
-	int fd = -1;
-	if (!t) {
-		no_memory(r);
+	struct worker *w;
+	int fd;
+	struct transfer *t = transfer_begin(s, r, name, export_begin, &w, &fd);
+	if (!t)
 		return;
-	}
-	if (export_begin(t, name, &w, &fd, &err)) {
-		transfer_unref(t);
-		reply_err(r, &err);
-		return;
-	}
 	t->job.run = export_run;
 	t->job.done = export_done;
 	t->refs++;
@@ -155,8 +159,9 @@ void op_snap_export(struct server *s, struct http_req *r, const char *name)
 }
 
 // --- import ---------------------------------------------------------------------------------
-static void import_end(struct transfer *t)
+static void import_end(struct worker_job *j)
 {
+	struct transfer *t = (struct transfer *)j;
 	struct api_err err;
 	if (t->result) {
 		// ENOENT: a parent that is not here
@@ -182,8 +187,6 @@ static void commit_run(struct worker_job *j)
 	t->result = store_commit_import(&t->s->store, &t->draft, &t->m, &t->err);
 }
 
-static void commit_done(struct worker_job *j) { import_end((struct transfer *)j); }
-
 static void import_run(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
@@ -197,11 +200,11 @@ static void import_done(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
 	if (t->result) {
-		import_end(t);
+		import_end(j);
 		return;
 	}
 	t->job.run = commit_run;
-	t->job.done = commit_done;
+	t->job.done = import_end;
 	worker_add(&t->s->worker, &t->job);
 }
 
@@ -223,19 +226,11 @@ static int import_begin(struct transfer *t, const char *name, struct worker **re
 
 void op_snap_import(struct server *s, struct http_req *r, const char *name)
 {
-	struct transfer *t = transfer_new(s);
-	struct worker *w = NULL;
-	struct api_err err;
-	int fd = -1;
-	if (!t) {
-		no_memory(r);
+	struct worker *w;
+	int fd;
+	struct transfer *t = transfer_begin(s, r, name, import_begin, &w, &fd);
+	if (!t)
 		return;
-	}
-	if (import_begin(t, name, &w, &fd, &err)) {
-		transfer_unref(t);
-		reply_err(r, &err);
-		return;
-	}
 	t->req = r;
 	t->job.run = import_run;
 	t->job.done = import_done;
@@ -293,14 +288,13 @@ static void gc_done(struct worker_job *j)
 void op_gc(struct server *s, struct http_req *r, const char *name)
 {
 	struct api_err err;
+	struct gc_job *g = NULL;
+	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
 	(void)name;
-	if (js_decode(&empty_table, r->body, r->body_len, NULL, &err)) {
+	if (!result && !(g = calloc(1, sizeof *g)))
+		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
+	if (result) {
 		reply_err(r, &err);
-		return;
-	}
-	struct gc_job *g = calloc(1, sizeof *g);
-	if (!g) {
-		no_memory(r);
 		return;
 	}
 	*g = (struct gc_job){ .job.run = gc_run, .job.done = gc_done, .s = s, .req = r, .list = js_list() };

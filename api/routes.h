@@ -58,10 +58,12 @@ route_fn op_balloon_get, op_balloon_patch;  // balloon.c
 route_fn op_metadata_get, op_metadata_put;  // metadata.c
 route_fn op_drive_patch, op_net_patch;      // ops_device.c
 route_fn op_console_read, op_console_write; // ops_console.c
-route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete, op_snap_prepare,
-	op_snap_flatten, op_snap_unprepare, op_snap_drop_set; // ops_snapshot.c
-route_fn op_gc, op_snap_export, op_snap_import;               // ops_store.c
-route_fn op_clone, op_vm_clone;                               // ops_clone.c
-route_fn op_events;                                           // events.c
-route_fn op_metrics, op_vm_metrics;                           // ops_metrics.c
-route_fn op_vm_devices;                                       // devices.c
+route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete,
+	op_snap_drop_set;                       // ops_snapshot.c
+route_fn op_snap_prepare, op_snap_unprepare;    // ops_prepare.c
+route_fn op_snap_flatten;                       // ops_chain.c
+route_fn op_gc, op_snap_export, op_snap_import; // ops_store.c
+route_fn op_clone, op_vm_clone;                 // ops_clone.c
+route_fn op_events;                             // events.c
+route_fn op_metrics, op_vm_metrics;             // ops_metrics.c
+route_fn op_vm_devices;                         // devices.c
