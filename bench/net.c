@@ -34,7 +34,7 @@
 enum { RX, TX, EVENT, N_QUEUES, QUEUE_SIZE = 256, MEM_MIB = 64, VNET = 10 };
 enum { MSS = 1448, TCP_HEADERS = 54, LARGE = TCP_HEADERS + 44 * MSS, PAYLOAD = 65536 };
 enum { RING_BYTES = 8192, HEADER_SLOT = 256 };
-enum { CID = 3, PORT = 1000, GUEST_PORT = 77, CREDIT = 1 << 20 };
+enum { CID = 3, PORT = 1000, GUEST_PORT = 77, CREDIT = 1 << 20, BUFFER = 4096 };
 #define TURN_NS (10u * 1000 * 1000)
 #define NET_FEATURES                                                                                         \
 	(VIO_FEATURES | NET_F_CSUM | NET_F_GUEST_CSUM | NET_F_HOST_TSO4 | NET_F_GUEST_TSO4 | NET_F_MRG_RXBUF)
@@ -119,7 +119,7 @@ static void give_buffers(struct bench_net *b, uint32_t bytes)
 {
 	struct queue *q = &b->q[RX];
 	while ((uint16_t)(q->added - q->seen) < QUEUE_SIZE)
-		add(q, b->data_gpa + (1 << 20) + q->added % QUEUE_SIZE * 4096u, bytes, VQ_DESC_WRITE);
+		add(q, b->data_gpa + (1 << 20) + q->added % QUEUE_SIZE * BUFFER, bytes, VQ_DESC_WRITE);
 }
 
 static int set_up(struct bench_net *b)
@@ -253,7 +253,7 @@ static double receive_floor(struct bench_net *b, const struct frame_size *s)
 	uint64_t start = cpu_ns(), n = 0;
 	for (;; n++) { // into the same buffers as a guest gives, one after the other
 		for (unsigned i = 0; i < pieces; i++, at++)
-			iov[i] = (struct iovec){ b->data + (1 << 20) + at % QUEUE_SIZE * 4096, s->buffer };
+			iov[i] = (struct iovec){ b->data + (1 << 20) + at % QUEUE_SIZE * BUFFER, s->buffer };
 		if (readv(b->tap, iov, (int)pieces) <= 0)
 			return rate(n, start);
 	}
@@ -352,7 +352,7 @@ static uint32_t take_packets(struct bench_net *b)
 	uint32_t bytes = 0;
 	for (; done(q); q->seen++)
 		bytes += le32_get(q->used->ring[q->seen % QUEUE_SIZE].len) - VSOCK_HEADER_BYTES;
-	give_buffers(b, 4096);
+	give_buffers(b, BUFFER);
 	b->fwd_cnt += bytes;
 	return bytes;
 }
@@ -384,7 +384,7 @@ static int connect_stream(struct bench_net *b)
 	if (r)
 		return r;
 	start_driver(b, VIO_FEATURES | 1);
-	give_buffers(b, 4096);
+	give_buffers(b, BUFFER);
 	packet(b, OP_REQUEST, 0);
 	unlink(a.sun_path);
 	b->host_fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -418,6 +418,41 @@ static double stream_device(struct bench_net *b)
 		packet(b, OP_RW, PAYLOAD - HEADER_SLOT);
 		bytes += drain(b->host_fd);
 		take_packets(b); // credit
+	}
+	return rate(bytes, start) / (1 << 20);
+}
+
+// Into the same buffers as a guest gives, one after the other.
+static double to_guest_floor(struct bench_net *b, const int pair[2])
+{
+	static const uint8_t block[PAYLOAD];
+	enum { ROOM = BUFFER - VSOCK_HEADER_BYTES, PIECES = (PAYLOAD + ROOM - 1) / ROOM };
+	struct iovec iov[PIECES];
+	uint64_t start = cpu_ns(), bytes = 0;
+	for (unsigned at = 0; cpu_ns() - start < TURN_NS && !b->result; bytes += PAYLOAD) {
+		for (unsigned i = 0; i < PIECES; i++, at++)
+			iov[i] = (struct iovec){ b->data + (1 << 20) + at % QUEUE_SIZE * BUFFER, ROOM };
+		if (send(pair[0], block, sizeof block, MSG_NOSIGNAL) != PAYLOAD ||
+		    recvmsg(pair[1], &(struct msghdr){ .msg_iov = iov, .msg_iovlen = PIECES }, 0) != PAYLOAD)
+			b->result = -EPIPE;
+	}
+	return rate(bytes, start) / (1 << 20);
+}
+
+static double to_guest_device(struct bench_net *b)
+{
+	static const uint8_t block[PAYLOAD];
+	uint64_t start = cpu_ns(), bytes = 0;
+	while (cpu_ns() - start < TURN_NS && !b->result) {
+		ssize_t n = send(b->host_fd, block, sizeof block, MSG_NOSIGNAL);
+		if (n <= 0)
+			b->result = -EPIPE;
+		for (ssize_t got = 0; got < n && !b->result;) {
+			one_turn(b);
+			got += take_packets(b);
+		}
+		packet(b, OP_CREDIT_UPDATE, 0);
+		bytes += PAYLOAD;
 	}
 	return rate(bytes, start) / (1 << 20);
 }
@@ -456,9 +491,14 @@ static double round_trip_device(struct bench_net *b)
 static int run_vsock(struct bench_net *b)
 {
 	static const char *const tx[] = { "vsock_stream_floor", "vsock_stream_dev", "vsock_stream_ratio" },
+				 *const rx[] = { "vsock_to_guest_floor", "vsock_to_guest_dev",
+						 "vsock_to_guest_ratio" },
 				 *const rtt[] = { "vsock_rtt_floor", "vsock_rtt_dev", "vsock_rtt_ratio" },
 				 *const tx_what[] = { "a socket pair alone, 64 KiB at a time",
 						      "from a guest through the device", "device / floor" },
+				 *const rx_what[] = { "a socket pair alone, 64 KiB into buffers of 4 KiB",
+						      "through the device and the event loop to a guest",
+						      "device / floor" },
 				 *const rtt_what[] = { "64 bytes and back, a socket pair alone",
 						       "through the device and the event loop",
 						       "floor / device" };
@@ -468,10 +508,12 @@ static int run_vsock(struct bench_net *b)
 	b->result = r ? r : connect_stream(b);
 	for (int i = -2; !b->result && i < b->env->samples / 4; i++) {
 		double f = stream_floor(pair), d = stream_device(b);
+		double gf = to_guest_floor(b, pair), gd = to_guest_device(b);
 		double rf = round_trip_floor(b, pair), rd = round_trip_device(b);
 		if (i < 0)
 			continue;
 		compare(b, tx, tx_what, "MiB/s", NULL, f, d);
+		compare(b, rx, rx_what, "MiB/s", NULL, gf, gd);
 		compare(b, rtt, rtt_what, "us", NULL, rf, rd);
 	}
 	close(pair[0]);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // virtio-vsock (virtio 1.2 section 5.10): the device's three queues. Guest packets are
 // checked here and handed to their stream (vsock_conn.c). Packets for the guest are made
-// when there is a receive buffer, one from each stream in turn, the payload read from the
-// socket straight into the guest; so nothing is buffered in that direction.
+// when there are receive buffers, from each stream in turn, the payload read from the socket
+// straight into the guest; so nothing is buffered in that direction. One read may fill several
+// buffers, each of which becomes a packet.
 //
 // Streams belong to the running VM, not to its snapshot: a restored guest is told by a
 // TRANSPORT_RESET event (section 5.10.6.7) that all of its streams are gone.
@@ -69,40 +70,88 @@ static bool next_packet(struct vio_vsock *v, struct vsock_header *h, struct vq_s
 static bool work_left(struct vio_vsock *v)
 {
 	struct vsock_conn *c;
-	while (!v->n_rst && (c = TAILQ_FIRST(&v->sending)) && !vsock_conn_has_work(c)) {
-		TAILQ_REMOVE(&v->sending, c, sending);
-		c->is_sending = false;
-	}
+	while (!v->n_rst && (c = TAILQ_FIRST(&v->sending)) && !vsock_conn_has_work(c))
+		vsock_stop_sending(c);
 	return v->n_rst || !TAILQ_EMPTY(&v->sending);
 }
 
-void vsock_pump(struct vio_vsock *v)
+// Takes the buffers for the next packets, at most `most`. None: there are none, or the driver broke a rule.
+static void gather(struct vio_vsock *v, unsigned most)
 {
 	struct vio_dev *d = &v->dev;
-	struct vq_span *s = &v->chain.writable;
-	struct iovec room[VSOCK_HEADER_BYTES];
-	unsigned left = PACKETS_PER_KICK;
+	struct vsock_batch *b = &v->batch;
+	struct vq_span *s = &v->chain.writable, *all = &b->payload;
+	const uint32_t want = v->n_rst ? 1 : vsock_conn_room(TAILQ_FIRST(&v->sending));
 
-	while (work_left(v) && left) {
-		if (!vio_pop(d, VSOCK_RX, &v->chain)) {
-			if (!vio_rearm(d, VSOCK_RX))
-				break;
-			continue;
-		}
-		left--;
+	b->n = b->n_header_iov = 0;
+	*all = (struct vq_span){ .iov = b->payload_iov };
+	while (all->bytes < want && b->n < most && b->n_header_iov < VSOCK_BATCH_IOV &&
+	       all->n < VSOCK_BATCH_IOV && vio_pop(d, VSOCK_RX, &v->chain)) {
 		vq_disable_notify(&d->s.queue[VSOCK_RX]);
 		if (s->bytes <= VSOCK_HEADER_BYTES) {
 			vio_needs_reset(d, "a receive buffer too small for any data");
 			break;
 		}
-		struct vsock_header h;
-		struct vq_span front = split(s, room, VSOCK_HEADER_BYTES);
-		if (next_packet(v, &h, s)) {
-			vq_span_write(&front, &h, sizeof h);
-			vq_push(&d->s.queue[VSOCK_RX], v->chain.head, VSOCK_HEADER_BYTES + le32_get(h.len));
-		} else {
-			vq_unpop(&d->s.queue[VSOCK_RX]);
+		struct vsock_buf *buf = &b->buf[b->n++];
+		buf->head = v->chain.head;
+		buf->header = split(s, b->header_iov + b->n_header_iov, VSOCK_HEADER_BYTES);
+		b->n_header_iov += buf->header.n;
+		buf->bytes = s->bytes;
+		memcpy(all->iov + all->n, s->iov, s->n * sizeof *s->iov);
+		all->n += s->n;
+		all->bytes += s->bytes;
+	}
+}
+
+// The payload of h lies in the first buffers: they are the guest's, a packet each. How many that was.
+static unsigned deliver(struct vio_vsock *v, struct vsock_header *h)
+{
+	struct vq_used_elem used[VSOCK_BATCH];
+	uint32_t rest = le32_get(h->len);
+	unsigned n = 0;
+	do {
+		struct vsock_buf *buf = &v->batch.buf[n];
+		uint32_t len = rest < buf->bytes ? rest : (uint32_t)buf->bytes;
+		h->len = le32_make(len);
+		vq_span_write(&buf->header, h, sizeof *h);
+		used[n++] =
+			(struct vq_used_elem){ le32_make(buf->head), le32_make(VSOCK_HEADER_BYTES + len) };
+		rest -= len;
+	} while (rest);
+	vq_push_all(&v->dev.s.queue[VSOCK_RX], used, n);
+	return n;
+}
+
+// What one stream may send at once: when several wait, its part of the buffers that are there.
+static unsigned share(const struct vio_vsock *v, unsigned most)
+{
+	const struct vq *q = &v->dev.s.queue[VSOCK_RX];
+	most = most < VSOCK_BATCH ? most : VSOCK_BATCH;
+	if (v->n_sending > 1 && vio_live(&v->dev, VSOCK_RX)) {
+		unsigned part = (uint16_t)(vq_driver_index(q) - q->next_avail) / v->n_sending;
+		most = part < most ? part : most;
+	}
+	return most ? most : 1;
+}
+
+void vsock_pump(struct vio_vsock *v)
+{
+	struct vio_dev *d = &v->dev;
+	unsigned left = PACKETS_PER_KICK;
+
+	while (work_left(v) && left) {
+		gather(v, share(v, left));
+		if (!v->batch.n) {
+			if (!vio_rearm(d, VSOCK_RX))
+				break;
+			continue;
 		}
+		struct vsock_header h;
+		bool any = vio_live(d, VSOCK_RX) && next_packet(v, &h, &v->batch.payload);
+		unsigned n = any ? deliver(v, &h) : 0;
+		left -= n ? n : 1;
+		for (; n < v->batch.n; n++)
+			vq_unpop(&d->s.queue[VSOCK_RX]);
 	}
 	if (!left)
 		vio_again(d, VSOCK_RX);

@@ -16,6 +16,8 @@ enum {
 	VSOCK_MAX_METADATA = 8, // streams: each holds a copy in the kernel
 	VSOCK_HOST_CID = 2,
 	VSOCK_HEADER_BYTES = 44,
+	VSOCK_BATCH = 32,     // receive buffers that one read of a socket may fill
+	VSOCK_BATCH_IOV = 64, // pieces after which it takes no more
 };
 
 enum { VSOCK_RX, VSOCK_TX, VSOCK_EVENT, VSOCK_QUEUES }; // virtio 1.2 section 5.10.2
@@ -64,9 +66,28 @@ struct vsock_conn {
 	uint32_t peer_buf_alloc, peer_fwd_cnt, sent_cnt;
 	uint32_t received_cnt, fwd_cnt, told_fwd_cnt;
 	bool asked_credit;
+	// How many buffers a read is given: each that it does not need costs time, too few cost another read.
+	// So as much as was read until the socket was empty last time; when that fills up, twice as much; and
+	// after a read that was not filled, as there is hardly more, any buffer.
+	uint32_t room, burst; // bytes for the next read; that were read since the socket was empty
 	// received from the guest, not yet taken by the host: a ring of VSOCK_BUF_BYTES or NULL
 	uint8_t *buf;
 	uint32_t buf_at, buf_len; // received_cnt - fwd_cnt == buf_len
+};
+
+// Receive buffers taken from the queue for one read. All are used or given back before vsock_pump() goes on,
+// so neither a pause nor a reset finds any.
+struct vsock_batch {
+	unsigned n;
+	struct vq_span payload; // of all of them, in their order
+	struct vsock_buf {
+		uint16_t head;
+		struct vq_span header;
+		size_t bytes; // of payload
+	} buf[VSOCK_BATCH];
+	unsigned n_header_iov; // room for one more header and one more chain is always left
+	struct iovec header_iov[VSOCK_BATCH_IOV + VSOCK_HEADER_BYTES];
+	struct iovec payload_iov[VSOCK_BATCH_IOV + VQ_MAX_IOV];
 };
 
 struct vio_vsock {
@@ -93,7 +114,7 @@ struct vio_vsock {
 	uint32_t watched_port; // of the host; on_watched is called when the guest asks for it
 	void (*on_watched)(void *arg);
 	void *on_watched_arg;
-	unsigned n_conns;
+	unsigned n_conns, n_sending;
 	TAILQ_HEAD(, vsock_conn)
 	all, sending; // sending: may have a packet for the guest
 	LIST_HEAD(, vsock_conn) hash[VSOCK_HASH];
@@ -102,6 +123,7 @@ struct vio_vsock {
 	} rst[VSOCK_MAX_RST]; // a ring of resets to send; one too many is dropped
 	unsigned rst_at, n_rst;
 	struct vq_chain chain;
+	struct vsock_batch batch;
 };
 
 // vsock.c: sends what is to be sent while there are receive buffers.
@@ -114,10 +136,12 @@ void vsock_accept(struct vio_vsock *v); // takes waiting host programs from list
 void vsock_connect(struct vio_vsock *v, const struct vsock_header *h);
 // A packet of the guest for this stream, payload trimmed to h->len. May free it.
 void vsock_conn_receive(struct vsock_conn *c, const struct vsock_header *h, struct vq_span *payload);
-// Is there a packet to send? If so make it: true with op, flags and len of *h set and the
-// payload read from the socket. False: there was none after all.
+// Is there a packet to send, and for how much payload should it have room? If so make it: true with op,
+// flags and len of *h set and the payload read from the socket. False: there was none after all.
 bool vsock_conn_has_work(const struct vsock_conn *c);
+uint32_t vsock_conn_room(const struct vsock_conn *c);
 bool vsock_conn_fill(struct vsock_conn *c, struct vsock_header *h, struct vq_span *payload);
+void vsock_stop_sending(struct vsock_conn *c);
 void vsock_rst(struct vio_vsock *v, uint32_t host_port, uint32_t guest_port);
 void vsock_conn_kill(struct vsock_conn *c); // resets the guest's side and frees
 void vsock_drop_all(struct vio_vsock *v);   // without a word to the guest

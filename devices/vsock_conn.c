@@ -15,7 +15,7 @@
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
-enum { ACCEPTS_PER_TURN = 64, HELLO_MAX = 32 };
+enum { ACCEPTS_PER_TURN = 64, HELLO_MAX = 32, READ_MAX = 1 << 20 };
 #define FIRST_HOST_PORT (1u << 30) // away from the ports that servers use
 #define LAST_HOST_PORT (UINT32_MAX >> 1)
 
@@ -57,7 +57,17 @@ static void set_sending(struct vsock_conn *c)
 	if (!c->is_sending && vsock_conn_has_work(c)) {
 		TAILQ_INSERT_TAIL(&c->v->sending, c, sending);
 		c->is_sending = true;
+		c->v->n_sending++;
 	}
+}
+
+void vsock_stop_sending(struct vsock_conn *c)
+{
+	if (c->is_sending) {
+		TAILQ_REMOVE(&c->v->sending, c, sending);
+		c->v->n_sending--;
+	}
+	c->is_sending = false;
 }
 
 // The guest's side no longer knows the stream.
@@ -65,9 +75,8 @@ static void forget_ports(struct vsock_conn *c)
 {
 	if (c->is_hashed)
 		LIST_REMOVE(c, hashed);
-	if (c->is_sending)
-		TAILQ_REMOVE(&c->v->sending, c, sending);
-	c->is_hashed = c->is_sending = false;
+	c->is_hashed = false;
+	vsock_stop_sending(c);
 }
 
 // Whether room in the socket is an event. Only a stream with a buffer waits for that; else each read(2) of
@@ -423,6 +432,13 @@ bool vsock_conn_has_work(const struct vsock_conn *c)
 	return c->is_hashed && (c->want || (may_read(c) && (credit(c) || !c->asked_credit)));
 }
 
+uint32_t vsock_conn_room(const struct vsock_conn *c)
+{
+	uint32_t room = c->want || !may_read(c) ? 0 : credit(c);
+	room = room < c->room ? room : c->room;
+	return room ? room : 1; // any buffer
+}
+
 // Reads into the payload: bytes, or 0 when a packet of another kind is due, or nothing.
 static uint32_t read_socket(struct vsock_conn *c, struct vq_span *payload)
 {
@@ -436,10 +452,15 @@ static uint32_t read_socket(struct vsock_conn *c, struct vq_span *payload)
 	vq_span_trim(payload, room);
 	struct msghdr m = { .msg_iov = payload->iov, .msg_iovlen = payload->n };
 	ssize_t n = recvmsg(c->fd, &m, 0);
-	if (n > 0)
+	if (n > 0) {
+		size_t burst = c->burst + (size_t)n;
+		c->burst = burst < READ_MAX ? (uint32_t)burst : READ_MAX;
+		c->room = (size_t)n == payload->bytes ? 2 * c->burst : 0;
 		return (uint32_t)n;
+	}
 	if (n < 0 && errno == EINTR)
 		return 0;
+	c->room = MV_TAKE_AS(c->burst, 0);
 	c->readable = false;
 	if (n < 0 && errno == EAGAIN)
 		return 0;

@@ -1,276 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
-// The guest's side is played here: packets built and read by hand.
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
-#include "tests/devices/t_driver.h"
+#include "tests/devices/t_vsock.h"
 
-#include "devices/vsock.h"
 #include "microvm/base/util.h"
-
-enum { CID = 3, N_RX = 64, RX_BYTES = 4096, GUEST_BUF = 65536 };
-#define F_STREAM 1
-
-struct packet {
-	struct vsock_header h;
-	uint8_t data[RX_BYTES];
-};
-
-struct fixture {
-	struct t_vm vm;
-	struct t_queue q[3];
-	struct vio_dev *d;
-	char dir[64], path[90];
-	uint64_t rx_gpa, tx_gpa;
-	unsigned n_rx_given;
-};
-
-static int listen_at(const char *path)
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	snprintf(a.sun_path, sizeof a.sun_path, "%s", path);
-	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
-	assert_int_equal(listen(fd, 128), 0);
-	return fd;
-}
-
-static void give_rx(struct fixture *f, unsigned n)
-{
-	for (; n; n--, f->n_rx_given++)
-		t_add(&f->q[0],
-		      (struct t_buf[]){ { f->rx_gpa + f->n_rx_given % N_RX * RX_BYTES, RX_BYTES, true } }, 1);
-}
-
-static void start(struct fixture *f, struct vio_dev *d)
-{
-	for (unsigned i = 0; i < 3; i++)
-		t_queue_init(&f->q[i], &f->vm, N_RX);
-	t_start(d, VIO_FEATURES | F_STREAM, f->q, 3);
-	give_rx(f, N_RX);
-	t_kick(d, 0);
-}
-
-static int set_up(void **state)
-{
-	struct fixture *f = calloc(1, sizeof *f);
-	t_vm_init(&f->vm);
-	t_tmpdir(f->dir);
-	snprintf(f->path, sizeof f->path, "%s/v", f->dir);
-	f->rx_gpa = t_alloc(&f->vm, N_RX * RX_BYTES, 4096);
-	f->tx_gpa = t_alloc(&f->vm, 1 << 20, 4096);
-	int fd = listen_at(f->path);
-	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, fd, f->path, &f->d, NULL), 0);
-	start(f, f->d);
-	*state = f;
-	return 0;
-}
-
-static int tear_down(void **state)
-{
-	struct fixture *f = *state;
-	vio_free(f->d);
-	t_vm_fini(&f->vm);
-	t_remove_tree(f->dir);
-	free(f);
-	return 0;
-}
-
-static struct vio_vsock *vsock(struct fixture *f) { return MV_CONTAINER(f->d, struct vio_vsock, dev); }
-
-// Takes the next packet for the guest and gives its buffer back.
-static struct packet receive(struct fixture *f)
-{
-	struct packet p;
-	uint16_t head;
-	uint32_t len;
-	t_run_until(&f->vm, t_has_used, &f->q[0]);
-	assert_true(t_used(&f->q[0], &head, &len));
-	memcpy(&p, t_ptr(&f->vm, le64_get(f->q[0].desc[head].addr), RX_BYTES), RX_BYTES);
-	assert_int_equal(len, VSOCK_HEADER_BYTES + le32_get(p.h.len));
-	assert_int_equal(le64_get(p.h.src_cid), 2);
-	assert_int_equal(le64_get(p.h.dst_cid), CID);
-	assert_int_equal(le16_get(p.h.type), VSOCK_STREAM);
-	give_rx(f, 1);
-	t_kick(f->d, 0);
-	return p;
-}
-
-static struct packet expect(struct fixture *f, enum vsock_op op)
-{
-	struct packet p = receive(f);
-	if (le16_get(p.h.op) != op)
-		fail_msg("packet %u instead of %u", le16_get(p.h.op), op);
-	return p;
-}
-
-static void expect_nothing(struct fixture *f)
-{
-	t_run_ms(&f->vm, 10);
-	if (t_has_used(&f->q[0]))
-		fail_msg("unexpected packet %u", le16_get(receive(f).h.op));
-}
-
-// A packet of the guest: header and payload of `len` bytes from tx_gpa + 64.
-static struct vsock_header packet(uint32_t guest_port, uint32_t host_port, uint16_t op, uint32_t len)
-{
-	return (struct vsock_header){ .src_cid = le64_make(CID),
-				      .dst_cid = le64_make(2),
-				      .src_port = le32_make(guest_port),
-				      .dst_port = le32_make(host_port),
-				      .len = le32_make(len),
-				      .type = le16_make(VSOCK_STREAM),
-				      .op = le16_make(op),
-				      .buf_alloc = le32_make(GUEST_BUF) };
-}
-
-static void transmit(struct fixture *f, const struct vsock_header *h, uint32_t payload_bytes)
-{
-	memcpy(t_ptr(&f->vm, f->tx_gpa, 64), h, sizeof *h);
-	t_add(&f->q[1],
-	      (struct t_buf[]){ { f->tx_gpa, VSOCK_HEADER_BYTES, false },
-				{ f->tx_gpa + 64, payload_bytes, false } },
-	      payload_bytes ? 2 : 1);
-	t_kick(f->d, 1);
-	assert_true(t_used(&f->q[1], NULL, NULL));
-}
-
-static void send_op(struct fixture *f, uint32_t guest_port, uint32_t host_port, uint16_t op, uint32_t flags,
-		    uint32_t fwd_cnt)
-{
-	struct vsock_header h = packet(guest_port, host_port, op, 0);
-	h.flags = le32_make(flags);
-	h.fwd_cnt = le32_make(fwd_cnt);
-	transmit(f, &h, 0);
-}
-
-static void send_data(struct fixture *f, uint32_t guest_port, uint32_t host_port, const void *data,
-		      uint32_t len)
-{
-	struct vsock_header h = packet(guest_port, host_port, OP_RW, len);
-	memcpy(t_ptr(&f->vm, f->tx_gpa + 64, len), data, len);
-	transmit(f, &h, len);
-}
-
-static int host_connect(struct fixture *f, const char *hello)
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	snprintf(a.sun_path, sizeof a.sun_path, "%s", f->path);
-	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
-	assert_int_equal(send(fd, hello, strlen(hello), MSG_NOSIGNAL), strlen(hello));
-	return fd;
-}
-
-struct wait {
-	int fd;
-	uint8_t *p;
-	size_t want, n;
-	bool eof;
-};
-
-static bool have_bytes(void *arg)
-{
-	struct wait *w = arg;
-	while (w->n < w->want || !w->want) {
-		uint8_t one;
-		ssize_t n = recv(w->fd, w->p ? w->p + w->n : &one, w->p ? w->want - w->n : 1, 0);
-		if (n == 0 || (n < 0 && errno == ECONNRESET))
-			return w->eof = true;
-		if (n < 0)
-			return false;
-		w->n += (size_t)n;
-	}
-	return true;
-}
-
-static void host_reads(struct fixture *f, int fd, void *buf, size_t len)
-{
-	struct wait w = { .fd = fd, .p = buf, .want = len };
-	t_run_until(&f->vm, have_bytes, &w);
-	assert_int_equal(w.n, len);
-}
-
-static void host_reads_eof(struct fixture *f, int fd)
-{
-	struct wait w = { .fd = fd };
-	t_run_until(&f->vm, have_bytes, &w);
-	assert_int_equal(w.n, 0);
-}
-
-// A stream opened by the host; its port, and the socket.
-static uint32_t open_from_host(struct fixture *f, uint32_t guest_port, int *ret_fd)
-{
-	char hello[32], want[32], got[32] = { 0 };
-	snprintf(hello, sizeof hello, "CONNECT %u\n", guest_port);
-	int fd = host_connect(f, hello);
-	struct packet p = expect(f, OP_REQUEST);
-	assert_int_equal(le32_get(p.h.dst_port), guest_port);
-	assert_int_equal(le32_get(p.h.buf_alloc), VSOCK_BUF_BYTES);
-	uint32_t host_port = le32_get(p.h.src_port);
-	send_op(f, guest_port, host_port, OP_RESPONSE, 0, 0);
-	snprintf(want, sizeof want, "OK %u\n", host_port);
-	host_reads(f, fd, got, strlen(want));
-	assert_string_equal(got, want);
-	*ret_fd = fd;
-	return host_port;
-}
-
-// A stream opened by the guest to a listener at <path>_52.
-static int open_from_guest(struct fixture *f, uint32_t guest_port)
-{
-	char path[100];
-	snprintf(path, sizeof path, "%s_52", f->path);
-	int lfd = listen_at(path);
-	send_op(f, guest_port, 52, OP_REQUEST, 0, 0);
-	struct packet p = expect(f, OP_RESPONSE);
-	assert_int_equal(le32_get(p.h.src_port), 52);
-	assert_int_equal(le32_get(p.h.dst_port), guest_port);
-	int fd = accept4(lfd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-	assert_true(fd >= 0);
-	close(lfd);
-	unlink(path);
-	return fd;
-}
 
 static void test_from_host(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	char got[16] = { 0 };
 	int fd;
 	uint64_t cid;
 	vio_mmio_read(f->d, 0x100, &cid, 8);
-	assert_int_equal(cid, CID);
-	uint32_t port = open_from_host(f, 1234, &fd);
-	send_data(f, 1234, port, "to the host", 11);
-	host_reads(f, fd, got, 11);
+	assert_int_equal(cid, T_VSOCK_CID);
+	uint32_t port = t_open_from_host(f, 1234, &fd);
+	t_send_data(f, 1234, port, "to the host", 11);
+	t_host_reads(f, fd, got, 11);
 	assert_string_equal(got, "to the host");
 	assert_int_equal(send(fd, "to the guest", 12, 0), 12);
-	struct packet p = expect(f, OP_RW);
+	struct t_vsock_packet p = t_vsock_expect(f, OP_RW);
 	assert_int_equal(le32_get(p.h.len), 12);
 	assert_memory_equal(p.data, "to the guest", 12);
 	assert_int_equal(le32_get(p.h.fwd_cnt), 11);
 	close(fd);
-	p = expect(f, OP_SHUTDOWN);
+	p = t_vsock_expect(f, OP_SHUTDOWN);
 	assert_int_equal(le32_get(p.h.flags), SHUT_ALL);
-	send_op(f, 1234, port, OP_RST, 0, 0);
-	assert_int_equal(vsock(f)->n_conns, 0);
+	t_send_op(f, 1234, port, OP_RST, 0, 0);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 	// Data sent right behind the CONNECT line is not lost.
-	fd = host_connect(f, "CONNECT 7\nearly");
-	port = le32_get(expect(f, OP_REQUEST).h.src_port);
-	expect_nothing(f);
-	send_op(f, 7, port, OP_RESPONSE, 0, 0);
-	p = expect(f, OP_RW);
+	fd = t_host_connect(f, "CONNECT 7\nearly");
+	port = le32_get(t_vsock_expect(f, OP_REQUEST).h.src_port);
+	t_vsock_expect_nothing(f);
+	t_send_op(f, 7, port, OP_RESPONSE, 0, 0);
+	p = t_vsock_expect(f, OP_RW);
 	assert_memory_equal(p.data, "early", 5);
 	close(fd);
 }
 
 static void test_bad_hellos(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	static const char *const bad[] = { "CONNECT\n",
 					   "CONNECT x\n",
 					   "CONNECT -1\n",
@@ -280,48 +52,48 @@ static void test_bad_hellos(void **state)
 					   "GET / HTTP/1.0\r\n\r\n",
 					   "CONNECT 1234567890123456789012345678901234567890" };
 	for (unsigned i = 0; i < MV_ARRAY_LEN(bad); i++) {
-		int fd = host_connect(f, bad[i]);
-		host_reads_eof(f, fd);
+		int fd = t_host_connect(f, bad[i]);
+		t_host_reads_eof(f, fd);
 		close(fd);
 	}
-	int fd = host_connect(f, "CONN"); // in pieces
+	int fd = t_host_connect(f, "CONN"); // in pieces
 	t_run_ms(&f->vm, 5);
-	assert_int_equal(vsock(f)->n_conns, 1);
+	assert_int_equal(t_vsock_of(f)->n_conns, 1);
 	assert_int_equal(send(fd, "ECT 9\n", 6, 0), 6);
-	assert_int_equal(le32_get(expect(f, OP_REQUEST).h.dst_port), 9);
-	send_op(f, 9, vsock(f)->next_host_port, OP_RST, 0, 0); // nobody listens in the guest
-	host_reads_eof(f, fd);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_REQUEST).h.dst_port), 9);
+	t_send_op(f, 9, t_vsock_of(f)->next_host_port, OP_RST, 0, 0); // nobody listens in the guest
+	t_host_reads_eof(f, fd);
 	close(fd);
-	fd = host_connect(f, "CONNECT 9\n"); // goes away before the answer
-	uint32_t port = le32_get(expect(f, OP_REQUEST).h.src_port);
+	fd = t_host_connect(f, "CONNECT 9\n"); // goes away before the answer
+	uint32_t port = le32_get(t_vsock_expect(f, OP_REQUEST).h.src_port);
 	close(fd);
-	expect(f, OP_RST);
-	send_op(f, 9, port, OP_RESPONSE, 0, 0);
-	expect(f, OP_RST);
-	fd = host_connect(f, "CONN");
+	t_vsock_expect(f, OP_RST);
+	t_send_op(f, 9, port, OP_RESPONSE, 0, 0);
+	t_vsock_expect(f, OP_RST);
+	fd = t_host_connect(f, "CONN");
 	t_run_ms(&f->vm, 5);
 	close(fd);
 	t_run_ms(&f->vm, 5);
-	assert_int_equal(vsock(f)->n_conns, 0);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 }
 
 static void test_from_guest(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	char got[8] = { 0 };
-	send_op(f, 1000, 52, OP_REQUEST, 0, 0); // nobody listens
-	struct packet p = expect(f, OP_RST);
+	t_send_op(f, 1000, 52, OP_REQUEST, 0, 0); // nobody listens
+	struct t_vsock_packet p = t_vsock_expect(f, OP_RST);
 	assert_int_equal(le32_get(p.h.src_port), 52);
 	assert_int_equal(le32_get(p.h.dst_port), 1000);
-	int fd = open_from_guest(f, 1000);
-	send_data(f, 1000, 52, "ping", 4);
-	host_reads(f, fd, got, 4);
+	int fd = t_open_from_guest(f, 1000);
+	t_send_data(f, 1000, 52, "ping", 4);
+	t_host_reads(f, fd, got, 4);
 	assert_int_equal(send(fd, "pong", 4, 0), 4);
-	assert_memory_equal(expect(f, OP_RW).data, "pong", 4);
-	send_op(f, 1000, 52, OP_SHUTDOWN, SHUT_ALL, 4); // close(2) in the guest
-	expect(f, OP_RST);
-	host_reads_eof(f, fd);
-	assert_int_equal(vsock(f)->n_conns, 0);
+	assert_memory_equal(t_vsock_expect(f, OP_RW).data, "pong", 4);
+	t_send_op(f, 1000, 52, OP_SHUTDOWN, SHUT_ALL, 4); // close(2) in the guest
+	t_vsock_expect(f, OP_RST);
+	t_host_reads_eof(f, fd);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 	close(fd);
 }
 
@@ -330,139 +102,139 @@ static void count_up(void *arg) { ++*(unsigned *)arg; }
 // The guest's request is told before it is served or reset.
 static void test_a_watched_port(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	unsigned told = 0;
 	vio_vsock_watch_port(f->d, 53, count_up, &told);
-	send_op(f, 1000, 52, OP_REQUEST, 0, 0); // another port
-	expect(f, OP_RST);
+	t_send_op(f, 1000, 52, OP_REQUEST, 0, 0); // another port
+	t_vsock_expect(f, OP_RST);
 	assert_int_equal(told, 0);
-	struct vsock_header h = packet(1001, 53, OP_REQUEST, 0);
+	struct vsock_header h = t_vsock_packet(1001, 53, OP_REQUEST, 0);
 	h.dst_cid = le64_make(7); // not the host
-	transmit(f, &h, 0);
-	send_op(f, 1001, 53, OP_RW, 0, 0); // no request
-	expect(f, OP_RST);
+	t_vsock_transmit(f, &h, 0);
+	t_send_op(f, 1001, 53, OP_RW, 0, 0); // no request
+	t_vsock_expect(f, OP_RST);
 	assert_int_equal(told, 0);
-	send_op(f, 1001, 53, OP_REQUEST, 0, 0);
-	expect(f, OP_RST);
+	t_send_op(f, 1001, 53, OP_REQUEST, 0, 0);
+	t_vsock_expect(f, OP_RST);
 	assert_int_equal(told, 1);
 	vio_vsock_watch_port(f->d, 52, count_up, &told);
-	int fd = open_from_guest(f, 1002); // served as always
+	int fd = t_open_from_guest(f, 1002); // served as always
 	assert_int_equal(told, 2);
 	close(fd);
 }
 
 static void test_half_close(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	char got[8] = { 0 };
-	int fd = open_from_guest(f, 1);
-	send_data(f, 1, 52, "ask", 3);
-	send_op(f, 1, 52, OP_SHUTDOWN, SHUT_SEND, 0);
-	host_reads(f, fd, got, 3);
-	host_reads_eof(f, fd);
+	int fd = t_open_from_guest(f, 1);
+	t_send_data(f, 1, 52, "ask", 3);
+	t_send_op(f, 1, 52, OP_SHUTDOWN, SHUT_SEND, 0);
+	t_host_reads(f, fd, got, 3);
+	t_host_reads_eof(f, fd);
 	assert_int_equal(send(fd, "answer", 6, 0), 6); // the other direction is open
-	assert_memory_equal(expect(f, OP_RW).data, "answer", 6);
-	send_data(f, 1, 52, "x", 1); // after it said that it would not
-	expect(f, OP_RST);
+	assert_memory_equal(t_vsock_expect(f, OP_RW).data, "answer", 6);
+	t_send_data(f, 1, 52, "x", 1); // after it said that it would not
+	t_vsock_expect(f, OP_RST);
 	close(fd);
 	// The same from the host.
-	fd = open_from_guest(f, 2);
+	fd = t_open_from_guest(f, 2);
 	shutdown(fd, SHUT_WR);
-	struct packet p = expect(f, OP_SHUTDOWN);
+	struct t_vsock_packet p = t_vsock_expect(f, OP_SHUTDOWN);
 	assert_int_equal(le32_get(p.h.flags), SHUT_SEND);
-	send_data(f, 2, 52, "more", 4);
-	host_reads(f, fd, got, 4);
+	t_send_data(f, 2, 52, "more", 4);
+	t_host_reads(f, fd, got, 4);
 	close(fd);
-	p = expect(f, OP_SHUTDOWN);
+	p = t_vsock_expect(f, OP_SHUTDOWN);
 	assert_int_equal(le32_get(p.h.flags), SHUT_ALL);
-	send_data(f, 2, 52, "late", 4); // on its way already: no harm
-	send_op(f, 2, 52, OP_SHUTDOWN, SHUT_ALL, 0);
-	expect(f, OP_RST);
-	assert_int_equal(vsock(f)->n_conns, 0);
+	t_send_data(f, 2, 52, "late", 4); // on its way already: no harm
+	t_send_op(f, 2, 52, OP_SHUTDOWN, SHUT_ALL, 0);
+	t_vsock_expect(f, OP_RST);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 }
 
 // The host sends more than the guest has room for.
 static void test_guest_credit(void **state)
 {
-	struct fixture *f = *state;
-	int fd = open_from_guest(f, 1);
-	MV_FREE uint8_t *data = malloc(GUEST_BUF + 5000);
-	memset(data, 'c', GUEST_BUF + 5000);
-	assert_int_equal(send(fd, data, GUEST_BUF + 5000, 0), GUEST_BUF + 5000);
+	struct t_vsock *f = *state;
+	int fd = t_open_from_guest(f, 1);
+	MV_FREE uint8_t *data = malloc(T_VSOCK_GUEST_BUF + 5000);
+	memset(data, 'c', T_VSOCK_GUEST_BUF + 5000);
+	assert_int_equal(send(fd, data, T_VSOCK_GUEST_BUF + 5000, 0), T_VSOCK_GUEST_BUF + 5000);
 	uint32_t total = 0;
-	while (total < GUEST_BUF)
-		total += le32_get(expect(f, OP_RW).h.len);
-	assert_int_equal(total, GUEST_BUF);
-	expect(f, OP_CREDIT_REQUEST);
-	expect_nothing(f);
-	send_op(f, 1, 52, OP_CREDIT_UPDATE, 0, 3000);
-	assert_int_equal(le32_get(expect(f, OP_RW).h.len), 3000);
-	expect(f, OP_CREDIT_REQUEST);
-	expect_nothing(f);
+	while (total < T_VSOCK_GUEST_BUF)
+		total += le32_get(t_vsock_expect(f, OP_RW).h.len);
+	assert_int_equal(total, T_VSOCK_GUEST_BUF);
+	t_vsock_expect(f, OP_CREDIT_REQUEST);
+	t_vsock_expect_nothing(f);
+	t_send_op(f, 1, 52, OP_CREDIT_UPDATE, 0, 3000);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_RW).h.len), 3000);
+	t_vsock_expect(f, OP_CREDIT_REQUEST);
+	t_vsock_expect_nothing(f);
 	shutdown(fd, SHUT_WR); // what is left comes first
-	send_op(f, 1, 52, OP_CREDIT_UPDATE, 0, GUEST_BUF);
-	assert_int_equal(le32_get(expect(f, OP_RW).h.len), 2000);
-	expect(f, OP_SHUTDOWN);
+	t_send_op(f, 1, 52, OP_CREDIT_UPDATE, 0, T_VSOCK_GUEST_BUF);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_RW).h.len), 2000);
+	t_vsock_expect(f, OP_SHUTDOWN);
 	close(fd);
 }
 
 // The host does not read: we buffer what our credit allows, lose nothing, block nothing.
 static void test_host_stalls(void **state)
 {
-	struct fixture *f = *state;
-	int fd = open_from_guest(f, 1), one = 4096, other;
-	setsockopt(vsock_conn_find(vsock(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
+	struct t_vsock *f = *state;
+	int fd = t_open_from_guest(f, 1), one = 4096, other;
+	setsockopt(vsock_conn_find(t_vsock_of(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
 	uint8_t block[4096];
 	uint32_t sent = 0, told = 0;
 	uint64_t seed = 7;
 	while (sent - told + sizeof block <= VSOCK_BUF_BYTES) {
 		for (unsigned i = 0; i < sizeof block; i++)
 			block[i] = (uint8_t)((sent + i) * 31 >> 3);
-		send_data(f, 1, 52, block, sizeof block);
+		t_send_data(f, 1, 52, block, sizeof block);
 		sent += sizeof block;
 		while (t_has_used(&f->q[0]))
-			told = le32_get(expect(f, OP_CREDIT_UPDATE).h.fwd_cnt);
+			told = le32_get(t_vsock_expect(f, OP_CREDIT_UPDATE).h.fwd_cnt);
 	}
 	assert_true(sent >= VSOCK_BUF_BYTES);
-	send_op(f, 1, 52, OP_CREDIT_REQUEST, 0, 0);
-	assert_int_equal(le32_get(expect(f, OP_CREDIT_UPDATE).h.buf_alloc), VSOCK_BUF_BYTES);
-	uint32_t port = open_from_host(f, 9, &other); // others go on
-	send_data(f, 9, port, "hi", 2);
-	host_reads(f, other, block, 2);
+	t_send_op(f, 1, 52, OP_CREDIT_REQUEST, 0, 0);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_CREDIT_UPDATE).h.buf_alloc), VSOCK_BUF_BYTES);
+	uint32_t port = t_open_from_host(f, 9, &other); // others go on
+	t_send_data(f, 9, port, "hi", 2);
+	t_host_reads(f, other, block, 2);
 	close(other);
-	expect(f, OP_SHUTDOWN);
-	send_op(f, 1, 52, OP_SHUTDOWN, SHUT_ALL, 0); // the guest closes; the host still gets everything
-	expect(f, OP_RST);
+	t_vsock_expect(f, OP_SHUTDOWN);
+	t_send_op(f, 1, 52, OP_SHUTDOWN, SHUT_ALL, 0); // the guest closes; the host still gets everything
+	t_vsock_expect(f, OP_RST);
 	for (uint32_t got = 0; got < sent;) {
 		uint32_t n = 1 + (uint32_t)(t_rand(&seed) % sizeof block);
 		n = n < sent - got ? n : sent - got;
-		host_reads(f, fd, block, n);
+		t_host_reads(f, fd, block, n);
 		for (uint32_t i = 0; i < n; i++)
 			assert_int_equal(block[i], (uint8_t)((got + i) * 31 >> 3));
 		got += n;
 	}
-	host_reads_eof(f, fd);
+	t_host_reads_eof(f, fd);
 	close(fd);
-	assert_int_equal(vsock(f)->n_conns, 1); // `other`, until the guest confirms
+	assert_int_equal(t_vsock_of(f)->n_conns, 1); // `other`, until the guest confirms
 	// Beyond its credit.
-	fd = open_from_guest(f, 1);
-	setsockopt(vsock_conn_find(vsock(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
-	for (sent = 0; vsock_conn_find(vsock(f), 52, 1); sent += sizeof block) {
+	fd = t_open_from_guest(f, 1);
+	setsockopt(vsock_conn_find(t_vsock_of(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
+	for (sent = 0; vsock_conn_find(t_vsock_of(f), 52, 1); sent += sizeof block) {
 		assert_true(sent < 2 * VSOCK_BUF_BYTES);
-		send_data(f, 1, 52, block, sizeof block);
+		t_send_data(f, 1, 52, block, sizeof block);
 	}
-	while (le16_get(receive(f).h.op) != OP_RST)
+	while (le16_get(t_vsock_receive(f).h.op) != OP_RST)
 		;
 	close(fd);
 	// The host closes without reading: the guest is told that nobody listens.
-	fd = open_from_guest(f, 1);
+	fd = t_open_from_guest(f, 1);
 	close(fd);
-	struct packet p = expect(f, OP_SHUTDOWN);
+	struct t_vsock_packet p = t_vsock_expect(f, OP_SHUTDOWN);
 	assert_int_equal(le32_get(p.h.flags), SHUT_ALL);
 }
 
 // Events that the loop would see now, but for its own wake-up: t_run_ms() leaves one.
-static unsigned events_now(struct fixture *f)
+static unsigned events_now(struct t_vsock *f)
 {
 	struct epoll_event ev[8];
 	int n = epoll_wait(f->vm.loop.epoll_fd, ev, 8, 0);
@@ -476,79 +248,79 @@ static unsigned events_now(struct fixture *f)
 // What the host reads is no event for us, unless something waits for the room that it makes.
 static void test_reads_wake_nobody(void **state)
 {
-	struct fixture *f = *state;
-	int fd = open_from_guest(f, 1), one = 4096;
+	struct t_vsock *f = *state;
+	int fd = t_open_from_guest(f, 1), one = 4096;
 	static uint8_t block[4096], got[VSOCK_BUF_BYTES];
-	setsockopt(vsock_conn_find(vsock(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
+	setsockopt(vsock_conn_find(t_vsock_of(f), 52, 1)->fd, SOL_SOCKET, SO_SNDBUF, &one, sizeof one);
 	for (unsigned i = 0; i < 3; i++) {
-		send_data(f, 1, 52, "ping", 4);
+		t_send_data(f, 1, 52, "ping", 4);
 		t_run_ms(&f->vm, 10);
 		assert_int_equal(recv(fd, got, sizeof got, 0), 4);
 		assert_int_equal(events_now(f), 0);
 	}
 	uint32_t sent = 0;
-	for (; !vsock_conn_find(vsock(f), 52, 1)->buf_len; sent += sizeof block)
-		send_data(f, 1, 52, block, sizeof block);
-	host_reads(f, fd, got, sent);
-	send_data(f, 1, 52, "ping", 4);
+	for (; !vsock_conn_find(t_vsock_of(f), 52, 1)->buf_len; sent += sizeof block)
+		t_send_data(f, 1, 52, block, sizeof block);
+	t_host_reads(f, fd, got, sent);
+	t_send_data(f, 1, 52, "ping", 4);
 	t_run_ms(&f->vm, 10); // room that nothing waits for any more: the last such event
 	assert_int_equal(recv(fd, got, sizeof got, 0), 4);
 	assert_int_equal(events_now(f), 0);
 	close(fd);
-	expect(f, OP_SHUTDOWN);
+	t_vsock_expect(f, OP_SHUTDOWN);
 }
 
 static void test_bad_packets(void **state)
 {
-	struct fixture *f = *state;
-	int fd = open_from_guest(f, 1);
-	struct vsock_header h = packet(1, 52, OP_RW, 100);
-	transmit(f, &h, 99); // claims more than there is
-	h = packet(1, 52, OP_RW, 0);
+	struct t_vsock *f = *state;
+	int fd = t_open_from_guest(f, 1);
+	struct vsock_header h = t_vsock_packet(1, 52, OP_RW, 100);
+	t_vsock_transmit(f, &h, 99); // claims more than there is
+	h = t_vsock_packet(1, 52, OP_RW, 0);
 	h.src_cid = le64_make(4); // not its own
-	transmit(f, &h, 0);
-	h = packet(1, 52, OP_RW, 0);
+	t_vsock_transmit(f, &h, 0);
+	h = t_vsock_packet(1, 52, OP_RW, 0);
 	h.dst_cid = le64_make(1);
-	transmit(f, &h, 0);
+	t_vsock_transmit(f, &h, 0);
 	t_add(&f->q[1], (struct t_buf[]){ { f->tx_gpa, 43, false } }, 1); // no whole header
 	t_kick(f->d, 1);
 	assert_true(t_used(&f->q[1], NULL, NULL));
-	expect_nothing(f); // all dropped, the stream lives
-	h = packet(5, 6, OP_RW, 0);
+	t_vsock_expect_nothing(f); // all dropped, the stream lives
+	h = t_vsock_packet(5, 6, OP_RW, 0);
 	h.type = le16_make(2); // SEQPACKET, which was not offered
-	transmit(f, &h, 0);
-	expect(f, OP_RST);
-	send_op(f, 5, 6, OP_RW, 0, 0); // no such stream
-	expect(f, OP_RST);
-	send_op(f, 5, 6, OP_RST, 0, 0);
-	expect_nothing(f);
-	h = packet(1, 52, OP_RW, 4); // more than it claims
-	transmit(f, &h, 10);
+	t_vsock_transmit(f, &h, 0);
+	t_vsock_expect(f, OP_RST);
+	t_send_op(f, 5, 6, OP_RW, 0, 0); // no such stream
+	t_vsock_expect(f, OP_RST);
+	t_send_op(f, 5, 6, OP_RST, 0, 0);
+	t_vsock_expect_nothing(f);
+	h = t_vsock_packet(1, 52, OP_RW, 4); // more than it claims
+	t_vsock_transmit(f, &h, 10);
 	char got[4];
-	host_reads(f, fd, got, 4);
-	send_op(f, 1, 52, 99, 0, 0); // no such operation
-	expect(f, OP_RST);
-	host_reads_eof(f, fd);
+	t_host_reads(f, fd, got, 4);
+	t_send_op(f, 1, 52, 99, 0, 0); // no such operation
+	t_vsock_expect(f, OP_RST);
+	t_host_reads_eof(f, fd);
 	close(fd);
-	fd = open_from_guest(f, 1);
-	send_op(f, 1, 52, OP_REQUEST, 0, 0); // the same ports again
-	expect(f, OP_RST);
-	host_reads_eof(f, fd);
+	fd = t_open_from_guest(f, 1);
+	t_send_op(f, 1, 52, OP_REQUEST, 0, 0); // the same ports again
+	t_vsock_expect(f, OP_RST);
+	t_host_reads_eof(f, fd);
 	close(fd);
 	for (unsigned i = 0; i < 2 * VSOCK_MAX_RST; i++) // a flood, not one buffer for answers
-		send_op(f, i, 6, OP_RW, 0, 0);
-	assert_true(vsock(f)->n_rst <= VSOCK_MAX_RST);
+		t_send_op(f, i, 6, OP_RW, 0, 0);
+	assert_true(t_vsock_of(f)->n_rst <= VSOCK_MAX_RST);
 	assert_int_equal(t_get(f->d, 0x70) & VIO_NEEDS_RESET, 0);
 }
 
 // Two devices that never heard of each other, a snapshot's and its clone's, choose other ports.
 static void test_host_ports(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	int fd[2];
-	uint32_t first = open_from_host(f, 9, &fd[0]);
-	vsock(f)->next_host_port = 0; // a fresh device
-	uint32_t other = open_from_host(f, 9, &fd[1]);
+	uint32_t first = t_open_from_host(f, 9, &fd[0]);
+	t_vsock_of(f)->next_host_port = 0; // a fresh device
+	uint32_t other = t_open_from_host(f, 9, &fd[1]);
 	assert_not_in_range(other, first, first + 1);
 	close(fd[0]);
 	close(fd[1]);
@@ -556,19 +328,19 @@ static void test_host_ports(void **state)
 
 static void test_100_streams(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	enum { N = 100, BYTES = 20000 };
 	static uint8_t data[BYTES], got[BYTES];
 	int fd[N];
 	uint32_t port[N], n[N] = { 0 }, left = N;
 	for (unsigned i = 0; i < N; i++)
-		port[i] = open_from_host(f, 100 + i, &fd[i]);
+		port[i] = t_open_from_host(f, 100 + i, &fd[i]);
 	for (unsigned i = 0; i < N; i++) {
 		memset(data, (int)i, BYTES);
 		assert_int_equal(send(fd[i], data, BYTES, 0), BYTES);
 	}
 	while (left) { // each gets its own, whatever the order
-		struct packet p = expect(f, OP_RW);
+		struct t_vsock_packet p = t_vsock_expect(f, OP_RW);
 		uint32_t i = le32_get(p.h.dst_port) - 100, len = le32_get(p.h.len);
 		assert_true(i < N);
 		assert_int_equal(le32_get(p.h.src_port), port[i]);
@@ -579,17 +351,17 @@ static void test_100_streams(void **state)
 	}
 	for (unsigned i = 0; i < N; i++) {
 		memset(data, (int)i + 1, BYTES);
-		send_data(f, 100 + i, port[i], data, BYTES);
+		t_send_data(f, 100 + i, port[i], data, BYTES);
 	}
 	for (unsigned i = 0; i < N; i++) {
-		host_reads(f, fd[i], got, BYTES);
+		t_host_reads(f, fd[i], got, BYTES);
 		assert_int_equal(got[0], i + 1);
 		assert_int_equal(got[BYTES - 1], i + 1);
 		close(fd[i]);
-		expect(f, OP_SHUTDOWN);
-		send_op(f, 100 + i, port[i], OP_RST, 0, 0);
+		t_vsock_expect(f, OP_SHUTDOWN);
+		t_send_op(f, 100 + i, port[i], OP_RST, 0, 0);
 	}
-	assert_int_equal(vsock(f)->n_conns, 0);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 }
 
 // ---- 320 streams from both sides, both ways at once, with checksums; one host program that does not
@@ -607,7 +379,7 @@ struct stream {
 	bool guest_eof, gone;
 };
 struct many {
-	struct fixture *f;
+	struct t_vsock *f;
 	struct stream s[MANY];
 	bool lazy;
 	uint64_t seed;
@@ -632,12 +404,12 @@ static uint32_t some_bytes(struct many *m, struct flow *w, uint8_t *p)
 static void from_guest(struct many *m, struct stream *s, uint16_t op, uint32_t flags, const uint8_t *p,
 		       uint32_t n)
 {
-	struct vsock_header h = packet(s->guest_port, s->host_port, op, n);
+	struct vsock_header h = t_vsock_packet(s->guest_port, s->host_port, op, n);
 	h.flags = le32_make(flags);
 	h.fwd_cnt = le32_make(m->lazy && s == &m->s[LAZY_GUEST] ? 0 : s->to_guest.got);
 	if (n)
 		memcpy(t_ptr(&m->f->vm, m->f->tx_gpa + 64, n), p, n);
-	transmit(m->f, &h, n);
+	t_vsock_transmit(m->f, &h, n);
 }
 
 // What came for the guest, and what the hosts can read.
@@ -647,7 +419,7 @@ static void take_all(struct many *m)
 	for (unsigned k = 0; t_has_used(&m->f->q[0]); k++) {
 		if (k > 100 * MANY)
 			fail_msg("the device never stops");
-		struct packet p = receive(m->f);
+		struct t_vsock_packet p = t_vsock_receive(m->f);
 		struct stream *s = m->s;
 		while (s < m->s + MANY &&
 		       (s->guest_port != le32_get(p.h.dst_port) || s->host_port != le32_get(p.h.src_port)))
@@ -713,7 +485,7 @@ static void finish(struct many *m)
 static void test_many_streams(void **state)
 {
 	static struct many m;
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	int before = t_count_fds(), small = 4096;
 	m = (struct many){ .f = f, .lazy = true, .seed = 77 };
 	for (uint32_t i = 0; i < MANY; i++) {
@@ -722,14 +494,14 @@ static void test_many_streams(void **state)
 				      .host_port = 52,
 				      .total = i % 8 > 1 ? SHORT : LONG };
 		if (i % 2)
-			s->host_port = open_from_host(f, s->guest_port, &s->fd);
+			s->host_port = t_open_from_host(f, s->guest_port, &s->fd);
 		else
-			s->fd = open_from_guest(f, s->guest_port);
+			s->fd = t_open_from_guest(f, s->guest_port);
 		s->to_host.left = s->to_guest.left = s->total;
 	}
-	setsockopt(vsock_conn_find(vsock(f), 52, 5000)->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+	setsockopt(vsock_conn_find(t_vsock_of(f), 52, 5000)->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
 	finish(&m);
-	assert_true(m.s[LAZY_HOST].to_host.got == 0 && m.s[LAZY_GUEST].to_guest.got == GUEST_BUF);
+	assert_true(m.s[LAZY_HOST].to_host.got == 0 && m.s[LAZY_GUEST].to_guest.got == T_VSOCK_GUEST_BUF);
 	m.lazy = false;
 	from_guest(&m, &m.s[LAZY_GUEST], OP_CREDIT_UPDATE, 0, NULL, 0);
 	finish(&m);
@@ -771,7 +543,7 @@ static void test_many_streams(void **state)
 	}
 	t_run_ms(&f->vm, 0);
 	take_all(&m);
-	assert_int_equal(vsock(f)->n_conns, 0);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 	for (uint32_t i = 0; i < MANY; i++) {
 		assert_int_equal(m.s[i].gone, i % 2 == 0);
 		assert_int_equal(recv(m.s[i].fd, &byte, 1, 0), 0);
@@ -782,7 +554,7 @@ static void test_many_streams(void **state)
 
 static void test_limit(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	struct rlimit old, limit;
 	getrlimit(RLIMIT_NOFILE, &old);
 	limit = (struct rlimit){ .rlim_cur = old.rlim_max, .rlim_max = old.rlim_max };
@@ -795,27 +567,27 @@ static void test_limit(void **state)
 	static int fd[VSOCK_MAX_CONNS];
 	uint32_t first = 0;
 	for (unsigned i = 0; i < VSOCK_MAX_CONNS; i++) {
-		fd[i] = host_connect(f, "CONNECT 5\n");
-		uint32_t port = le32_get(expect(f, OP_REQUEST).h.src_port);
+		fd[i] = t_host_connect(f, "CONNECT 5\n");
+		uint32_t port = le32_get(t_vsock_expect(f, OP_REQUEST).h.src_port);
 		first = i ? first : port;
 	}
-	int one_more = host_connect(f, "CONNECT 5\n");
-	host_reads_eof(f, one_more);
+	int one_more = t_host_connect(f, "CONNECT 5\n");
+	t_host_reads_eof(f, one_more);
 	close(one_more);
-	send_op(f, 1, 52, OP_REQUEST, 0, 0);
-	expect(f, OP_RST);
+	t_send_op(f, 1, 52, OP_REQUEST, 0, 0);
+	t_vsock_expect(f, OP_RST);
 	// One that waits only for the guest's goodbye makes room.
-	send_op(f, 5, first, OP_RESPONSE, 0, 0);
+	t_send_op(f, 5, first, OP_RESPONSE, 0, 0);
 	close(fd[0]);
-	expect(f, OP_SHUTDOWN);
-	fd[0] = host_connect(f, "CONNECT 5\n");
-	expect(f, OP_RST);
-	expect(f, OP_REQUEST);
-	assert_int_equal(vsock(f)->n_conns, VSOCK_MAX_CONNS);
+	t_vsock_expect(f, OP_SHUTDOWN);
+	fd[0] = t_host_connect(f, "CONNECT 5\n");
+	t_vsock_expect(f, OP_RST);
+	t_vsock_expect(f, OP_REQUEST);
+	assert_int_equal(t_vsock_of(f)->n_conns, VSOCK_MAX_CONNS);
 	t_set(f->d, 0x70, 0); // the driver's reset ends them all
-	assert_int_equal(vsock(f)->n_conns, 0);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
 	for (unsigned i = 0; i < VSOCK_MAX_CONNS; i++) {
-		host_reads_eof(f, fd[i]);
+		t_host_reads_eof(f, fd[i]);
 		close(fd[i]);
 	}
 	assert_int_equal(t_count_fds(), before);
@@ -825,16 +597,16 @@ static void test_limit(void **state)
 // Streams live on in the source; the clone's guest is told that they are gone.
 static void test_snapshot(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	char got[8] = { 0 };
-	int fd = open_from_guest(f, 1);
+	int fd = t_open_from_guest(f, 1);
 	vio_quiesce(f->d);
 	assert_int_equal(send(fd, "paused", 6, 0), 6);
-	expect_nothing(f);
+	t_vsock_expect_nothing(f);
 	vio_unquiesce(f->d);
-	assert_memory_equal(expect(f, OP_RW).data, "paused", 6);
-	send_data(f, 1, 52, "still", 5);
-	host_reads(f, fd, got, 5);
+	assert_memory_equal(t_vsock_expect(f, OP_RW).data, "paused", 6);
+	t_send_data(f, 1, 52, "still", 5);
+	t_host_reads(f, fd, got, 5);
 	vio_quiesce(f->d);
 	MV_BUF saved = { 0 };
 	vio_save(f->d, &saved);
@@ -842,15 +614,17 @@ static void test_snapshot(void **state)
 	struct vio_dev *d = f->d, *clone;
 	char path[sizeof f->path];
 	snprintf(path, sizeof path, "%.80s2", f->path);
-	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, listen_at(path), path, &clone, NULL), 0);
+	assert_int_equal(
+		vio_vsock_new(&f->vm.mem, &f->vm.loop, T_VSOCK_CID, t_listen_at(path), path, &clone, NULL),
+		0);
 	assert_int_equal(vio_load(clone, saved.p, saved.len, NULL), 0);
 	vio_unquiesce(clone);
 	assert_false(t_has_used(&f->q[2])); // no buffer for the event yet
 	f->d = clone;
 	snprintf(f->path, sizeof f->path, "%s", path);
 	// A host program that connects now must wait: the guest would end its stream, too.
-	int early = host_connect(f, "CONNECT 78\n");
-	expect_nothing(f);
+	int early = t_host_connect(f, "CONNECT 78\n");
+	t_vsock_expect_nothing(f);
 	uint64_t event_gpa = t_alloc(&f->vm, 8, 8);
 	memset(t_ptr(&f->vm, event_gpa, 8), 0xff, 8);
 	t_add(&f->q[2], (struct t_buf[]){ { event_gpa, 8, true } }, 1);
@@ -859,18 +633,18 @@ static void test_snapshot(void **state)
 	assert_true(t_used(&f->q[2], NULL, &len));
 	assert_int_equal(len, 4);
 	assert_memory_equal(t_ptr(&f->vm, event_gpa, 8), "\0\0\0\0\xff\xff\xff\xff", 8);
-	expect_nothing(f); // delivered, but not handled yet
+	t_vsock_expect_nothing(f); // delivered, but not handled yet
 	t_add(&f->q[2], (struct t_buf[]){ { event_gpa, 8, true } }, 1);
 	t_kick(clone, 2);
 	assert_false(t_has_used(&f->q[2])); // once
-	struct packet p = expect(f, OP_REQUEST);
+	struct t_vsock_packet p = t_vsock_expect(f, OP_REQUEST);
 	assert_int_equal(le32_get(p.h.dst_port), 78);
-	send_op(f, 78, le32_get(p.h.src_port), OP_RST, 0, 0);
+	t_send_op(f, 78, le32_get(p.h.src_port), OP_RST, 0, 0);
 	close(early);
-	send_data(f, 1, 52, "old", 3); // what the source's stream was
-	expect(f, OP_RST);
+	t_send_data(f, 1, 52, "old", 3); // what the source's stream was
+	t_vsock_expect(f, OP_RST);
 	int fd2;
-	open_from_host(f, 77, &fd2); // new streams work
+	t_open_from_host(f, 77, &fd2); // new streams work
 	close(fd2);
 	vio_free(clone);
 	f->d = d;
@@ -878,11 +652,11 @@ static void test_snapshot(void **state)
 }
 
 // The guest reads the metadata to its end; its bytes.
-static size_t read_metadata(struct fixture *f, uint32_t guest_port, uint8_t *to, size_t size)
+static size_t read_metadata(struct t_vsock *f, uint32_t guest_port, uint8_t *to, size_t size)
 {
 	uint32_t n = 0;
 	for (;;) {
-		struct packet p = receive(f);
+		struct t_vsock_packet p = t_vsock_receive(f);
 		assert_int_equal(le32_get(p.h.dst_port), guest_port);
 		uint16_t op = le16_get(p.h.op);
 		if (op == OP_SHUTDOWN)
@@ -895,68 +669,68 @@ static size_t read_metadata(struct fixture *f, uint32_t guest_port, uint8_t *to,
 		} else if (op != OP_CREDIT_REQUEST) {
 			fail_msg("packet %u", op);
 		}
-		send_op(f, guest_port, VSOCK_METADATA_PORT, OP_CREDIT_UPDATE, 0, n);
+		t_send_op(f, guest_port, VSOCK_METADATA_PORT, OP_CREDIT_UPDATE, 0, n);
 	}
 }
 
-static void ask_metadata(struct fixture *f, uint32_t guest_port)
+static void ask_metadata(struct t_vsock *f, uint32_t guest_port)
 {
-	send_op(f, guest_port, VSOCK_METADATA_PORT, OP_REQUEST, 0, 0);
-	assert_int_equal(le32_get(expect(f, OP_RESPONSE).h.src_port), VSOCK_METADATA_PORT);
+	t_send_op(f, guest_port, VSOCK_METADATA_PORT, OP_REQUEST, 0, 0);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_RESPONSE).h.src_port), VSOCK_METADATA_PORT);
 }
 
 static void test_metadata(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	static uint8_t doc[VSOCK_METADATA_MAX_BYTES], got[sizeof doc];
 	int before = t_count_fds();
 	for (unsigned i = 0; i < sizeof doc; i++)
 		doc[i] = (uint8_t)(i * 7 + i / 256);
 	ask_metadata(f, 100); // none yet: just an end
 	assert_int_equal(read_metadata(f, 100, got, sizeof got), 0);
-	send_op(f, 100, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	t_send_op(f, 100, VSOCK_METADATA_PORT, OP_RST, 0, 0);
 	vio_vsock_set_metadata(f->d, doc, sizeof doc);
 	ask_metadata(f, 101);
 	assert_int_equal(read_metadata(f, 101, got, sizeof got), sizeof doc);
 	assert_memory_equal(got, doc, sizeof doc);
-	send_op(f, 101, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	t_send_op(f, 101, VSOCK_METADATA_PORT, OP_RST, 0, 0);
 	// Asked before a change: the old one, whole.
 	ask_metadata(f, 102);
 	static uint8_t other[] = "{}";
 	vio_vsock_set_metadata(f->d, other, 2);
 	assert_int_equal(read_metadata(f, 102, got, sizeof got), sizeof doc);
 	assert_memory_equal(got, doc, sizeof doc);
-	send_op(f, 102, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	t_send_op(f, 102, VSOCK_METADATA_PORT, OP_RST, 0, 0);
 	// What the guest sends there goes nowhere.
 	ask_metadata(f, 103);
-	send_data(f, 103, VSOCK_METADATA_PORT, "GET", 3);
-	assert_int_equal(le32_get(expect(f, OP_SHUTDOWN).h.flags), SHUT_RECEIVE);
-	assert_memory_equal(expect(f, OP_RW).data, "{}", 2);
-	assert_int_equal(le32_get(expect(f, OP_SHUTDOWN).h.flags), SHUT_ALL);
-	send_op(f, 103, VSOCK_METADATA_PORT, OP_SHUTDOWN, SHUT_ALL, 2);
-	expect(f, OP_RST);
-	assert_int_equal(vsock(f)->n_conns, 0);
-	assert_int_equal(vsock(f)->n_metadata_conns, 0);
+	t_send_data(f, 103, VSOCK_METADATA_PORT, "GET", 3);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_SHUTDOWN).h.flags), SHUT_RECEIVE);
+	assert_memory_equal(t_vsock_expect(f, OP_RW).data, "{}", 2);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_SHUTDOWN).h.flags), SHUT_ALL);
+	t_send_op(f, 103, VSOCK_METADATA_PORT, OP_SHUTDOWN, SHUT_ALL, 2);
+	t_vsock_expect(f, OP_RST);
+	assert_int_equal(t_vsock_of(f)->n_conns, 0);
+	assert_int_equal(t_vsock_of(f)->n_metadata_conns, 0);
 	assert_int_equal(t_count_fds(), before);
 }
 
 // A guest that opens and never reads holds some copies and no more; one that ends makes room.
 static void test_metadata_limit(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	static uint8_t doc[VSOCK_METADATA_MAX_BYTES];
 	vio_vsock_set_metadata(f->d, doc, sizeof doc);
 	for (uint32_t i = 0; i < VSOCK_MAX_METADATA; i++) {
-		struct vsock_header h = packet(200 + i, VSOCK_METADATA_PORT, OP_REQUEST, 0);
+		struct vsock_header h = t_vsock_packet(200 + i, VSOCK_METADATA_PORT, OP_REQUEST, 0);
 		h.buf_alloc = le32_make(0); // no credit
-		transmit(f, &h, 0);
-		assert_int_equal(le32_get(expect(f, OP_RESPONSE).h.dst_port), 200 + i);
-		expect(f, OP_CREDIT_REQUEST);
+		t_vsock_transmit(f, &h, 0);
+		assert_int_equal(le32_get(t_vsock_expect(f, OP_RESPONSE).h.dst_port), 200 + i);
+		t_vsock_expect(f, OP_CREDIT_REQUEST);
 	}
-	expect_nothing(f);
-	send_op(f, 300, VSOCK_METADATA_PORT, OP_REQUEST, 0, 0);
-	assert_int_equal(le32_get(expect(f, OP_RST).h.dst_port), 300);
-	send_op(f, 200, VSOCK_METADATA_PORT, OP_RST, 0, 0);
+	t_vsock_expect_nothing(f);
+	t_send_op(f, 300, VSOCK_METADATA_PORT, OP_REQUEST, 0, 0);
+	assert_int_equal(le32_get(t_vsock_expect(f, OP_RST).h.dst_port), 300);
+	t_send_op(f, 200, VSOCK_METADATA_PORT, OP_RST, 0, 0);
 	ask_metadata(f, 301);
 	static uint8_t got[sizeof doc];
 	assert_int_equal(read_metadata(f, 301, got, sizeof got), sizeof doc);
@@ -964,15 +738,17 @@ static void test_metadata_limit(void **state)
 
 static void test_bad_arguments(void **state)
 {
-	struct fixture *f = *state;
+	struct t_vsock *f = *state;
 	char path[108];
 	struct vio_dev *d = NULL;
 	struct mv_err err = { 0 };
 	memset(path, 'p', sizeof path);
 	path[97] = 0;
-	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, t_file(), path, &d, &err), -EINVAL);
+	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, T_VSOCK_CID, t_file(), path, &d, &err),
+			 -EINVAL);
 	assert_message(err, "longer than 96");
-	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, CID, t_file(), "p", &d, &err), -EINVAL);
+	assert_int_equal(vio_vsock_new(&f->vm.mem, &f->vm.loop, T_VSOCK_CID, t_file(), "p", &d, &err),
+			 -EINVAL);
 	assert_message(err, "not a listening socket");
 	assert_null(d);
 }
@@ -980,23 +756,23 @@ static void test_bad_arguments(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_from_host, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_bad_hellos, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_from_guest, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_a_watched_port, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_half_close, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_guest_credit, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_host_stalls, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_reads_wake_nobody, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_bad_packets, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_host_ports, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_100_streams, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_many_streams, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_limit, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_snapshot, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_metadata, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_metadata_limit, set_up, tear_down),
-		cmocka_unit_test_setup_teardown(test_bad_arguments, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_from_host, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_hellos, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_from_guest, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_a_watched_port, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_half_close, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_guest_credit, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_host_stalls, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_reads_wake_nobody, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_packets, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_host_ports, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_100_streams, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_many_streams, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_limit, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_snapshot, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_metadata, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_metadata_limit, t_vsock_set_up, t_vsock_tear_down),
+		cmocka_unit_test_setup_teardown(test_bad_arguments, t_vsock_set_up, t_vsock_tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
