@@ -89,6 +89,17 @@ static void finish(struct live_snapshot *s)
 	mv_close(&s->result_fd);
 	while (waitpid(s->pid, &status, 0) < 0 && errno == EINTR)
 		;
+	bool died = have != sizeof result;
+	bool lost_page = died ? WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS : result.code == EFAULT;
+	if (lost_page && gmem_pages_pooled(s->vm->mem.pages)) {
+		// The guest wrote a page and the pool had no other one: the kernel took the child's.
+		result = (struct live_result){ .code = ENOBUFS };
+		snprintf(
+			result.text, sizeof result.text,
+			"the host's huge pages ran out while the guest went on writing: pause the VM for its "
+			"snapshot, or raise vm.nr_hugepages");
+		have = sizeof result;
+	}
 	if (have != sizeof result) {
 		result = (struct live_result){ .code = EIO };
 		snprintf(result.text, sizeof result.text,

@@ -358,6 +358,7 @@ static int map_memory(struct vm *vm, int memory_fd, struct mv_err *err)
 		vm->mem = vm->seed->mem;
 		return 0;
 	}
+	vm->mem.pages = vm->cfg.huge_pages;
 	int r = arch_mem_layout(&vm->mem, vm->cfg.mem_mib);
 	if (r < 0)
 		return mv_fail(err, -r, "%u MiB of memory do not fit the machine", vm->cfg.mem_mib);
@@ -372,6 +373,9 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	int r = vmcfg_check(cfg, err);
 	if (!r)
 		r = check_fds(vm, cfg, f, err);
+	// Huge pages are a copy: nothing is loaded on demand, and page tables don't tell what was touched.
+	if (!r && cfg->huge_pages && (vm->lazy || f->record >= 0))
+		r = mv_fail(err, EINVAL, "huge_pages: not with lazily loaded memory, nor with a record");
 	if (r)
 		return r;
 	vmcfg_copy(&vm->cfg, cfg);
@@ -385,7 +389,7 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	    (vm->lazy && (r = watch_memory(vm, f, err))))
 		return r;
 	record_prepare(&vm->record, MV_TAKE_FD(f->record), &vm->mem, vm->lazy, f->uffd);
-	if ((r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, memory_fd >= 0, err)) ||
+	if ((r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, vm->mem.from_file, err)) ||
 	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, cfg->track_dirty, err)) || (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)

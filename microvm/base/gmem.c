@@ -5,8 +5,16 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "microvm/base/util.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 // Linux 5.14
+#endif
+#ifndef MAP_HUGE_SHIFT
+#define MAP_HUGE_SHIFT 26
+#endif
 
 int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
 {
@@ -18,6 +26,112 @@ int gmem_add(struct gmem *m, uint64_t start, uint64_t size_bytes)
 	return 0;
 }
 
+static const struct {
+	uint64_t bytes;
+	int flags; // of mmap(2)
+	const char *name;
+} kinds[] = {
+	[GMEM_4K] = { GMEM_PAGE_BYTES, MAP_NORESERVE, "4 KiB" },
+	[GMEM_THP] = { 2ull << 20, MAP_NORESERVE, "transparent" },
+	[GMEM_2M] = { 2ull << 20, MAP_HUGETLB | 21 << MAP_HUGE_SHIFT, "2 MiB" },
+	[GMEM_1G] = { 1ull << 30, MAP_HUGETLB | 30 << MAP_HUGE_SHIFT, "1 GiB" },
+};
+
+uint64_t gmem_pages_bytes(enum gmem_pages p) { return kinds[p].bytes; }
+
+static void *map_anonymous(size_t len, int flags)
+{
+	return mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+}
+
+// Aligned, as guest physical addresses are: else neither the kernel nor KVM could use huge pages.
+static uint8_t *map_thp(size_t len)
+{
+	size_t align = (size_t)kinds[GMEM_THP].bytes;
+	uint8_t *room = map_anonymous(len + align, kinds[GMEM_THP].flags);
+	if (room == MAP_FAILED)
+		return MAP_FAILED;
+	uint8_t *p = (uint8_t *)mv_align_up((uintptr_t)room, align);
+	if (p > room)
+		munmap(room, (size_t)(p - room));
+	munmap(p + len, (size_t)(room + align - p)); // a page of it at least is left
+	if (!madvise(p, len, MADV_HUGEPAGE))
+		return p;
+	int e = errno;
+	munmap(p, len);
+	errno = e;
+	return MAP_FAILED;
+}
+
+// mmap() reserves the pages; that they are there as well is known when they have been touched, since a
+// cgroup's limit or a cpuset may stand between (Documentation/admin-guide/mm/hugetlbpage.rst). The guest's
+// touch would be a SIGBUS, this one is an error.
+static uint8_t *map_pooled(size_t len, enum gmem_pages pages)
+{
+	uint8_t *p = map_anonymous(len, kinds[pages].flags);
+	if (p == MAP_FAILED)
+		return p;
+	while (madvise(p, len, MADV_POPULATE_WRITE)) {
+		int e = errno;
+		if (e == EINTR || e == EAGAIN)
+			continue;
+		munmap(p, len);
+		errno = e == EFAULT ? ENOMEM : e; // what would be a SIGBUS
+		return MAP_FAILED;
+	}
+	return p;
+}
+
+static uint8_t *map_region(const struct gmem *m, const struct gmem_region *r, int file_fd)
+{
+	if (gmem_pages_pooled(m->pages))
+		return map_pooled(r->size_bytes, m->pages);
+	if (m->pages == GMEM_THP)
+		return map_thp(r->size_bytes);
+	if (file_fd < 0)
+		return map_anonymous(r->size_bytes, kinds[GMEM_4K].flags);
+	return mmap(NULL, r->size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | kinds[GMEM_4K].flags, file_fd,
+		    (off_t)r->file_offset);
+}
+
+static int cannot_map(const struct gmem *m, const struct gmem_region *r, int e, struct mv_err *err)
+{
+	const char *name = kinds[m->pages].name;
+	unsigned long long mib = r->size_bytes >> 20;
+	if (gmem_pages_pooled(m->pages) && e == ENOMEM)
+		return mv_fail(
+			err, ENOBUFS,
+			"the host has too few free huge pages of %s for %llu MiB of guest memory: raise "
+			"vm.nr_hugepages, end VMs that have some, or use others (huge_pages)",
+			name, mib);
+	if (m->pages == GMEM_4K)
+		return mv_fail(err, e, "cannot map %llu MiB of guest memory: %s", mib, strerror(e));
+	return mv_fail(err, e == EINVAL ? ENOBUFS : e,
+		       "cannot map %llu MiB of guest memory with huge pages (%s): %s%s", mib, name,
+		       strerror(e), e == EINVAL ? "; this host's kernel has none of these" : "");
+}
+
+// Holes are zeros already. (SEEK_DATA does not depend on where the descriptor stands, which others share.)
+static int copy_file(const struct gmem_region *r, int fd)
+{
+	off_t at = (off_t)r->file_offset, stop = at + (off_t)r->size_bytes, hole;
+	for (; at < stop; at = hole) {
+		at = lseek(fd, at, SEEK_DATA);
+		if (at < 0)
+			return errno == ENXIO ? 0 : -errno;
+		hole = lseek(fd, at, SEEK_HOLE);
+		if (hole < 0)
+			return -errno;
+		hole = hole < stop ? hole : stop;
+		int e = at < hole ? mv_pread_full(fd, r->hva + (at - (off_t)r->file_offset),
+						  (size_t)(hole - at), (uint64_t)at)
+				  : 0;
+		if (e)
+			return e;
+	}
+	return 0;
+}
+
 int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 {
 	struct stat st;
@@ -25,21 +139,23 @@ int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 	if (file_fd >= 0 && (fstat(file_fd, &st) || (uint64_t)st.st_size != m->total_bytes))
 		return mv_fail(err, EINVAL, "the memory file is not as large as the VM's memory (%llu MiB)",
 			       (unsigned long long)(m->total_bytes >> 20));
-	m->from_file = file_fd >= 0;
+	m->from_file = file_fd >= 0 && m->pages == GMEM_4K;
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		struct gmem_region *r = &m->region[i];
-		int flags = MAP_PRIVATE | MAP_NORESERVE | (file_fd < 0 ? MAP_ANONYMOUS : 0);
-		void *p = mmap(NULL, r->size_bytes, PROT_READ | PROT_WRITE, flags, file_fd,
-			       file_fd < 0 ? 0 : (off_t)r->file_offset);
+		uint8_t *p = map_region(m, r, file_fd);
 		if (p == MAP_FAILED) {
 			int e = errno;
 			gmem_fini(m);
-			return mv_fail(err, e, "cannot map %llu MiB of guest memory: %s",
-				       (unsigned long long)(r->size_bytes >> 20), strerror(e));
+			return cannot_map(m, r, e, err);
 		}
 		r->hva = p;
 		// Not in a core dump: it is large, and the guest's.
 		madvise(p, r->size_bytes, MADV_DONTDUMP);
+		int e = file_fd >= 0 && !m->from_file ? copy_file(r, file_fd) : 0;
+		if (e) {
+			gmem_fini(m);
+			return mv_fail(err, -e, "cannot read the memory file: %s", strerror(-e));
+		}
 	}
 	return 0;
 }

@@ -16,6 +16,12 @@
 #define GMEM_MAX_FILES 4
 #define GMEM_PAGE_BYTES 4096u
 
+// What the host's pages under guest memory are. THP: anonymous memory that the kernel may give transparent
+// huge pages; 2M, 1G: pages of the host's pool (hugetlb), all of which are taken when the memory is mapped.
+enum gmem_pages { GMEM_4K, GMEM_THP, GMEM_2M, GMEM_1G };
+uint64_t gmem_pages_bytes(enum gmem_pages p); // of one; THP: as large as they may become
+static inline bool gmem_pages_pooled(enum gmem_pages p) { return p >= GMEM_2M; }
+
 struct gmem_region {
 	uint64_t gpa, size_bytes; // page-aligned, not overlapping, ascending
 	uint64_t file_offset;     // place in a snapshot's memory file
@@ -26,6 +32,7 @@ struct gmem {
 	struct gmem_region region[GMEM_MAX_REGIONS];
 	unsigned n_regions;
 	uint64_t total_bytes;
+	enum gmem_pages pages; // set before gmem_map()
 	// Pages that this process wrote, a bit each by their place in the memory file. NULL: nobody
 	// asks. Its owner (microvm/dirty.h) sets it before the first write and keeps it till the last.
 	uint64_t *written;
@@ -48,7 +55,9 @@ struct gmem {
 int gmem_add(struct gmem *m, uint64_t gpa, uint64_t size_bytes);
 
 // Maps all regions: anonymous zero memory (file_fd < 0) or MAP_PRIVATE over the
-// memory file of a snapshot, so that clean pages stay shared between clones.
+// memory file of a snapshot, so that clean pages stay shared between clones. Huge pages
+// are never a file's: then the memory is anonymous and the file, which must be all there, is
+// copied into it. -ENOBUFS: the host's pool has too few of them; later there is no SIGBUS for that.
 int gmem_map(struct gmem *m, int file_fd, struct mv_err *err);
 
 // Maps a whole file, shared, for the guest to have at gpa. Not inherited by forks.

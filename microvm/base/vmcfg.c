@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "microvm/base/gmem.h"
+
 static const struct mv_field bucket_fields[] = {
 	MV_INT(struct vmcfg_bucket, size, 1, MV_U64, 0, VMCFG_MAX_TOKENS),
 	MV_INT(struct vmcfg_bucket, burst, 2, MV_U64, 0, VMCFG_MAX_TOKENS),
@@ -69,6 +71,8 @@ static const struct mv_field vsock_fields[] = {
 	MV_STRING(struct vmcfg_vsock, path, 3),
 };
 MV_DEFINE_TABLE(vmcfg_vsock_table, struct vmcfg_vsock, vsock_fields);
+
+const char *const vmcfg_huge_pages[] = { "none", "thp", "2M", "1G", NULL };
 
 const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
 
@@ -136,6 +140,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_OPT_SUB(struct vmcfg, balloon, MV_TAG_SKIP + 30, balloon_table),
 	MV_ARRAY(struct vmcfg, console, n_consoles, MV_TAG_SKIP + 31, console_table),
 	MV_ARRAY(struct vmcfg, pmem, n_pmems, MV_TAG_SKIP + 32, pmem_table),
+	MV_OPT_INT(struct vmcfg, huge_pages, MV_TAG_SKIP + 33, MV_U32, GMEM_4K, GMEM_1G),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -251,6 +256,32 @@ static bool same_peer(const struct vmcfg_net *a, const struct vmcfg_net *b)
 	return (a->tap[0] && !strcmp(a->tap, b->tap)) || (a->socket[0] && !strcmp(a->socket, b->socket));
 }
 
+static int check_huge_pages(const struct vmcfg *c, struct mv_err *err)
+{
+	if (!c->huge_pages)
+		return 0;
+	if (c->huge_pages > GMEM_1G)
+		return mv_fail(err, EINVAL, "huge_pages: unknown kind %u", c->huge_pages);
+	uint32_t mib = (uint32_t)(gmem_pages_bytes(c->huge_pages) >> 20);
+	if (c->track_dirty)
+		return mv_fail(
+			err, EINVAL,
+			"huge_pages: not with track_dirty, since KVM maps pages of 4 KiB to a guest whose "
+			"writes it logs");
+	if (!gmem_pages_pooled(c->huge_pages))
+		return 0;
+	if (c->mem_mib % mib)
+		return mv_fail(err, EINVAL, "huge_pages: memory_mib: %u is not a multiple of %u", c->mem_mib,
+			       mib);
+	if (c->balloon.present)
+		return mv_fail(
+			err, EINVAL,
+			"huge_pages: not with a balloon, whose pages of 4 KiB can't be given back out of "
+			"one of %u MiB; use thp",
+			mib);
+	return 0;
+}
+
 int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 {
 	int r = check_id("name", c->name, err);
@@ -304,6 +335,8 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	if (c->balloon.target_mib > c->mem_mib)
 		return mv_fail(err, EINVAL, "balloon: target_mib: %u is more than the memory of %u MiB",
 			       c->balloon.target_mib, c->mem_mib);
+	if ((r = check_huge_pages(c, err)))
+		return r;
 	if (c->ready.present && !c->ready.console[0] && !c->ready.vsock_port)
 		return mv_fail(err, EINVAL, "ready: give console, vsock_port, or both");
 	if (c->ready.vsock_port && !c->vsock.present)

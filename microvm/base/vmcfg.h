@@ -157,7 +157,8 @@ struct vmcfg {
 	uint32_t n_nets;
 	struct vmcfg_vsock vsock;
 	bool rng;
-	bool track_dirty; // note what the guest writes, for incremental snapshots
+	bool track_dirty;    // note what the guest writes, for incremental snapshots
+	uint32_t huge_pages; // enum gmem_pages
 	struct vmcfg_cpu cpu;
 	struct vmcfg_ready ready;
 	struct vmcfg_balloon balloon;
@@ -166,6 +167,8 @@ struct vmcfg {
 	struct vmcfg_pmem pmem[VMCFG_MAX_PMEMS];
 	uint32_t n_pmems;
 };
+
+extern const char *const vmcfg_huge_pages[]; // words for enum gmem_pages, ended by NULL
 
 extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table, vmcfg_rate_table;
 

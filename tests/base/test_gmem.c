@@ -191,6 +191,61 @@ static void too_many_pieces(void **state)
 	close(fd);
 }
 
+// Huge pages are never the file's: its bytes are copied, its holes are zeros, and it stays as it was.
+static void huge_copy(void **state)
+{
+	enum { PAGE = GMEM_PAGE_BYTES, BYTES = 6 * MIB };
+	static const uint64_t at[] = { 0, 3 * MIB - PAGE, 3 * MIB, 5 * MIB, BYTES - PAGE };
+	struct mv_err err = { 0 };
+	struct gmem m = { .pages = GMEM_THP };
+	int fd = t_file();
+	char byte;
+	(void)state;
+	assert_int_equal(ftruncate(fd, BYTES), 0);
+	for (size_t i = 0; i < MV_ARRAY_LEN(at); i++)
+		assert_int_equal(mv_pwrite_full(fd, &(char){ (char)(i + 1) }, 1, at[i]), 0);
+	assert_int_equal(gmem_add(&m, 0, 3 * MIB), 0); // data across the border of two regions
+	assert_int_equal(gmem_add(&m, HIGH_GPA, 3 * MIB), 0);
+	int r = gmem_map(&m, fd, &err);
+	if (r == -ENOBUFS) {
+		print_message("# SKIP this kernel has no transparent huge pages\n");
+		skip();
+	}
+	assert_int_equal(r, 0);
+	assert_false(m.from_file);
+	for (unsigned i = 0; i < m.n_regions; i++)
+		assert_int_equal((uintptr_t)m.region[i].hva % gmem_pages_bytes(GMEM_THP), 0);
+	for (uint64_t p = 0; p < BYTES; p += PAGE) {
+		const struct gmem_region *g = &m.region[p >= 3 * MIB];
+		uint8_t want = 0;
+		for (size_t i = 0; i < MV_ARRAY_LEN(at); i++)
+			want = at[i] == p ? (uint8_t)(i + 1) : want;
+		assert_int_equal(g->hva[p - g->file_offset], want);
+	}
+	m.region[0].hva[0] = 99;
+	assert_int_equal(gmem_discard(&m, m.region[1].hva, 3 * MIB), 0);
+	assert_int_equal(m.region[1].hva[0], 0); // and not what the file has
+	assert_int_equal(mv_pread_full(fd, &byte, 1, 0), 0);
+	assert_int_equal(byte, 1);
+	gmem_fini(&m);
+	close(fd);
+}
+
+// More than any host has in its pool: refused when it is mapped, not when it is touched.
+static void too_few_huge_pages(void **state)
+{
+	static const enum gmem_pages kinds[] = { GMEM_2M, GMEM_1G };
+	(void)state;
+	for (size_t i = 0; i < MV_ARRAY_LEN(kinds); i++) {
+		struct gmem m = { .pages = kinds[i] };
+		struct mv_err err = { 0 };
+		assert_int_equal(gmem_add(&m, 0, 1ULL << 42), 0);
+		assert_int_equal(gmem_map(&m, -1, &err), -ENOBUFS);
+		assert_message(err, "huge pages");
+		assert_null(m.region[0].hva);
+	}
+}
+
 static void map_failure(void **state)
 {
 	struct gmem m = { 0 };
@@ -280,11 +335,17 @@ static void marks(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(layout),      cmocka_unit_test(pointers),
-		cmocka_unit_test(copies),      cmocka_unit_test(private_over_a_file),
-		cmocka_unit_test(discards),    cmocka_unit_test(too_many_pieces),
-		cmocka_unit_test(map_failure), cmocka_unit_test(random_ranges),
+		cmocka_unit_test(layout),
+		cmocka_unit_test(pointers),
+		cmocka_unit_test(copies),
+		cmocka_unit_test(private_over_a_file),
+		cmocka_unit_test(discards),
+		cmocka_unit_test(too_many_pieces),
+		cmocka_unit_test(map_failure),
+		cmocka_unit_test(random_ranges),
 		cmocka_unit_test(marks),
+		cmocka_unit_test(huge_copy),
+		cmocka_unit_test(too_few_huge_pages),
 	};
 	return cmocka_run_group_tests_name("base/gmem", tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "microvm/base/gmem.h"
 #include "microvm/base/util.h"
 #include "microvm/base/vmcfg.h"
 
@@ -135,6 +136,19 @@ static void each_problem_has_its_message(void **state)
 	BAD(c->net[0].mac[0] = 1, "unicast");
 	BAD(c->net[0].mac[0] = 0, "unicast");
 	BAD(c->vsock.cid = 2, "vsock: cid must be 3 or more");
+	BAD(c->huge_pages = GMEM_1G + 1, "huge_pages: unknown kind 4");
+	BAD((c->huge_pages = GMEM_2M, c->track_dirty = false, c->mem_mib = 513),
+	    "513 is not a multiple of 2");
+	BAD((c->huge_pages = GMEM_1G, c->track_dirty = false, c->mem_mib = 512),
+	    "512 is not a multiple of 1024");
+	BAD((c->huge_pages = GMEM_THP, c->track_dirty = true), "not with track_dirty");
+	BAD((c->huge_pages = GMEM_2M, c->track_dirty = false, c->balloon.present = true),
+	    "not with a balloon");
+	fill(c);
+	c->huge_pages = GMEM_THP;
+	c->track_dirty = false;
+	c->balloon.present = true;
+	assert_int_equal(vmcfg_check(c, &err), 0);
 	fill(c);
 	c->vsock = (struct vmcfg_vsock){ 0 };
 	assert_int_equal(vmcfg_check(c, &err), 0);
