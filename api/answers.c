@@ -380,6 +380,7 @@ static const struct js_field usage_fields[] = {
 	F(JS_UINT, 0, "resident_bytes", "memory of the VM process, shared pages in full"),
 	F(JS_UINT, 0, "proportional_bytes", "the same, shared pages divided among their users"),
 	F(JS_UINT, 0, "private_bytes", "pages that it alone has: what its end would free"),
+	F(JS_UINT, 0, "huge_bytes", "memory in huge pages; those of the host's pool are in no other figure"),
 	F(JS_UINT, 0, "cpu_us", "us of CPU time, guest and monitor"),
 	F(JS_UINT, 0, "minor_faults", "page faults without disk access"),
 	F(JS_UINT, 0, "major_faults", "page faults with disk access"),

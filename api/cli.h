@@ -26,7 +26,8 @@ struct cli {
 	const char *pos[2];    // positional arguments
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write, *console,
-		*state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit, *ready_when;
+		*state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit, *ready_when,
+		*huge_pages;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI], *port[CLI_MAX_MULTI], *pmem[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets, n_ports, n_pmems;
 	const char *pool, *size, *link, *rx_limit, *tx_limit;

@@ -336,6 +336,8 @@ static int clone_of(struct cli *c, const char *kind)
 	}
 	if (c->page_handler)
 		js_put_str(o, "page_handler", path);
+	if (c->huge_pages)
+		js_put_str(o, "huge_pages", c->huge_pages);
 	status = cli_put_policy(c, o);
 	if (!status && (named || c->n_drives || c->n_nets || c->n_ports || c->n_pmems || c->vsock ||
 			c->record || c->no_populate)) {

@@ -28,6 +28,8 @@ static void print_vm(js *v)
 	printf("created:   %s\nvcpus:     %" PRId64 "\nmemory:    %" PRId64 " MiB\nkernel:    %s\n",
 	       js_str(v, "created", ""), js_int(v, "config.vcpus", 0), js_int(v, "config.memory_mib", 0),
 	       js_str(v, "config.kernel", ""));
+	if (strcmp(js_str(v, "config.huge_pages", "none"), "none"))
+		printf("pages:     %s\n", js_str(v, "config.huge_pages", ""));
 	for (size_t i = 0; i < js_len(js_get(v, "config.drives")); i++) {
 		js *d = js_at(js_get(v, "config.drives"), i);
 		const char *layer = js_str(d, "layer", "none");
@@ -205,6 +207,8 @@ int cli_create(struct cli *c)
 		js_put_str(o, "discovery", c->discovery);
 	if (c->boot)
 		js_put_str(o, "boot", c->boot);
+	if (c->huge_pages)
+		js_put_str(o, "huge_pages", c->huge_pages);
 	if (!status && c->cpu) {
 		js *cpu = parse_cpu(c->cpu);
 		if (cpu)

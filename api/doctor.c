@@ -19,6 +19,7 @@
 
 #include "api/cgroup.h"
 #include "api/cli.h"
+#include "api/hugepages.h"
 #include "api/passt.h"
 #include "microvm/base/util.h"
 #include "microvm/kvm_probe.h"
@@ -234,15 +235,11 @@ static void check_passt(struct doctor *d)
 
 static void check_huge_pages(struct doctor *d)
 {
-	char line[200];
-	unsigned long total = 0;
-	FILE *f = fopen("/proc/meminfo", "re");
-	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, "HugePages_Total: %lu", &total) == 1)
-			break;
-	if (f)
-		fclose(f);
-	say(d, OK, "hugepages", "%lu reserved (none are needed)", total);
+	char text[200];
+	if (hugepages_describe(text, sizeof text))
+		say(d, OK, "hugepages", "%s (for VMs with huge_pages; none are needed)", text);
+	else
+		say(d, OK, "hugepages", "not in this kernel; VMs can't have huge_pages");
 }
 
 // The daemon's cgroup may be another one: this is what it would find if it were started from here.

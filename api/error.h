@@ -58,6 +58,9 @@
 	X(TAP_INVALID, 422, "tap_invalid", "the interface is not a tap, or has other flags",       \
 	  "create it with: ip tuntap add NAME mode tap vnet_hdr")                                  \
 	X(HOST_TOO_SMALL, 422, "host_too_small", "more memory than the host has", "ask for less")  \
+	X(HUGE_PAGES_UNAVAILABLE, 422, "huge_pages_unavailable",                                   \
+	  "huge pages were asked for, and the host has none, or too few that are free",            \
+	  "raise vm.nr_hugepages, switch transparent ones on, or see the message; run: thaw doctor") \
 	X(LIMITS_UNAVAILABLE, 422, "limits_unavailable",                                           \
 	  "limits were asked for, and the daemon can't set them",                                  \
 	  "give it a cgroup v2 of its own (--cgroup, or Delegate=yes in systemd); run: thaw doctor") \

@@ -15,6 +15,12 @@
 // --- the base of an incremental snapshot ----------------------------------------------------
 static int no_base(const struct vm *vm, struct api_err *err)
 {
+	if (vm->cfg.huge_pages)
+		return api_fail(
+			err, API_WRONG_STATE,
+			"VM %s has huge_pages, so its memory is a copy and nothing says what it changed; "
+			"take a full snapshot",
+			vm->cfg.name);
 	if (vm->cfg.track_dirty)
 		return api_fail(err, API_WRONG_STATE,
 				"VM %s has no snapshot yet that an incremental one could refer to; take a "
@@ -32,8 +38,9 @@ int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, 
 	bool own = vm->base_snapshot[0]; // else what it was cloned from
 	struct mv_err e = { 0 };
 	unsigned n;
-	// The memory of a fork, or from a page handler, is no mapping of the snapshot's.
-	if (!own && (!vm->from_snapshot[0] || vm->forked_from[0] || vm->page_handler[0]))
+	// The memory of a fork, or from a page handler, or of huge pages, is no mapping of the snapshot's.
+	if (!own &&
+	    (!vm->from_snapshot[0] || vm->forked_from[0] || vm->page_handler[0] || vm->cfg.huge_pages))
 		return no_base(vm, err);
 	memcpy(m->parent_snapshot, own ? vm->base_snapshot : vm->from_snapshot, sizeof m->parent_snapshot);
 	memcpy(m->parent_snapshot_id, own ? vm->base_snapshot_id : vm->from_snapshot_id,

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "api/fork.h"
+#include "api/hugepages.h"
 #include "api/lifetime.h"
 #include "api/metadata.h"
 #include "api/metrics.h"
@@ -31,6 +32,7 @@
 #include "api/vmjson.h"
 #include "api/vmrec.h"
 #include "api/vms.h"
+#include "microvm/base/gmem.h"
 #include "microvm/base/util.h"
 
 #define MAX_STARTING 8
@@ -217,6 +219,8 @@ static int open_handler(const struct server *s, const char *path, struct vm_fds 
 // Recording sees what the guest touches, so nothing is loaded for it.
 static int add_working_set(struct vm *vm, const struct prepare *from, struct vm_fds *fds, struct api_err *err)
 {
+	if (vm->cfg.huge_pages) // all of it is there before the first run
+		return 0;
 	if (vm->record.limit_ms && vm->page_handler[0])
 		return api_fail(err, API_INVALID_VALUE,
 				"record: what a page handler gave can't be told from what the guest wrote");
@@ -230,10 +234,31 @@ static int add_working_set(struct vm *vm, const struct prepare *from, struct vm_
 	return 0;
 }
 
+// Huge pages are filled by a copy of all memory.
+static int check_huge_pages(const struct vm *vm, const struct prepare *from, struct api_err *err)
+{
+	if (!vm->cfg.huge_pages)
+		return 0;
+	if (vm->page_handler[0])
+		return api_fail(err, API_INVALID_VALUE,
+				"page_handler: it gives pages of 4 KiB; ask for huge_pages none");
+	if (vm->record.limit_ms)
+		return api_fail(
+			err, API_INVALID_VALUE,
+			"record: page tables don't tell what a guest with huge pages touched; ask for "
+			"huge_pages none");
+	if (from->lazy && !lazy_is_complete(from->lazy)) // prepare.h waited for it
+		return api_fail(err, API_INTERNAL, "the memory of snapshot %s is not all loaded",
+				from->m.name);
+	return hugepages_check(&vm->cfg, err);
+}
+
 int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn *done, void *arg,
 		struct api_err *err)
 {
 	struct vm_fds fds;
+	if (check_huge_pages(vm, from, err))
+		return -EINVAL;
 	memcpy(vm->from_snapshot, from->m.name, sizeof vm->from_snapshot);
 	memcpy(vm->from_snapshot_id, from->m.id, sizeof vm->from_snapshot_id);
 	int r = ops_open_files(vm, &(struct layer_source){ .snapshot = &from->m }, &fds, err);
@@ -247,6 +272,8 @@ int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn 
 		}
 	} else if (from->lazy) {
 		lazy_clone_begin(from->lazy, vm, &fds.memory, &fds.uffd);
+		if (vm->cfg.huge_pages) // it copies what is complete, and then needs the template no more
+			lazy_clone_end(vm);
 	} else {
 		fds.memory = fcntl(from->memory_fd, F_DUPFD_CLOEXEC, 3);
 	}
@@ -291,7 +318,7 @@ static int make_vm(struct clone_item *it, const struct vmcfg *base, struct api_e
 {
 	static struct vmcfg cfg; // the loop's thread only
 	struct clone_job *j = it->job;
-	int r = clone_config(base, it->spec, &cfg, err);
+	int r = clone_config(base, &j->body, it->spec, &cfg, err);
 	if (r)
 		return r;
 	ops_default_sockets(j->s, &cfg);
@@ -401,7 +428,7 @@ static int start_claim(struct clone_item *it, struct api_err *err)
 	struct vm_fds fds;
 	vm_fds_init(&fds);
 	// What may fail for the request's own reasons comes before a shell is spent.
-	int r = clone_config(&it->job->p->m.cfg, it->spec, &cfg, err);
+	int r = clone_config(&it->job->p->m.cfg, &it->job->body, it->spec, &cfg, err);
 	for (uint32_t i = 0; !r && i < cfg.n_nets; i++)
 		if (cfg.net[i].tap[0])
 			r = tap_open(&cfg.net[i], fds.tap[i], err);
@@ -423,6 +450,9 @@ static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 	for (uint32_t i = 0; i < spec->n_nets; i++)
 		if (spec->net[i].has_socket || spec->net[i].user.present)
 			return false;
+	uint32_t huge_pages = j->p->m.cfg.huge_pages;
+	if (clone_huge_pages(huge_pages, &j->body, spec) != huge_pages)
+		return false;
 	return !spec->ready.present && !spec->has_record && !spec->n_drives && !spec->n_consoles &&
 	       !spec->n_pmems && !handler_of(&j->body, spec)[0] && !j->body.policy.has_limits &&
 	       !spec->policy.has_limits && (!spec->has_vsock || j->p->m.cfg.vsock.present);
@@ -452,6 +482,11 @@ static int start_fork(struct clone_item *it, struct api_err *err)
 	if (r)
 		return r;
 	struct vm *vm = it->vm;
+	if (vm->cfg.huge_pages != j->parent_cfg.huge_pages) {
+		vms_remove(vm);
+		return api_fail(err, API_INVALID_VALUE,
+				"huge_pages: a fork has the memory of the VM; clone a snapshot of it");
+	}
 	if (vm->policy.has_limits) { // it runs in the cgroup of the process that it is forked from
 		vms_remove(vm);
 		return api_fail(err, API_LIMITS_UNAVAILABLE,
@@ -521,6 +556,18 @@ static uint32_t count_handlers(const struct clone_body *b)
 	return n;
 }
 
+// Do clones copy the memory, so that all of it must be there first: some by their request, some if the
+// snapshot's VM had huge pages?
+static void want_whole(const struct clone_job *j, struct prepare *p)
+{
+	static const struct clone_spec plain;
+	for (uint32_t i = 0; i < (j->body.clones ? j->body.count : 1); i++) {
+		const struct clone_spec *s = j->body.clones ? &j->body.clones[i] : &plain;
+		p->whole |= clone_huge_pages(GMEM_4K, &j->body, s) != GMEM_4K;
+		p->whole_if_huge |= clone_huge_pages(GMEM_THP, &j->body, s) != GMEM_4K;
+	}
+}
+
 static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *err)
 {
 	int result = clone_parse(r->body, r->body_len, &j->body, err);
@@ -574,7 +621,10 @@ void op_clone(struct server *s, struct http_req *r, const char *name)
 		return;
 	j->own.fill = true;
 	j->own.no_memory = count_handlers(&j->body) == j->body.count;
-	if ((pool = pool_find(s, name))) {
+	want_whole(j, &j->own);
+	pool = pool_find(s, name);
+	const struct lazy *lazy = pool ? pool_source(pool)->lazy : NULL;
+	if (pool && !(lazy && j->own.whole && !lazy_is_complete(lazy))) {
 		j->pool = pool_ref(pool);
 		j->p = pool_source(pool);
 		advance(j);
@@ -642,6 +692,12 @@ void op_vm_clone(struct server *s, struct http_req *r, const char *name)
 		result = api_fail(&err, API_LIMITS_UNAVAILABLE,
 				  "VM %s has limits, which its forks would share; clone a snapshot of it",
 				  vm->cfg.name);
+	if (!result && gmem_pages_pooled(vm->cfg.huge_pages))
+		result = api_fail(
+			&err, API_HUGE_PAGES_UNAVAILABLE,
+			"VM %s has huge pages of the host's pool, and nothing would reserve those that "
+			"its forks need when they write; clone a snapshot of it",
+			vm->cfg.name);
 	if (!result)
 		result = ops_begin(vm, "clone", &err);
 	if (!result) {

@@ -27,7 +27,7 @@
 
 // Of one VM's process.
 struct usage {
-	uint64_t rss, pss, private, cpu_ns, minor_faults, major_faults, threads;
+	uint64_t rss, pss, private, huge, cpu_ns, minor_faults, major_faults, threads;
 	bool there;
 	// Of all its devices and vCPUs
 	uint64_t kicks, kicks_by_exit, requests, interrupts, suppressed, mmio_exits, io_exits, other_exits;
@@ -57,6 +57,8 @@ static const struct usage_field {
 	  "the same, shared pages divided among their users"),
 	F(private, GAUGE, BYTES, "private_bytes", "private_bytes",
 	  "pages that it alone has: what its end would free"),
+	F(huge, GAUGE, BYTES, "huge_bytes", "huge_bytes",
+	  "memory in huge pages; those of the host's pool are in no other figure"),
 	F(cpu_ns, COUNTER, NS, "cpu_us", "cpu_seconds_total", "CPU time, guest and monitor"),
 	F(minor_faults, COUNTER, ONE, "minor_faults", "minor_faults_total",
 	  "page faults without disk access"),
@@ -124,6 +126,8 @@ static bool read_usage(pid_t pid, struct usage *u)
 	u->rss = kib_of(text, "\nRss:");
 	u->pss = kib_of(text, "\nPss:");
 	u->private = kib_of(text, "\nPrivate_Clean:") + kib_of(text, "\nPrivate_Dirty:");
+	u->huge = kib_of(text, "\nAnonHugePages:") + kib_of(text, "\nPrivate_Hugetlb:") +
+		  kib_of(text, "\nShared_Hugetlb:");
 	if (!read_proc(pid, "stat", text, sizeof text))
 		return false;
 	const char *p = strrchr(text, ')'); // the name may hold anything

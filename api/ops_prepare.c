@@ -95,6 +95,7 @@ void op_snap_prepare(struct server *s, struct http_req *r, const char *name)
 	o->req = r;
 	o->p.fill = o->p.start_fill = o->body.fill;
 	o->p.wait = o->body.wait;
+	o->p.whole_if_huge = o->body.has_pool;
 	prepare_begin(&o->p, s, name, on_prepared);
 }
 

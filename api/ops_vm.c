@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#include "api/hugepages.h"
 #include "api/layers.h"
 #include "api/metrics.h"
 #include "api/ops.h"
@@ -158,13 +159,13 @@ static int check_host(const struct vmcfg *cfg, struct api_err *err)
 {
 	struct sysinfo si;
 	if (sysinfo(&si))
-		return 0;
+		return hugepages_check(cfg, err);
 	uint64_t mib = ((uint64_t)si.totalram + si.totalswap) * si.mem_unit >> 20;
 	if (cfg->mem_mib > mib)
 		return api_fail(err, API_HOST_TOO_SMALL,
 				"memory_mib: %u is more than the %llu MiB of this host", cfg->mem_mib,
 				(unsigned long long)mib);
-	return 0;
+	return hugepages_check(cfg, err);
 }
 
 static int create_begin(struct server *s, struct http_req *r, struct vm *vm, bool start, struct api_err *err)

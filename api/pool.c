@@ -197,7 +197,7 @@ static int start_shell(struct pool *p, struct api_err *err)
 {
 	static const struct clone_spec plain;
 	static struct vmcfg cfg; // the loop's thread only
-	int r = clone_config(&p->src.m.cfg, &plain, &cfg, err);
+	int r = clone_config(&p->src.m.cfg, NULL, &plain, &cfg, err);
 	struct shell *h = r ? NULL : calloc(1, sizeof *h);
 	if (!h)
 		return r ? r : api_fail(err, API_OUT_OF_MEMORY, "no memory for a shell");

@@ -56,7 +56,8 @@ static void have_template(struct prepare *p)
 	lazy_prefill(p->lazy, p->working_set_fd);
 	if (p->start_fill)
 		lazy_fill(p->lazy);
-	if (p->wait || lazy_must_be_complete(p->s))
+	bool copied = p->whole || (p->whole_if_huge && p->m.cfg.huge_pages);
+	if (p->wait || copied || lazy_must_be_complete(p->s))
 		lazy_wait(p->lazy, &p->waiter, on_complete, p);
 	else
 		lazy_wait_prefilled(p->lazy, &p->waiter, on_prefilled, p);

@@ -25,6 +25,8 @@ struct prepare { // embedded in its owner
 	bool no_memory;            // a page handler has it: the memory file is not looked at, it may be gone
 	bool fill;                 // a new template also fills in the background
 	bool start_fill;           // so does one that is there already
+	bool whole;                // until it is complete: clones copy it (huge pages)
+	bool whole_if_huge;        // the same if the snapshot's VM had huge pages, since its clones keep them
 	bool wait;                 // until it is complete, where it is needed or asked for
 	struct lazy_waiter waiter; // for all of the template, or for its working set
 	struct cpu_report cpu;     // n_missing: why done was called with API_CPU_INCOMPATIBLE

@@ -17,7 +17,7 @@ enum opt {
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
 	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE, O_LINK, O_RX_LIMIT, O_TX_LIMIT, O_SIZE,
-	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL, O_PORT, O_PMEM,
+	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL, O_PORT, O_PMEM, O_HUGE_PAGES,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -47,7 +47,7 @@ static const struct option long_options[] = {
 	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT),
 	WITH("size", O_SIZE), BARE("reread", O_REREAD),
 	WITH("balloon", O_BALLOON), WITH("target", O_TARGET), WITH("stats-interval", O_INTERVAL),
-	WITH("port", O_PORT), WITH("pmem", O_PMEM), { 0 },
+	WITH("port", O_PORT), WITH("pmem", O_PMEM), WITH("huge-pages", O_HUGE_PAGES), { 0 },
 };
 
 // clang-format on
@@ -66,11 +66,11 @@ static const struct command {
 	{ "create", 1,
 	  BIT(O_KERNEL) | BIT(O_INITRD) | BIT(O_CMDLINE) | BIT(O_VCPUS) | BIT(O_MEMORY) | BIT(O_DISCOVERY) |
 		  BIT(O_BOOT) | DEVICES | BIT(O_NO_RNG) | BIT(O_TRACK_DIRTY) | BIT(O_START) | BIT(O_CPU) |
-		  BIT(O_METADATA) | BIT(O_READY_WHEN) | BIT(O_BALLOON) | POLICY,
+		  BIT(O_METADATA) | BIT(O_READY_WHEN) | BIT(O_BALLOON) | BIT(O_HUGE_PAGES) | POLICY,
 	  cli_create,
 	  "NAME --kernel FILE [--initrd FILE] [--cmdline TEXT] [--vcpus N] [--memory MIB]\n"
 	  "         [--discovery acpi|cmdline] [--boot auto|pvh|linux64] [--no-rng] [--start]\n"
-	  "         [--track-dirty]\n"
+	  "         [--track-dirty] [--huge-pages none|thp|2M|1G]\n"
 	  "         [--drive id=ID,path=FILE[,serial=S][,ro|,layer=LAYER[,layer_path=DIR]]\n"
 	  "           "
 	  "[,bandwidth=N[K|M|G|T][/s]][,iops=N][,block_size=N][,cache=CACHE][,direct][,queues=N]]...\n"
@@ -131,14 +131,15 @@ static const struct command {
 	  "make its template, and a pool of clones to claim; --wait until all is there" },
 	{ "clone", 1,
 	  DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | BIT(O_PAGE_HANDLER) |
-		  BIT(O_RECORD) | BIT(O_NO_POPULATE) | POLICY,
+		  BIT(O_RECORD) | BIT(O_NO_POPULATE) | BIT(O_HUGE_PAGES) | POLICY,
 	  cli_clone,
 	  "SNAPSHOT [--count N] [--name NAME] [--paused] [--record | --no-populate] [--drive "
 	  "id=ID[,path=FILE][,ro|,layer=LAYER[,layer_path=DIR]]]...\n"
 	  "         [--net id=ID[,tap=TAP|,socket=PATH|,user[,loopback][,forward=FORWARD]...][,mac=MAC]]...\n"
 	  "         [--port id=NAME,path=SOCKET]... [--pmem id=ID,path=FILE]...\n"
 	  "         [--vsock path=SOCKET[,cid=N]] [--metadata FILE] "
-	  "[--page-handler SOCKET]\n" POLICY_USAGE "\n"
+	  "[--page-handler SOCKET]\n"
+	  "         [--huge-pages none|thp|2M|1G]\n" POLICY_USAGE "\n"
 	  "         {n} in a value becomes the clone's number, 1 to N",
 	  "start VMs from a snapshot" },
 	{ "fork", 1, DEVICES | BIT(O_COUNT) | BIT(O_NAME) | BIT(O_PAUSED) | BIT(O_METADATA) | POLICY,
@@ -216,6 +217,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_FORMAT: c->format = arg; return true;
 	case O_NO_FILL: return c->no_fill = true;
 	case O_PAGE_HANDLER: c->page_handler = arg; return true;
+	case O_HUGE_PAGES: c->huge_pages = arg; return true;
 	case O_WAIT: return c->wait = true;
 	case O_POOL: c->pool = arg; return true;
 	case O_SINCE: c->since = arg; return true;

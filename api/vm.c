@@ -122,6 +122,7 @@ enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
 {
 	switch (code) {
 	case ENOMEM: return API_OUT_OF_MEMORY;
+	case ENOBUFS: return API_HUGE_PAGES_UNAVAILABLE;
 	case EMFILE:
 	case ENFILE:
 	case EAGAIN: return API_LIMIT_REACHED;

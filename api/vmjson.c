@@ -201,6 +201,8 @@ DEFINE_JS(balloon_set_table, balloon_set_fields);
 	  .size = sizeof(struct vmcfg_cpu), PRESENT(s, cfg cpu.present), .doc = "default: as the host's" }, \
 	F_BOOL(s, cfg track_dirty, "track_dirty",                                                  \
 	       "note what the guest writes, for incremental snapshots; default false"),            \
+	F_WORD(s, cfg huge_pages, "huge_pages", vmcfg_huge_pages,                                   \
+	       "the host's pages under the memory; default none"),                                 \
 	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(s, cfg ready), .sub = &ready_table,     \
 	  .size = sizeof(struct vmcfg_ready), PRESENT(s, cfg ready.present), .doc = "default: none" }, \
 	F_LIST(s, cfg console, cfg n_consoles, "consoles", console_table, "default: none"),        \
@@ -313,9 +315,14 @@ static const struct js_field clone_pmem_fields[] = {
 };
 static DEFINE_JS(clone_pmem_table, clone_pmem_fields);
 
+#define F_HUGE_PAGES(s, doc_)                                                                      \
+	{ .name = "huge_pages", .type = JS_WORD, .offset = MV_OFF(s, huge_pages), .size = 4,        \
+	  .words = vmcfg_huge_pages, PRESENT(s, has_huge_pages), .doc = (doc_) }
+
 static const struct js_field clone_spec_fields[] = {
 	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
 	F_TEXT(struct clone_spec, page_handler, "page_handler", JS_PATH, 0, "default: the request's"),
+	F_HUGE_PAGES(struct clone_spec, "default: the request's"),
 	F_LIST(struct clone_spec, net, n_nets, "nets", clone_net_table, "default: none"),
 	F_LIST(struct clone_spec, drive, n_drives, "drives", clone_drive_table, "default: none"),
 	F_LIST(struct clone_spec, pmem, n_pmems, "pmems", clone_pmem_table, "default: the snapshot's"),
@@ -353,6 +360,7 @@ static const struct js_field clone_fields[] = {
 	F_BOOL(struct clone_body, run, "run", "default true"),
 	F_TEXT(struct clone_body, page_handler, "page_handler", JS_PATH, 0,
 	       "Unix socket of a page handler that has the memory; default: none"),
+	F_HUGE_PAGES(struct clone_body, "default: the snapshot's"),
 };
 DEFINE_JS(clone_table, clone_fields);
 
@@ -601,14 +609,22 @@ static int override_pmem(struct vmcfg *c, const struct clone_pmem *o, struct api
 	return api_fail(err, API_INVALID_VALUE, "pmems: the snapshot has no pmem \"%s\"", o->id);
 }
 
-int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vmcfg *ret_cfg,
-		 struct api_err *err)
+uint32_t clone_huge_pages(uint32_t base, const struct clone_body *b, const struct clone_spec *s)
+{
+	if (s->has_huge_pages)
+		return s->huge_pages;
+	return b && b->has_huge_pages ? b->huge_pages : base;
+}
+
+int clone_config(const struct vmcfg *base, const struct clone_body *b, const struct clone_spec *s,
+		 struct vmcfg *ret_cfg, struct api_err *err)
 {
 	struct vmcfg *c = ret_cfg;
 	int r = 0;
 	*c = *base;
 	memset(c->vsock.path, 0, sizeof c->vsock.path);
 	mv_uuid(c->id);
+	c->huge_pages = clone_huge_pages(base->huge_pages, b, s);
 	for (uint32_t i = 0; i < c->n_drives; i++) {
 		if (c->drive[i].layer)
 			c->drive[i].layer = VMCFG_LAYER_EPHEMERAL;

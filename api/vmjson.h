@@ -60,8 +60,9 @@ struct clone_spec {                        // all zero: a plain clone
 	} record;
 	struct clone_console console[VMCFG_MAX_CONSOLES];
 	struct clone_pmem pmem[VMCFG_MAX_PMEMS];
+	uint32_t huge_pages; // enum gmem_pages
 	uint32_t n_nets, n_drives, n_consoles, n_pmems;
-	bool has_vsock, has_record, populate, has_populate;
+	bool has_vsock, has_record, populate, has_populate, has_huge_pages;
 	struct vm_policy policy; // what it has goes before the body's
 };
 struct clone_body {
@@ -70,7 +71,8 @@ struct clone_body {
 	uint32_t n_clones;
 	char name_prefix[VMCFG_NAME_LEN];
 	char page_handler[VMCFG_PATH_LEN]; // empty: none
-	bool run, has_count, has_clones;
+	uint32_t huge_pages;
+	bool run, has_count, has_clones, has_huge_pages;
 	struct vm_policy policy; // of all
 };
 
@@ -142,8 +144,11 @@ int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_er
 // The guest reads it by vsock, so there must be one. text NULL: nothing to read, nothing to check.
 int metadata_check(const struct vmcfg *cfg, const char *text, struct api_err *err);
 
+// What huge_pages a clone has, of a snapshot or VM with `base`. b NULL: no request, so that of base.
+uint32_t clone_huge_pages(uint32_t base, const struct clone_body *b, const struct clone_spec *s);
+
 // The configuration of a clone: `base` with the overrides and a new id. Name and vsock
 // path stay empty unless the clone gives them. An override for a device that the snapshot
 // does not have is an error.
-int clone_config(const struct vmcfg *base, const struct clone_spec *s, struct vmcfg *ret_cfg,
-		 struct api_err *err);
+int clone_config(const struct vmcfg *base, const struct clone_body *b, const struct clone_spec *s,
+		 struct vmcfg *ret_cfg, struct api_err *err);

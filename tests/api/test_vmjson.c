@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "api/vmjson.h"
+#include "microvm/base/gmem.h"
 #include "microvm/base/util.h"
 
 static struct create_body body;
@@ -152,7 +153,7 @@ static int clone(const char *text, const struct vmcfg *base, struct vmcfg *ret_c
 	int r = clone_parse(quoted(text), strlen(text), &b, &err);
 	if (!r) {
 		static const struct clone_spec plain;
-		r = clone_config(base, b.clones ? &b.clones[0] : &plain, ret_c, &err);
+		r = clone_config(base, &b, b.clones ? &b.clones[0] : &plain, ret_c, &err);
 	}
 	clone_body_fini(&b);
 	return r;
@@ -195,6 +196,36 @@ static void test_overrides(void **state)
 	assert_string_equal(c.vsock.path, "/w");
 	assert_false(c.drive[1].read_only);
 	assert_string_equal(c.drive[1].path, "/e");
+}
+
+// The clone's own goes before the request's, and that before the snapshot's.
+static void test_huge_pages(void **state)
+{
+	(void)state;
+	struct vmcfg base, c;
+	base_config(&base);
+	static const struct {
+		const char *text;
+		uint32_t of_4k, of_2m;
+	} cases[] = {
+		{ "", GMEM_4K, GMEM_2M },
+		{ "{'huge_pages':'thp'}", GMEM_THP, GMEM_THP },
+		{ "{'huge_pages':'thp','clones':[{}]}", GMEM_THP, GMEM_THP },
+		{ "{'huge_pages':'thp','clones':[{'huge_pages':'none'}]}", GMEM_4K, GMEM_4K },
+		{ "{'clones':[{'huge_pages':'1G'}]}", UINT32_MAX, UINT32_MAX }, // 128 MiB are none
+	};
+	for (size_t i = 0; i < MV_ARRAY_LEN(cases); i++)
+		for (int k = 0; k < 2; k++) {
+			uint32_t want = k ? cases[i].of_2m : cases[i].of_4k;
+			base.huge_pages = k ? GMEM_2M : GMEM_4K;
+			int r = clone(cases[i].text, &base, &c);
+			assert_int_equal(!r, want != UINT32_MAX);
+			if (!r)
+				assert_int_equal(c.huge_pages, want);
+		}
+	char *text = js_text(js_encode(&config_table, &base), false);
+	assert_non_null(strstr(text, "\"huge_pages\":\"2M\""));
+	free(text);
 }
 
 static void test_networks(void **state)
@@ -321,7 +352,7 @@ int main(void)
 		cmocka_unit_test(test_plain_clone),  cmocka_unit_test(test_overrides),
 		cmocka_unit_test(test_networks),     cmocka_unit_test(test_net_options),
 		cmocka_unit_test(test_networks),     cmocka_unit_test(test_layers),
-		cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_clone_errors), cmocka_unit_test(test_huge_pages),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

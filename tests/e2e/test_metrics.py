@@ -273,7 +273,7 @@ def test_what_a_vm_uses():
         samples, kinds = parse(r.body)
         labels = (("id", f'"{d.vm("a")["id"]}"'), ("vm", '"a"'))
         assert samples["thaw_vm_private_bytes", labels] >= after["private_bytes"] * 0.9
-        assert len(kinds) == 15 + 8
+        assert len(kinds) == 16 + 8
         r = d.get("/v1/vms/a/metrics?format=xml")
         assert (r.status, r.code) == (400, "invalid_value"), r
         assert d.get("/v1/vms/b/metrics").status == 404

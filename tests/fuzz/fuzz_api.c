@@ -50,7 +50,7 @@ static void clone(const char *text, size_t len)
 	base.vsock = (struct vmcfg_vsock){ .present = true, .cid = 3 };
 	int r = clone_parse(text, len, &b, &err);
 	for (uint32_t i = 0; !r && b.clones && i < b.n_clones; i++)
-		if (clone_config(&base, &b.clones[i], &c, &err))
+		if (clone_config(&base, &b, &b.clones[i], &c, &err))
 			check_error(&err);
 	if (r)
 		check_error(&err);
