@@ -33,8 +33,8 @@ int main(int argc, char **argv)
 		      { "freeze", bench_freeze }, { "live", bench_live },
 		      { "lazy", bench_lazy },     { "rest", bench_rest },
 		      { "pool", bench_pool },     { "working-set", bench_working_set },
-		      { "net", bench_net },       { "blk", bench_blk },
-		      { "idle", bench_idle } };
+		      { "memory", bench_memory }, { "net", bench_net },
+		      { "blk", bench_blk },       { "idle", bench_idle } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	const char *only = NULL;

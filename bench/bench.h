@@ -22,6 +22,7 @@ int bench_live(const struct bench_env *env, struct bench_results *res);        /
 int bench_lazy(const struct bench_env *env, struct bench_results *res);        // compressed memory
 int bench_rest(const struct bench_env *env, struct bench_results *res);        // through the daemon
 int bench_working_set(const struct bench_env *env, struct bench_results *res); // ready_*
+int bench_memory(const struct bench_env *env, struct bench_results *res);      // memory_*
 int bench_net(const struct bench_env *env, struct bench_results *res);         // net_*, vsock_*
 int bench_blk(const struct bench_env *env, struct bench_results *res);         // blk_*: no VM
 int bench_pool(const struct bench_env *env, struct bench_results *res); // clones made in advance, forks

@@ -15,6 +15,7 @@ NAMES = {"floor_cold_restore": "us", "floor_pooled_restore": "us", "boot_monitor
          "clone_burst_1000": "us", "clone_rate_sustained": "1/s", "clone_prepared_total_at_1000": "us", "fork_live_pause": "us", "api_overhead": "us", "idle_clone_all_in": "bytes",
          "idle_vm_floor": "bytes", "idle_clone_over_floor": "bytes",
          "fill_first_clone": "us", "fill_floor": "us", "ready_lazy": "us", "ready_ws": "us",
+         "memory_touch_floor": "us", "memory_touch_first": "us", "memory_restore": "us", "memory_clone": "MiB",
          "ready_ws_speedup": "ratio", "fault_reduction_ws": "ratio",
          "blk_read_4k_qd1_floor": "1/s", "blk_read_4k_qd32_ratio": "ratio", "blk_write_1m_dev_cpu": "ns"}
 
