@@ -6,7 +6,7 @@ import subprocess
 
 from test_incremental import clone, take
 from test_lazy import need_userfaultfd
-from thawlib import BIN, Daemon, main, need_kvm, thaw, wait_until
+from thawlib import BIN, SANITIZED, Daemon, main, need_kvm, thaw, wait_until
 
 PAGES = 4000  # of the guest's heap, 15.6 MiB
 GIVEN = 3000
@@ -46,7 +46,7 @@ def test_a_booted_vm_gives_back():
         boot(d)
         for how in ("report", "in"):
             freed = given_back(d, "vm", how)
-            assert freed > 11, freed
+            assert freed > (10 if SANITIZED else 11), freed  # a sanitizer's notes grow meanwhile
             assert d.say("vm", f"sum 0 {GIVEN}") == zeros(d, "vm")
             assert d.say("vm", f"fill 0 {PAGES} 6") == f"OK {PAGES}"  # and uses it again
         b = d.get("/v1/vms/vm/balloon").json

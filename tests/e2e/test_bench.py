@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 
-from thawlib import B, BIN, GUEST, main, need_kvm
+from thawlib import B, BIN, GUEST, SANITIZED, main, need_kvm
 
 NAMES = {"floor_cold_restore": "us", "floor_pooled_restore": "us", "boot_monitor_share": "us",
          "clone_cold_inproc": "us", "clone_cold_total": "us", "clone_cold_over_floor": "ratio",
@@ -36,6 +36,8 @@ def test_bench():
         first.setdefault(s["name"], s)
     for name, unit in NAMES.items():
         assert first[name]["unit"] == unit, name
+    if SANITIZED:
+        return  # whose own time and memory these would be
     assert first["clone_cold_over_floor"]["p50"] < 2.5, first["clone_cold_over_floor"]
     assert first["fault_reduction_ws"]["p50"] <= 0.1, first["fault_reduction_ws"]
     assert first["idle_clone_all_in"]["p50"] < 2 << 20, first["idle_clone_all_in"]

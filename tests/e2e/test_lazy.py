@@ -7,7 +7,7 @@ import signal
 import struct
 import time
 
-from thawlib import Daemon, Skip, alive, main, need_kvm, thaw, wait_until
+from thawlib import SANITIZED, Daemon, Skip, alive, main, need_kvm, thaw, wait_until
 
 PAGES = 2000  # that the source has written
 CHUNK_PAGES = 16
@@ -154,7 +154,7 @@ def test_ten_clones_share_one_memory():
             with open(f"/proc/{d.vm(n)['pid']}/smaps_rollup", encoding="ascii") as f:
                 pss += next(int(line.split()[1]) for line in f if line.startswith("Pss:"))
         # Ten copies would be 80 MiB; one copy, and 10 processes of some 500 KiB.
-        assert pss < PAGES * 4 * 2 + 10 * 1024, pss
+        assert SANITIZED or pss < PAGES * 4 * 2 + 10 * 1024, pss
         t = template(d)
         assert t["fills"] <= t["chunks"], t
 

@@ -5,7 +5,7 @@ import glob
 import hashlib
 import os
 
-from thawlib import B, Daemon, main, need_kvm, wait_until
+from thawlib import SANITIZED, Daemon, main, need_kvm, wait_until
 
 PAGE_KIB = os.sysconf("SC_PAGESIZE") // 1024
 
@@ -113,7 +113,7 @@ def test_a_clone_owns_only_what_it_writes():
             d.expect(n, "RESTORED\n")
         idle = memory_kib(d, "snap-1", "Private_Dirty")
         # without a sanitizer; what is in it: docs/architecture.md, "What an idle clone costs"
-        assert idle < (1024 if "san" in B else 200), idle
+        assert idle < (1024 if SANITIZED else 200), idle
         # Reading: pages of the file, shared by both.
         for n in ("snap-1", "snap-2"):
             assert d.say(n, "touch 4000 r") == "OK 4000"

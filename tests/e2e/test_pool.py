@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from thawlib import Daemon, UnixConnection, alive, main, need_kvm, thaw, wait_until
+from thawlib import SANITIZED, Daemon, UnixConnection, alive, main, need_kvm, thaw, wait_until
 
 
 def freeze(d, fmt="raw", **more):
@@ -169,7 +169,7 @@ def test_bounded_by_memory():
         freeze(d)
         p = prepare(d, size=100)
         assert 1 <= p["ready"] < 10 and "--pool-memory" in p["error"], p
-        assert p["ready"] * p["shell_bytes"] <= 3 << 20
+        assert SANITIZED or p["ready"] * p["shell_bytes"] <= 3 << 20, p  # one is always made
 
 
 def test_of_a_compressed_snapshot():
@@ -267,7 +267,7 @@ def test_thousands_of_cycles_do_not_grow():
         wait_until("descriptors closed", lambda: d.open_fds() <= fds + 1)
         grown = resident_kib(d.process.pid) - kib
         print(f"# {total} cycles: the daemon's memory grew by {grown} KiB")
-        assert grown < 2048, grown
+        assert SANITIZED or grown < 2048, grown  # a sanitizer keeps what was freed
 
 
 def test_requests_from_many_connections():

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 
-from thawlib import B, BIN, Daemon, Skip, UnixConnection, main, need_kvm, thaw, wait_until
+from thawlib import B, BIN, SANITIZED, Daemon, Skip, UnixConnection, main, need_kvm, thaw, wait_until
 
 SHIM = os.path.join(B, "tests/faults/shim.so")
 
@@ -296,7 +296,7 @@ class FaultyDaemon(Daemon):
     def __init__(self):
         if not os.path.exists(SHIM):
             raise Skip(f"{SHIM} is not built")
-        if "asan" in B or "tsan" in B:
+        if SANITIZED:
             raise Skip("a sanitizer's own calls would count")
         super().__init__()
         self.plan = os.path.join(self.folder, "plan")

@@ -8,7 +8,7 @@ import os
 
 from test_disks import drive, make_base
 from test_lazy import need_userfaultfd, pager_pid
-from thawlib import B, Daemon, Skip, main, need_kvm, wait_until
+from thawlib import B, SANITIZED, Daemon, Skip, main, need_kvm, wait_until
 
 VMM = os.path.join(B, "tests/faults/thaw-vmm")
 PAGES = 300
@@ -20,7 +20,7 @@ class FaultyVms(Daemon):
     def __init__(self):
         if not os.path.exists(VMM):
             raise Skip(f"{VMM} is not built")
-        if "asan" in B or "tsan" in B:
+        if SANITIZED:
             raise Skip("a sanitizer's own calls would count")
         super().__init__(vmm=VMM)
         self.plan = os.path.join(self.folder, "plan")

@@ -22,6 +22,7 @@ _args = sys.argv[1:]
 B = os.path.join(ROOT, _args.pop(0) if _args and os.path.isdir(_args[0]) else os.environ.get("BUILD", "build"))
 BIN = os.path.join(B, "bin")
 GUEST = os.path.join(B, "tests/guest/tiny")
+SANITIZED = os.path.basename(os.path.normpath(B)) in ("asan", "tsan")  # the Makefile's SAN=
 
 
 class Skip(Exception):
