@@ -301,6 +301,59 @@ def test_two_queues():
         assert (r.status, r.code) == (400, "invalid_value") and "vCPUs" in r.message, r
 
 
+def numbered_disk(d, name, mib=1):
+    path = os.path.join(d.folder, name)
+    with open(path, "wb") as f:
+        for sector in range(mib * MIB // 512):
+            f.write(sector.to_bytes(8, "little") + bytes(504))
+    return path
+
+
+def test_four_queues_with_traffic():
+    need_kvm()
+    with Daemon() as d:
+        ours, theirs = numbered_disk(d, "ours"), numbered_disk(d, "theirs")
+        os.chmod(theirs, 0o444)
+        n_sectors = MIB // 512
+        for vm, more in (("writes", {"path": ours}), ("reads", {"path": theirs, "read_only": True})):
+            d.create(vm, vcpus=4, drives=[{"id": "root", "queues": 4, **more}])
+            d.expect(vm, "READY\n")
+            assert queue_threads(d, vm) == 3
+
+        def traffic(vm, how, rounds):
+            _, offset = d.console(vm)
+            assert d.put(f"/v1/vms/{vm}/console", f"blk t {n_sectors} {rounds} {how}\n").status == 204
+            return vm, offset
+
+        limits = ({"bandwidth": {"size": MIB, "refill_time_ms": 50}}, {"ops": {"size": 200, "refill_time_ms": 20}}, {})
+        in_time = 0
+        for i in range(6):
+            running = [traffic("writes", "w", 400), traffic("reads", "r", 800)]
+            for vm, _ in running:
+                r = d.request("PATCH", f"/v1/vms/{vm}/drives/root", {"rate_limit": limits[i % 3]})
+                assert r.status == 200, r
+                snapshot(d, vm, f"{vm}-{i}")
+            r = d.request("PATCH", "/v1/vms/writes/drives/root", {"size_bytes": (i + 2) * MIB})
+            assert r.status == 200, r
+            in_time += not any(d.console(*r)[0] for r in running)
+            r = d.post("/v1/vms/reads/clone", {"clones": [{"name": f"fork-{i}"}]})
+            assert r.status == 201, r
+            r = d.post(f"/v1/snapshots/reads-{i}/clone", {"clones": [{"name": f"clone-{i}"}]})
+            assert r.status == 201, r
+            for vm, offset in running:
+                assert d.expect(vm, "\n", offset)[0] == "OK\n"
+            # Copies of the middle of it go on to the end.
+            for n in (f"fork-{i}", f"clone-{i}"):
+                assert "ERR" not in d.expect(n, "RESTORED\n")[0]
+                assert d.say(n, f"blk t {n_sectors} 20 r") == "OK" and queue_threads(d, n) == 3
+                assert d.delete(f"/v1/vms/{n}").status == 204
+        assert in_time, "there was no traffic"
+        with open(ours, "rb") as f:
+            for sector in range(n_sectors):
+                assert int.from_bytes(f.read(512)[:8], "little") == sector
+        assert d.say("writes", "blk c") == f"OK {7 * MIB // 512}"
+
+
 def test_rate_limit():
     need_kvm()
     with Daemon() as d:

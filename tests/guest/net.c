@@ -1,23 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-net driver, virtio 1.2 section 5.1, and as much of ARP (RFC 826),
 // IPv4 (RFC 791) and UDP (RFC 768) as one question and its answer need. There is always
-// one receive buffer; other traffic is looked at and dropped.
+// one receive buffer for each pair of queues in use; other traffic is looked at and dropped.
 #include "tiny.h"
 
-enum { RX, TX };
+enum { RX, TX, MAX_PAIRS = 2, QUEUES = 2 * MAX_PAIRS + 1 };
+enum { CLASS_MQ = 4, PAIRS_SET = 0 };
 enum { HEADER = 12, ETH = 14, IP = 20, UDP = 8, FRAME = 1514, TRIES = 64 };
 #define OUR_ADDRESS 0x0a00020fu // 10.0.2.15
 #define WAIT_ROUNDS 30000000ull
-#define CONFIG_STATUS 4 // the word that has it in its upper half
+#define CONFIG_STATUS 4 // the word that has it in its upper half, and that of
+#define CONFIG_PAIRS 8  // in the lower
 
-static struct virtio net[2];
-static u8 in[HEADER + FRAME], out[HEADER + FRAME], mac[6];
-static bool waiting; // the receive buffer is with the device
+static struct virtio net[QUEUES];
+static u32 n_queues, pairs = 1; // made; in use
+static u8 in[MAX_PAIRS][HEADER + FRAME], out[HEADER + FRAME], mac[6];
+static bool waiting[MAX_PAIRS]; // the receive buffer is with the device
 static const u8 broadcast[6] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
 
 bool net_init(void)
 {
-	if (!virtio_init(net, 2, VIRTIO_NET))
+	for (u32 n = QUEUES; n > TX && !n_queues; n -= n == QUEUES ? 2 : 1)
+		if (virtio_init(net, n, VIRTIO_NET))
+			n_queues = n;
+	if (!n_queues)
 		return false;
 	u32 word[2] = { mmio_read(net->base + VIRTIO_CONFIG), mmio_read(net->base + VIRTIO_CONFIG + 4) };
 	for (int i = 0; i < 6; i++)
@@ -26,6 +32,27 @@ bool net_init(void)
 }
 
 bool net_link_up(void) { return mmio_read(net->base + VIRTIO_CONFIG + CONFIG_STATUS) >> 16 & 1; }
+
+bool net_pairs(u32 n)
+{
+	static volatile struct {
+		u8 class, command;
+		u16 pairs;
+	} order;
+	static volatile u8 answer;
+	const struct virtio_buf bufs[] = { { &order, sizeof order, false }, { &answer, 1, true } };
+	u32 len;
+	if (n_queues != QUEUES || (mmio_read(net->base + VIRTIO_CONFIG + CONFIG_PAIRS) & 0xffff) != MAX_PAIRS)
+		return false;
+	order.class = CLASS_MQ;
+	order.command = PAIRS_SET;
+	order.pairs = (u16)n;
+	answer = 0xff;
+	if (!virtio_request(&net[QUEUES - 1], bufs, 2, &len) || answer)
+		return false;
+	pairs = n;
+	return true;
+}
 
 static void put16(u8 *p, u32 v)
 {
@@ -59,25 +86,43 @@ static u8 *begin(const u8 to[6], u32 type)
 	return out + HEADER + ETH;
 }
 
+static void listen(u32 p)
+{
+	if (!waiting[p])
+		virtio_submit(&net[2 * p + RX], &(struct virtio_buf){ in[p], sizeof in[p], true }, 1);
+	waiting[p] = true;
+}
+
+// The pair by which a frame came, or `pairs`: none in time.
+static u32 receive(u32 *ret_len)
+{
+	enum { AT_ONCE = 100 };
+	for (u32 i = 0; i < WAIT_ROUNDS / AT_ONCE; i++)
+		for (u32 p = 0; p < pairs; p++)
+			if (virtio_wait(&net[2 * p + RX], AT_ONCE, ret_len)) {
+				waiting[p] = false;
+				return p;
+			}
+	return pairs;
+}
+
 // Sends `len` bytes behind the Ethernet header; then looks at frames until one is the answer:
 // what follows its Ethernet header, or NULL.
 static const u8 *ask(u32 len, bool (*is_answer)(const u8 *p, u32 n))
 {
-	const struct virtio_buf rx = { in, sizeof in, true }, tx = { out, HEADER + ETH + len, false };
+	const struct virtio_buf tx = { out, HEADER + ETH + len, false };
 	u32 n;
-	if (!waiting)
-		virtio_submit(&net[RX], &rx, 1);
-	waiting = true;
-	if (!virtio_request(&net[TX], &tx, 1, &n))
+	for (u32 p = 0; p < pairs; p++)
+		listen(p);
+	if (!virtio_request(&net[2 * (pairs - 1) + TX], &tx, 1, &n))
 		return NULL;
 	for (int i = 0; i < TRIES; i++) {
-		if (!virtio_wait(&net[RX], WAIT_ROUNDS, &n))
+		u32 p = receive(&n);
+		if (p == pairs)
 			return NULL;
-		waiting = false;
-		if (n >= HEADER + ETH && is_answer(in + HEADER + ETH, n - HEADER - ETH))
-			return in + HEADER + ETH;
-		virtio_submit(&net[RX], &rx, 1);
-		waiting = true;
+		if (n >= HEADER + ETH && is_answer(in[p] + HEADER + ETH, n - HEADER - ETH))
+			return in[p] + HEADER + ETH;
+		listen(p);
 	}
 	return NULL;
 }

@@ -438,8 +438,9 @@ static void do_rand(char *args)
 	put("\n");
 }
 
-// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | d SECTOR N | z SECTOR N | q QUEUE | c | f: a sector as text,
-// or into a page of the heap that only the device touches; discard, make zeros; which queue; capacity; flush.
+// blk r SECTOR | p SECTOR PAGE | w SECTOR TEXT | d SECTOR N | z SECTOR N | q QUEUE | c | f | t SECTORS ROUNDS
+// r|w: a sector as text, or into a page of the heap that only the device touches; discard, make zeros; which
+// queue; capacity; flush; traffic in all queues.
 static void do_blk(char *args)
 {
 	static u8 data[BLK_SECTOR + 1];
@@ -466,6 +467,10 @@ static void do_blk(char *args)
 		if (!arg_number(&args, &page))
 			return error("bad number of sectors");
 		ok = blk_zero(sector, (u32)page, same(how, "d"));
+	} else if (same(how, "t")) {
+		if (!arg_number(&args, &page) || !sector)
+			return error("bad number of rounds");
+		ok = blk_traffic(sector, page, same(word(&args), "w"));
 	} else if (same(how, "q")) {
 		ok = blk_use(sector);
 	} else if (same(how, "c")) {
@@ -473,7 +478,7 @@ static void do_blk(char *args)
 	} else if (same(how, "f")) {
 		ok = blk_flush();
 	} else {
-		return error("not r, p, w, d, z, q, c or f");
+		return error("not r, p, w, d, z, t, q, c or f");
 	}
 	if (!ok)
 		return error("virtio-blk failed");
@@ -494,8 +499,8 @@ static bool arg_address(char **args, u32 *address)
 	return !w[-1];
 }
 
-// net arp ADDRESS | udp ADDRESS PORT FROM TEXT | link: who has the address; the answer to a
-// datagram from port FROM; up or down.
+// net arp ADDRESS | udp ADDRESS PORT FROM TEXT | link | pairs N: who has the address; the answer to a
+// datagram from port FROM; up or down; how many pairs of queues to use.
 static void do_net(char *args)
 {
 	static char answer[NET_TEXT];
@@ -503,20 +508,25 @@ static void do_net(char *args)
 	u8 mac[6];
 	u32 address = 0;
 	u64 port = 0, from = 0;
-	if (!same(how, "link") && !arg_address(&args, &address))
+	if (same(how, "pairs")) {
+		if (!arg_number(&args, &from) || from < 1 || from > 2)
+			return error("bad number of pairs");
+	} else if (!same(how, "link") && !arg_address(&args, &address))
 		return error("bad address");
 	if (same(how, "udp") &&
 	    (!arg_number(&args, &port) || port > 65535 || !arg_number(&args, &from) || from > 65535))
 		return error("bad port");
 	if (!net_init())
 		return error("no virtio-net device");
+	if (same(how, "pairs"))
+		return net_pairs((u32)from) ? put("OK\n") : error("not that many pairs");
 	if (same(how, "link"))
 		return ok_text(net_link_up() ? "up" : "down");
 	if (same(how, "udp"))
 		return net_udp(address, (u16)port, (u16)from, args, answer) ? ok_text(answer)
 									    : error("no answer");
 	if (!same(how, "arp"))
-		return error("not arp, udp or link");
+		return error("not arp, udp, link or pairs");
 	if (!net_arp(address, mac))
 		return error("no answer");
 	put("OK ");

@@ -64,9 +64,11 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_VSOCK 19
 #define VIRTIO_BALLOON_F_STATS_REPORTING (1u << 1 | 1u << 5)
 #define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 12 | 1u << 13 | 1u << 14) // FLUSH, MQ, DISCARD, WRITE_ZEROES
-#define VIRTIO_NET_F_MAC (1u << 5)
+#define VIRTIO_NET_FEATURES                                                                                  \
+	(1u << 5 | 1u << 15 | 1u << 17 | 1u << 18 | 1u << 22) // MAC, MRG_RXBUF, CTRL_VQ, CTRL_RX, MQ
 #define VIRTIO_RING_F_EVENT_IDX (1u << 29)
 #define VIRTIO_QUEUE 16
+#define POLL_ROUNDS 200000000ULL
 struct virtio { // of a device with several queues: one for each
 	volatile struct {
 		u64 addr;
@@ -104,13 +106,17 @@ void virtio_kick(struct virtio *d);
 
 // blk.c. False: no such device; an error or no answer.
 #define BLK_SECTOR 512
+#define BLK_QUEUES 4
 bool blk_init(void);
 bool blk_read(u64 sector, u8 to[BLK_SECTOR]);
 bool blk_write(u64 sector, u8 from[BLK_SECTOR]);
 bool blk_flush(void);
 bool blk_zero(u64 sector, u32 n, bool discard);
 u32 blk_sectors(void);
-bool blk_use(u64 queue); // 0 or 1, for all that follows
+bool blk_use(u64 queue); // for all that follows
+// In each round a request in each queue at once, for sectors whose first 64 bits are their number. With write
+// they are written first, the round's number behind that, and are read again.
+bool blk_traffic(u64 sectors, u64 rounds, bool write);
 
 // net.c. False: no such device; it did not answer, or nobody did. Text ends with NUL.
 #define NET_TEXT 128
@@ -118,6 +124,7 @@ bool net_init(void);
 bool net_arp(u32 address, u8 ret_mac[6]);
 bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NET_TEXT]);
 bool net_link_up(void);
+bool net_pairs(u32 n); // uses 1 or 2 from now on; of a device that has 2
 
 // vsock.c: reads a stream of the host's to its end, up to size - 1 bytes. False: no such device; refused.
 bool vsock_init(void);

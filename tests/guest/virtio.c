@@ -39,7 +39,6 @@ static inline void barrier(void) { __asm__ volatile("mfence" : : : "memory"); }
 #define DESC_NEXT 1
 #define DESC_WRITE 2
 #define AVAIL_NO_IRQ 1
-#define POLL_ROUNDS 200000000ULL
 
 static bool is_device(u64 base, u32 id)
 {
@@ -91,7 +90,7 @@ static bool make_queue(struct virtio *d, u64 b, u16 index)
 
 bool virtio_init(struct virtio *d, u32 n, u32 id)
 {
-	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_F_MAC,
+	static const u32 wanted[] = { [VIRTIO_NET] = VIRTIO_NET_FEATURES,
 				      [VIRTIO_BLK] = VIRTIO_BLK_FEATURES,
 				      [VIRTIO_RNG] = VIRTIO_RING_F_EVENT_IDX,
 				      [VIRTIO_CONSOLE] = VIRTIO_CONSOLE_F_MULTIPORT,
