@@ -77,7 +77,7 @@ static int receive(struct t_vmm *v, struct msg *m, int timeout_ms)
 		r = mv_state_load(&msg_lazy_table, m->body, m->body_len, &lazy, &err);
 		if (!r)
 			v->on_lazy(v, &lazy, m->fds[0]);
-	} else
+	} else if (m->type != MSG_BALLOON_STATS) // which no test of a VM process looks at
 		r = mv_state_load(&msg_reply_table, m->body, m->body_len, &v->reply, &err);
 	if (r)
 		printf("# bad message: %s\n", err.msg);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Golden snapshots (tests/golden/FORMAT/NAME/{manifest,state,memory}.gz) must load for ever:
 // every section of every device on any host, and where CPU and KVM fit they are run.
-// With --make FOLDER it takes them instead (scripts/golden.sh).
+// With --make FOLDER it takes those instead that are not there (scripts/golden.sh).
 #include "tests/t.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -13,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "devices/devices.h"
@@ -28,21 +30,34 @@
 
 #define GOLDEN "tests/golden"
 #define NONCE "golden nonce"
+#define HOST "10.0.2.2" // at the other end of taps
+#define VSOCK_PORT "52"
 enum { DISK_BYTES = 64 << 10, MEMORY_MIB = 4, ANY_SECTION = -1 };
 
 static const char *const formats[] = { "1.0" };
-static const char *const names[] = { "plain", "net" };
+static const char *const names[] = { "plain", "net", "devices" };
 static const char *const files[] = { "manifest", "state", "memory" };
 
 static bool may_tap;
 
-static int open_tap(void)
+// A tap with this many queues, up; all of them, or fds[0] is -1.
+static void open_tap(int *fds, unsigned n)
 {
-	struct ifreq ifr = { .ifr_name = "golden%d", .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR };
-	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
-	if (fd >= 0 && ioctl(fd, TUNSETIFF, &ifr))
-		mv_close(&fd);
-	return fd;
+	struct ifreq ifr = { .ifr_name = "golden%d" };
+	bool ok = true;
+	for (unsigned i = 0; ok && i < n; i++) { // the first gives it its name
+		ifr.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (n > 1 ? IFF_MULTI_QUEUE : 0));
+		fds[i] = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+		ok = fds[i] >= 0 && !ioctl(fds[i], TUNSETIFF, &ifr);
+	}
+	MV_FD s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in address = { .sin_family = AF_INET };
+	inet_pton(AF_INET, HOST, &address.sin_addr);
+	memcpy(&ifr.ifr_addr, &address, sizeof address);
+	ok = ok && !ioctl(s, SIOCSIFADDR, &ifr);
+	ifr.ifr_flags = IFF_UP;
+	if (!ok || ioctl(s, SIOCSIFFLAGS, &ifr))
+		mv_close(&fds[0]);
 }
 
 static int listening_socket(void)
@@ -54,11 +69,19 @@ static int listening_socket(void)
 	return fd;
 }
 
-static int disk_file(void)
+static int file_of(off_t bytes)
 {
 	char path[] = "/tmp/thaw-golden-XXXXXX";
 	int fd = mkostemp(path, O_CLOEXEC);
-	assert_true(fd >= 0 && !unlink(path) && !ftruncate(fd, DISK_BYTES));
+	assert_true(fd >= 0 && !unlink(path) && !ftruncate(fd, bytes));
+	return fd;
+}
+
+// One that starts with this word.
+static int pmem_file(uint64_t word)
+{
+	int fd = file_of(VIO_PMEM_ALIGN);
+	assert_int_equal(pwrite(fd, &word, sizeof word, 0), sizeof word);
 	return fd;
 }
 
@@ -68,14 +91,60 @@ static void open_devices(const struct vmcfg *c, struct vm_fds *f)
 	vm_fds_init(f);
 	f->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	for (uint32_t i = 0; i < c->n_drives; i++)
-		f->drive[i] = disk_file();
+		f->drive[i] = file_of(DISK_BYTES);
 	for (uint32_t i = 0; i < c->n_nets; i++)
-		f->tap[i][0] = open_tap();
+		open_tap(f->tap[i], vmcfg_net_pairs(&c->net[i]));
+	for (uint32_t i = 0; i < c->n_consoles; i++)
+		f->console[i] = listening_socket();
+	for (uint32_t i = 0; i < c->n_pmems; i++)
+		f->pmem[i] = pmem_file(i + 1);
 	if (c->vsock.present)
 		f->vsock = listening_socket();
 }
 
 static const char *program(void) { return getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm"; }
+
+// What the guest of "devices" does before the snapshot, and after it. NULL: it is OK, whatever follows.
+struct talk {
+	const char *say, *answer;
+};
+static const struct talk before[] = {
+	{ "blk t 64 4 w", "OK" },
+	{ "blk w 100 " NONCE, "OK" },
+	{ "net pairs 2", "OK" },
+	{ "net arp " HOST, NULL },
+	{ "vsock " VSOCK_PORT, "ERR refused" },
+	{ "balloon in 0 16", "OK" },
+	{ "balloon stats 4096", "OK" },
+	{ "port 0 show", "OK one port closed" },
+	{ "port 0 read", "ERR nothing" },
+	{ "pmem get 0", "OK 1" },
+	{ "pmem flush", "OK 0" },
+};
+static const struct talk after[] = {
+	{ "blk t 64 4 w", "OK" },
+	{ "net arp " HOST, NULL },
+	{ "vsock " VSOCK_PORT, "OK " NONCE },
+	{ "balloon target", "OK 256" },
+	{ "balloon out 0 16", "OK" },
+	{ "balloon stats 8192", "OK" },
+	{ "port 1 show", "OK two tty closed" },
+	{ "port 0 show", "OK one port open" },
+	{ "port 0 write " NONCE, "OK" },
+	{ "pmem set 1 77", "OK 77" },
+	{ "pmem get 1", "OK 77" },
+	{ "pmem flush", "OK 0" },
+};
+
+static void talk(struct t_vmm *v, const struct talk *t, size_t n)
+{
+	char line[200];
+	for (size_t i = 0; i < n; i++) {
+		assert_int_equal(t_vmm_ask(v, t[i].say, line, sizeof line), 0);
+		if (t[i].answer ? strcmp(line, t[i].answer) : strncmp(line, "OK ", 3))
+			fail_msg("%s: %s", t[i].say, line);
+	}
+}
 
 // --- making -----------------------------------------------------------------------------
 static void describe(const char *name, struct vmcfg *c)
@@ -91,13 +160,30 @@ static void describe(const char *name, struct vmcfg *c)
 		memcpy(c->net[0].mac, (uint8_t[]){ 2, 0, 0, 0, 0, 1 }, 6);
 		return;
 	}
-	c->vcpus = 2;
+	bool all = !strcmp(name, "devices");
+	c->vcpus = all ? 4 : 2;
 	c->n_drives = 1;
+	c->drive[0].queues = all ? 4 : 0;
 	strcpy(c->drive[0].id, "disk");
 	strcpy(c->drive[0].path, "/golden/disk");
 	c->vsock.present = true;
 	c->vsock.cid = 3;
 	strcpy(c->vsock.path, "/golden/vsock");
+	if (!all)
+		return;
+	c->n_nets = 1;
+	c->net[0] = (struct vmcfg_net){
+		.id = "eth0", .tap = "golden0", .mac = { 2, 0, 0, 0, 0, 1 }, .queues = 2
+	};
+	c->balloon = (struct vmcfg_balloon){
+		.present = true, .free_page_reporting = true, .target_mib = 1, .stats_interval_s = 1
+	};
+	c->n_consoles = 2;
+	c->console[0] = (struct vmcfg_console){ .id = "one", .path = "/golden/one" };
+	c->console[1] = (struct vmcfg_console){ .id = "two", .path = "/golden/two", .tty = true };
+	c->n_pmems = 2;
+	c->pmem[0] = (struct vmcfg_pmem){ .id = "file", .path = "/golden/file" };
+	c->pmem[1] = (struct vmcfg_pmem){ .id = "fixed", .path = "/golden/fixed", .read_only = true };
 }
 
 static void make_one(struct store *store, const char *name)
@@ -120,6 +206,8 @@ static void make_one(struct store *store, const char *name)
 	assert_int_equal(t_vmm_ask(&v, "store " NONCE, line, sizeof line), 0);
 	assert_int_equal(t_vmm_ask(&v, "rand 16", line, sizeof line), 0);
 	assert_int_equal(t_vmm_ask(&v, "touch 4 w 7", line, sizeof line), 0);
+	if (m.cfg.n_pmems)
+		talk(&v, before, MV_ARRAY_LEN(before));
 	assert_int_equal(store_begin(store, name, &draft, &err), 0);
 	int fds[] = { draft.state_fd, draft.memory_fd };
 	assert_int_equal(t_vmm_call(&v, MSG_SNAPSHOT, NULL, NULL, fds, 2, 10000), 0);
@@ -135,13 +223,16 @@ static void make_one(struct store *store, const char *name)
 
 static int make(const char *folder)
 {
-	char root[64], command[400];
+	char root[64], command[400], path[200];
 	struct store store;
 	struct mv_err err;
 	int r = 0;
 	t_tmpdir(root);
 	assert_int_equal(store_open(&store, root, &err), 0);
 	for (size_t i = 0; i < MV_ARRAY_LEN(names); i++) {
+		snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+		if (!access(path, F_OK))
+			continue; // never replaced
 		make_one(&store, names[i]);
 		for (size_t k = 0; k < MV_ARRAY_LEN(files); k++) {
 			snprintf(command, sizeof command,
@@ -190,6 +281,8 @@ static void open_golden(struct golden *g, const char *format, const char *name)
 	    snap_container_read(g->state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &g->payload,
 				&g->len, &err))
 		fail_msg("%s/%s: %s", format, name, err.msg);
+	for (uint32_t i = 0; i < g->m.cfg.n_pmems; i++)
+		g->m.cfg.pmem[i].other_file = true;
 }
 
 static void close_golden(struct golden *g)
@@ -205,22 +298,50 @@ static void close_golden(struct golden *g)
 static struct vio_dev *make_device(const struct vmcfg *c, uint32_t slot, struct gmem *mem,
 				   struct mv_loop *loop, struct mv_ring *ring)
 {
+	const struct vio_balloon_config balloon = { c->balloon.target_mib * 256, c->balloon.stats_interval_s,
+						    c->balloon.deflate_on_oom,
+						    c->balloon.free_page_reporting };
+	struct vio_console_port port[VMCFG_MAX_CONSOLES];
 	struct vio_dev *d = NULL;
 	struct mv_err err = { 0 };
 	int r;
+	for (uint32_t i = 0; i < c->n_consoles; i++)
+		port[i] = (struct vio_console_port){ c->console[i].id, -1, c->console[i].tty };
 	if (slot < c->n_drives) {
 		r = vio_blk_new(mem, loop, ring, c->drive[slot].id,
-				&(struct vio_blk_options){ .serial = c->drive[slot].id },
-				&(struct disk_files){ .base_fd = disk_file() }, &d, &err);
+				&(struct vio_blk_options){ .serial = c->drive[slot].id,
+							   .n_queues = c->drive[slot].queues },
+				&(struct disk_files){ .base_fd = file_of(DISK_BYTES) }, &d, &err);
 	} else if ((slot -= c->n_drives) < c->n_nets) {
 		if (!may_tap)
 			return NULL;
-		r = vio_net_new(mem, loop, c->net[slot].id, c->net[slot].mac, VIO_NET_TAP, open_tap(), &d,
-				&err);
+		const struct vio_net_options o = { .name = c->net[slot].id,
+						   .mac = c->net[slot].mac,
+						   .kind = VIO_NET_TAP,
+						   .n_pairs = vmcfg_net_pairs(&c->net[slot]) };
+		int fds[VIO_NET_MAX_PAIRS];
+		open_tap(fds, o.n_pairs);
+		r = vio_net_new_with(mem, loop, &o, fds, &d, &err);
 	} else if ((slot -= c->n_nets) < c->vsock.present) {
 		r = vio_vsock_new(mem, loop, c->vsock.cid, listening_socket(), c->vsock.path, &d, &err);
-	} else {
+	} else if ((slot -= c->vsock.present) < c->rng) {
 		r = vio_rng_new(mem, loop, &d, &err);
+	} else if ((slot -= c->rng) < c->balloon.present) {
+		r = vio_balloon_new(mem, loop, &balloon, &d, &err);
+	} else if ((slot -= c->balloon.present) < (c->n_consoles > 0)) {
+		for (uint32_t i = 0; i < c->n_consoles; i++)
+			port[i].listen_fd = listening_socket();
+		r = vio_console_new(mem, loop, port, c->n_consoles, &d, &err);
+	} else {
+		slot -= c->n_consoles > 0;
+		struct vio_pmem_config config = { .name = c->pmem[slot].id,
+						  .fd = pmem_file(0),
+						  .read_only = c->pmem[slot].read_only,
+						  .other_file = c->pmem[slot].other_file,
+						  .gpa = arch_file_gpa(mem),
+						  .size_bytes = VIO_PMEM_ALIGN };
+		r = gmem_map_file(mem, config.gpa, config.size_bytes, config.fd, !config.read_only, &err);
+		r = r ? r : vio_pmem_new(mem, loop, ring, &config, &d, &err);
 	}
 	if (r)
 		fail_msg("%s", err.msg);
@@ -341,6 +462,45 @@ static void newer_minor(struct golden *g)
 	}
 }
 
+// A program of the host, connected to this listening socket.
+static int connect_to(int listen_fd)
+{
+	struct sockaddr_un a;
+	socklen_t len = sizeof a;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_true(fd >= 0 && !getsockname(listen_fd, (void *)&a, &len) && !connect(fd, (void *)&a, len));
+	return fd;
+}
+
+// The guest connects to it, gets the nonce, and the end of the stream.
+static pid_t serve_once(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	mv_strcpy(a.sun_path, sizeof a.sun_path, path);
+	assert_true(!bind(fd, (void *)&a, sizeof a) && !listen(fd, 1));
+	pid_t child = fork();
+	if (!child) {
+		alarm(30);
+		int peer = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+		_exit(send(peer, NONCE, strlen(NONCE), MSG_NOSIGNAL) < 0);
+	}
+	assert_true(child > 0);
+	close(fd);
+	return child;
+}
+
+// All that "devices" has still works for its guest.
+static void use_devices(struct t_vmm *v, int port, pid_t server)
+{
+	char text[sizeof NONCE] = "";
+	int status;
+	talk(v, after, MV_ARRAY_LEN(after));
+	assert_int_equal(recv(port, text, sizeof text - 1, MSG_WAITALL), sizeof text - 1);
+	assert_string_equal(text, NONCE);
+	assert_true(waitpid(server, &status, 0) == server && status == 0); // it ends, by its alarm if need be
+}
+
 static void runs(struct golden *g)
 {
 	static struct t_vmm v;
@@ -358,6 +518,15 @@ static void runs(struct golden *g)
 	if (!fits || (g->m.cfg.n_nets && !may_tap))
 		return;
 	open_devices(&g->m.cfg, &f);
+	MV_FD port = -1;
+	pid_t server = 0;
+	if (g->m.cfg.n_pmems) {
+		char path[120];
+		snprintf(g->m.cfg.vsock.path, sizeof g->m.cfg.vsock.path, "%s/v", g->root);
+		snprintf(path, sizeof path, "%s_" VSOCK_PORT, g->m.cfg.vsock.path);
+		server = serve_once(path);
+		port = connect_to(f.console[0]);
+	}
 	f.state = MV_TAKE_FD(g->state_fd);
 	f.memory = MV_TAKE_FD(g->memory_fd);
 	assert_int_equal(t_vmm_start(&v, program()), 0);
@@ -367,6 +536,8 @@ static void runs(struct golden *g)
 	assert_string_equal(line, "OK " NONCE);
 	assert_int_equal(t_vmm_ask(&v, "rand 16", line, sizeof line), 0);
 	assert_int_equal(strlen(line), 3 + 32);
+	if (port >= 0)
+		use_devices(&v, port, server);
 	assert_int_equal(t_vmm_end(&v), 0);
 }
 
@@ -397,7 +568,8 @@ int main(int argc, char **argv)
 	};
 	// Taps in a network namespace of our own.
 	if (!unshare(CLONE_NEWNET)) {
-		MV_FD tap = open_tap();
+		MV_FD tap = -1;
+		open_tap(&tap, 1);
 		may_tap = tap >= 0;
 	}
 	if (argc == 3 && !strcmp(argv[1], "--make"))
