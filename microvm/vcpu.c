@@ -109,7 +109,7 @@ static void note_first_io(struct vm *vm)
 		uint64_t one = 1;
 		vcpu_times(vm);
 		vm->times.first_io = mv_now_ns();
-		vm->io_seen = true;
+		__atomic_store_n(&vm->io_seen, true, __ATOMIC_RELAXED); // looked at without the lock
 		ssize_t ignored = write(vm->notify_fd, &one, sizeof one);
 		(void)ignored;
 	}
@@ -209,7 +209,7 @@ static void *vcpu_thread(void *arg)
 				go = wait_for_run(c);
 		} else if (errno == EINTR) {
 			count_exit(c);
-			if (c->run->immediate_exit)
+			if (__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
 				go = wait_for_run(c);
 		} else if (errno != EAGAIN) {
 			char text[100];
