@@ -244,6 +244,7 @@ struct lending {
 	struct mv_watch w;
 	int fd;
 	pthread_t runner, borrower;
+	pthread_t self;  // of the runner
 	pthread_t by[4]; // who ran the n-th callback
 	int n, returned;
 };
@@ -252,7 +253,7 @@ static void on_return(void *arg)
 {
 	struct lending *x = arg;
 	x->returned = x->n;
-	assert_true(pthread_equal(pthread_self(), x->runner));
+	assert_true(pthread_equal(pthread_self(), x->self));
 }
 
 // The first callback lends the loop, the third gives it back, the fourth ends it. Each calls for the next.
@@ -276,7 +277,7 @@ static void on_turn(void *arg, uint32_t events)
 static void *run_it(void *arg)
 {
 	struct lending *x = arg;
-	x->runner = pthread_self();
+	x->self = pthread_self();
 	return (void *)(intptr_t)mv_loop_run(&x->l);
 }
 

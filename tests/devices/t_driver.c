@@ -99,7 +99,7 @@ void t_queue_init(struct t_queue *q, struct t_vm *vm, uint16_t size)
 	q->avail_event = (le16_t *)(void *)&q->used->ring[size];
 }
 
-void t_desc(struct vq_desc *d, uint64_t addr, uint32_t len, unsigned flags, uint16_t next)
+T_AS_GUEST void t_desc(struct vq_desc *d, uint64_t addr, uint32_t len, unsigned flags, uint16_t next)
 {
 	*d = (struct vq_desc){ le64_make(addr), le32_make(len), le16_make((uint16_t)flags), le16_make(next) };
 }

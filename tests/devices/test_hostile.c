@@ -214,7 +214,8 @@ static void attack(struct fixture *f, unsigned q, const struct attack *a)
 		t_desc(&table[i], a->table[i].gpa, a->table[i].len, a->table[i].flags, a->table[i].next);
 	}
 	t_publish(drv, a->head);
-	drv->avail->idx = le16_make((uint16_t)(drv->avail_idx + a->more));
+	__atomic_store_n(&drv->avail->idx.raw, le16_make((uint16_t)(drv->avail_idx + a->more)).raw,
+			 __ATOMIC_RELEASE);
 	if (f->kind->stir)
 		f->kind->stir(&f->t);
 	t_kick(f->d, q);
