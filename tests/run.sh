@@ -16,7 +16,9 @@ shift
 words=("$@")
 log_dir=$B/tests/log
 mkdir -p "$log_dir"
-export CMOCKA_MESSAGE_OUTPUT=TAP BUILD=$B
+export CMOCKA_MESSAGE_OUTPUT=TAP BUILD=$B THAW_VMM=$B/bin/thaw-vmm THAW_GUEST=$B/tests/guest/tiny
+# Of SAN=tsan builds: the child that writes a compressed snapshot starts threads, and so does a forked VM.
+export TSAN_OPTIONS=${TSAN_OPTIONS-die_after_fork=0}
 passed=0 failed=0 skipped=0
 failures=()
 

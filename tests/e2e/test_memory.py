@@ -77,7 +77,7 @@ def test_a_thousand_restores_leave_the_snapshot_as_it_was():
             wait_until("the last VM process is gone", lambda: not d.vm_processes())
             if turn == 1:  # all caches are warm
                 fds, memory = d.open_fds(), daemon_kib(d)
-        assert d.open_fds() <= fds, (fds, d.open_fds())
+        wait_until("descriptors closed", lambda: d.open_fds() <= fds)  # of connections that end
         assert daemon_kib(d) - memory < 2048, (memory, daemon_kib(d))
         assert digests(d, "snap") == before
         assert not d.leftovers()
@@ -113,7 +113,7 @@ def test_a_clone_owns_only_what_it_writes():
             d.expect(n, "RESTORED\n")
         idle = memory_kib(d, "snap-1", "Private_Dirty")
         # without a sanitizer; what is in it: docs/architecture.md, "What an idle clone costs"
-        assert idle < (1024 if SANITIZED else 200), idle
+        assert idle < (8192 if SANITIZED else 200), idle
         # Reading: pages of the file, shared by both.
         for n in ("snap-1", "snap-2"):
             assert d.say(n, "touch 4000 r") == "OK 4000"

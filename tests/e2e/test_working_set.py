@@ -7,7 +7,7 @@ import signal
 import time
 
 from test_lazy import PAGES, flip, freeze, index_of, need_userfaultfd, pager_pid, prepare, template
-from thawlib import Daemon, main, need_kvm, thaw, wait_until
+from thawlib import SANITIZED, Daemon, main, need_kvm, thaw, wait_until
 
 READS, WRITES = 300, 60
 WORK = f"work 5 {READS} {WRITES} {PAGES}"
@@ -89,7 +89,7 @@ def use(d, fmt):
         assert d.delete(f"/v1/vms/{fresh}").status == 204
     assert d.say("with", f"sum 0 {PAGES}") == d.say("without", f"sum 0 {PAGES}") != total
     print(f"# {fmt}: faults {faults}")
-    assert faults["with"] < faults["without"] / 5, faults
+    assert SANITIZED or faults["with"] < faults["without"] / 5, faults  # it has pages of its own to touch
 
 
 def test_a_raw_snapshot():
