@@ -24,7 +24,7 @@ int cli_fail(int status, const char *fmt, ...)
 	return status;
 }
 
-static int open_client(struct cli *c)
+int cli_open(struct cli *c)
 {
 	struct mv_err err;
 	if (!c->client && client_new(c->socket, &c->client, &err))
@@ -36,7 +36,7 @@ int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, i
 	       struct client_reply *ret_r)
 {
 	struct mv_err err;
-	int status = open_client(c);
+	int status = cli_open(c);
 	if (status)
 		return status;
 	int r = client_stream(c->client, method, path, in_fd, out_fd, ret_r, &err);
@@ -48,7 +48,7 @@ int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, i
 int cli_follow(struct cli *c, const char *path, client_data_fn *fn, void *arg, struct client_reply *ret_r)
 {
 	struct mv_err err;
-	int stop, status = open_client(c);
+	int stop, status = cli_open(c);
 	if (status)
 		return status;
 	int r = client_follow(c->client, path, fn, arg, &stop, ret_r, &err);
@@ -81,7 +81,7 @@ int cli_raw(struct cli *c, const char *method, const char *path, const void *bod
 	    struct client_reply *ret_r)
 {
 	struct mv_err err;
-	int status = open_client(c);
+	int status = cli_open(c);
 	if (status)
 		return status;
 	int r = client_call(c->client, method, path, body, len, ret_r, &err);

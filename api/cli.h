@@ -57,6 +57,7 @@ int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 
 // NULL when it has no JSON), to be freed. Otherwise the error has been printed.
 int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const char *path_fmt, ...)
 	__attribute__((format(printf, 5, 6)));
+int cli_open(struct cli *c); // the client; the calls below do it by themselves
 int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
 	    struct client_reply *ret_r);
 // A body from in_fd or an answer to out_fd; -1: none. Otherwise the error has been printed.

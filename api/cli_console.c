@@ -87,9 +87,8 @@ static bool is_raw;
 
 static void restore_terminal(void)
 {
-	if (is_raw)
+	if (__atomic_exchange_n(&is_raw, false, __ATOMIC_RELAXED)) // both threads end with this
 		tcsetattr(STDIN_FILENO, TCSANOW, &before);
-	is_raw = false;
 }
 
 static void *show_thread(void *arg)
@@ -109,8 +108,10 @@ static int terminal(struct cli *c)
 	pthread_t thread;
 	struct termios raw;
 	char typed[256];
-	int status = EXIT_OK;
 	ssize_t n;
+	int status = cli_open(c); // before the other thread copies c
+	if (status)
+		return status;
 	if (isatty(STDIN_FILENO) && !tcgetattr(STDIN_FILENO, &before)) {
 		raw = before;
 		cfmakeraw(&raw);
@@ -118,10 +119,11 @@ static int terminal(struct cli *c)
 		is_raw = !tcsetattr(STDIN_FILENO, TCSANOW, &raw);
 		atexit(restore_terminal);
 	}
+	bool leaves = is_raw;
 	if (pthread_create(&thread, NULL, show_thread, c))
 		return cli_fail(EXIT_DAEMON_ERROR, "can't start a thread");
 	while (!status && (n = read(STDIN_FILENO, typed, sizeof typed)) > 0) {
-		char *leave = is_raw ? memchr(typed, LEAVE, (size_t)n) : NULL;
+		char *leave = leaves ? memchr(typed, LEAVE, (size_t)n) : NULL;
 		size_t k = leave ? (size_t)(leave - typed) : (size_t)n;
 		if (k)
 			status = send_bytes(c, typed, k);
