@@ -6,7 +6,7 @@ import signal
 import socket
 
 from test_incremental import clone, take
-from thawlib import Daemon, main, need_kvm, thaw, wait_until
+from thawlib import Daemon, main, need_kvm, recorded, thaw, wait_until
 
 PORTS = [{"id": "log"}, {"id": "shell", "tty": True}]
 
@@ -90,7 +90,7 @@ def test_the_daemon_goes():
     with Daemon() as d:
         boot(d)
         paths = [path_of(d, "vm", i) for i in (0, 1)]
-        wait_until("record", lambda: len(os.listdir(os.path.join(d.state_dir, "vms"))) == 2)
+        recorded(d, "vm")
         d.stop(signal.SIGKILL)
         d.start()
         check(d, "vm")

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 
-from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
+from thawlib import Daemon, alive, main, need_kvm, recorded, thaw, wait_until
 
 MIB = 1 << 20
 
@@ -416,6 +416,7 @@ def test_another_size_and_rate():
             assert d.say("src", "blk r 8") == "OK base-8"
         assert time.monotonic() - start > 0.7
         # The next daemon hears of it from the VM; snapshots have it, unless the clone gets another.
+        recorded(d, "src")
         d.stop(signal.SIGKILL)
         d.start()
         assert d.vm("src")["config"]["drives"][0]["rate_limit"] == limit
@@ -572,6 +573,7 @@ def test_killed_daemon_leaves_nothing_for_the_next():
         d.expect("src", "READY\n")
         pid = d.vm("src")["pid"]
         assert len(layers_left(d)) == 1
+        recorded(d, "src")
         d.stop(signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)  # else the next daemon keeps both: test_restart.py
         wait_until("the VM is gone, too", lambda: not alive(pid))

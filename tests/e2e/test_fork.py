@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 
-from thawlib import Daemon, alive, main, need_kvm, thaw, wait_until
+from thawlib import Daemon, alive, main, need_kvm, recorded, thaw, wait_until
 
 
 def start(d, name="a", **more):
@@ -226,8 +226,7 @@ def test_daemon_that_is_killed_leaves_them_to_the_next():
         start(d)
         fork(d, "a", "b", "c")
         pids = {d.vm(n)["pid"] for n in "abc"}
-        records = os.path.join(d.state_dir, "vms")
-        wait_until("records", lambda: len(os.listdir(records)) == 6)
+        recorded(d, "a", "b", "c")
         assert d.delete("/v1/vms/a").status == 204
         d.stop(signal.SIGKILL)
         assert len(d.vms_alive()) == 2
