@@ -17,7 +17,7 @@ result() { # STATUS TEXT
 	else
 		failed=$((failed + 1))
 		echo "not ok $tests - $round: $2"
-		[ ! -s "$DIR/last" ] || head -c 2000 "$DIR/last" | sed 's/^/#   /'
+		[ ! -s "$DIR/last" ] || tail -c 2000 "$DIR/last" | awk '{ print "#   " $0 }'
 	fi
 	return "$1"
 }
@@ -53,12 +53,12 @@ has() { # WORD COMMAND...: the output contains the word
 	grep -q "$word" "$DIR/has"
 }
 seconds() { cut -d. -f1 /proc/uptime; }
-# until_ok COMMAND...: once a second, for LIMIT
+# until_ok COMMAND...: five times a second, for LIMIT
 until_ok() {
 	end=$(($(seconds) + LIMIT))
 	until "$@"; do
 		[ "$(seconds)" -lt $end ] || return 1
-		sleep 1
+		sleep 0.2
 	done
 }
 tap() { # N

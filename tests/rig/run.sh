@@ -59,7 +59,7 @@ for p in agent vsock-call flow; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
 done
 cp "$build/tests/rig/vsock-call" "$build/tests/rig/flow" "$job/bin/"
-cp "$here/$script" "$here/l1-lib.sh" "${files[@]}" "$job/"
+cp "$here/$script" "$here"/l1-{lib,devices}.sh "${files[@]}" "$job/"
 if [ ${#guest_progs[@]} != 0 ]; then
 	fio=$("$here/rig-fio.sh") || { echo "1..0 # SKIP the rig's guest has no fio: its source cannot be had"; exit 77; }
 	guest_progs+=("$fio" "$build/tests/rig/flow")
