@@ -63,9 +63,9 @@ until_ok() {
 }
 tap() { # N
 	[ -e "/sys/class/net/t$1" ] && return
-	tunctl -t "t$1" >/dev/null && ip addr add "10.0.$1.1/24" dev "t$1" &&
-		ip link set "t$1" up
+	tunctl -t "t$1" >/dev/null && tap_up "$1"
 }
+tap_up() { ip addr add "10.0.$1.1/24" dev "t$1" && ip link set "t$1" up; } # N
 start_daemon() {
 	thawd --socket "$DIR/thawd.sock" --state-dir "$DIR/state" --vmm "$TOP/bin/thaw-vmm" $CGROUP \
 		>>"$DIR/thawd.log" 2>&1 &
