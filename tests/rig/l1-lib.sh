@@ -17,7 +17,7 @@ result() { # STATUS TEXT
 	else
 		failed=$((failed + 1))
 		echo "not ok $tests - $round: $2"
-		[ ! -s "$DIR/last" ] || head -c 2000 "$DIR/last" | sed 's/^/#   /'
+		[ ! -s "$DIR/last" ] || tail -c 2000 "$DIR/last" | awk '{ print "#   " $0 }'
 	fi
 	return "$1"
 }
@@ -53,19 +53,19 @@ has() { # WORD COMMAND...: the output contains the word
 	grep -q "$word" "$DIR/has"
 }
 seconds() { cut -d. -f1 /proc/uptime; }
-# until_ok COMMAND...: once a second, for LIMIT
+# until_ok COMMAND...: five times a second, for LIMIT
 until_ok() {
 	end=$(($(seconds) + LIMIT))
 	until "$@"; do
 		[ "$(seconds)" -lt $end ] || return 1
-		sleep 1
+		sleep 0.2
 	done
 }
 tap() { # N
 	[ -e "/sys/class/net/t$1" ] && return
-	tunctl -t "t$1" >/dev/null && ip addr add "10.0.$1.1/24" dev "t$1" &&
-		ip link set "t$1" up
+	tunctl -t "t$1" >/dev/null && tap_up "$1"
 }
+tap_up() { ip addr add "10.0.$1.1/24" dev "t$1" && ip link set "t$1" up; } # N
 start_daemon() {
 	thawd --socket "$DIR/thawd.sock" --state-dir "$DIR/state" --vmm "$TOP/bin/thaw-vmm" $CGROUP \
 		>>"$DIR/thawd.log" 2>&1 &

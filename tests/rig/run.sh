@@ -55,11 +55,11 @@ done
 # The user networks' passt, and its AVX2 build, if they are installed here.
 passt=$(command -v passt)
 [ -z "$passt" ] || for p in "$passt" "$passt.avx2"; do [ ! -x "$p" ] || progs+=(-b "$p"); done
-for p in agent vsock-call flow; do
+for p in agent vsock-call flow probe; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
 done
-cp "$build/tests/rig/vsock-call" "$build/tests/rig/flow" "$job/bin/"
-cp "$here/$script" "$here/l1-lib.sh" "${files[@]}" "$job/"
+cp "$build/tests/rig/"{vsock-call,flow,probe} "$job/bin/"
+cp "$here/$script" "$here"/l1-{lib,devices}.sh "${files[@]}" "$job/"
 if [ ${#guest_progs[@]} != 0 ]; then
 	fio=$("$here/rig-fio.sh") || { echo "1..0 # SKIP the rig's guest has no fio: its source cannot be had"; exit 77; }
 	guest_progs+=("$fio" "$build/tests/rig/flow")
@@ -73,7 +73,8 @@ for s in $series; do
 	cp "$k/vmlinux" "$k/vmlinuz" "$job/$s/"
 	"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd" "${guest_progs[@]}" || exit 125
 	MODULES="virtio_balloon virtio_console nd_pmem virtio_pmem ext4" \
-		"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd-devices" || exit 125
+		"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd-devices" \
+		"$build/tests/rig/"{flow,probe} || exit 125
 	for kind in $kinds; do
 		for c in $vcpus; do
 			# Quick: the diagonal in one series, the other one in the next.
