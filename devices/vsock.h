@@ -57,9 +57,9 @@ struct vsock_conn {
 	uint32_t host_port, guest_port;
 	int fd;
 	bool is_metadata;
-	struct mv_watch watch; // edge-triggered
-	bool watches_room;     // EPOLLOUT, too
-	bool readable, hung_up;
+	struct mv_watch watch;         // edge-triggered
+	bool watches_room;             // EPOLLOUT, too
+	bool readable, ended, hung_up; // ended: the host writes no more, or less
 	uint8_t want;                  // bit per enum vsock_op: packets to send
 	uint8_t host_shut, guest_shut; // what each side will no longer do
 	// credit, section 5.10.6.3; counters wrap

@@ -439,6 +439,13 @@ uint32_t vsock_conn_room(const struct vsock_conn *c)
 	return room ? room : 1; // any buffer
 }
 
+// The socket has no more; the next burst is expected to be as long, and then ends within what is asked for.
+static void exhausted(struct vsock_conn *c)
+{
+	c->room = MV_TAKE_AS(c->burst, 0) + 1;
+	c->readable = false;
+}
+
 // Reads into the payload: bytes, or 0 when a packet of another kind is due, or nothing.
 static uint32_t read_socket(struct vsock_conn *c, struct vq_span *payload)
 {
@@ -456,12 +463,15 @@ static uint32_t read_socket(struct vsock_conn *c, struct vq_span *payload)
 		size_t burst = c->burst + (size_t)n;
 		c->burst = burst < READ_MAX ? (uint32_t)burst : READ_MAX;
 		c->room = (size_t)n == payload->bytes ? 2 * c->burst : 0;
+		// Less than asked for: all that there was, unless the end is behind it, which comes without
+		// another event, or descriptors (which nobody takes) divide the stream.
+		if ((size_t)n < payload->bytes && !c->ended && !(m.msg_flags & MSG_CTRUNC))
+			exhausted(c);
 		return (uint32_t)n;
 	}
 	if (n < 0 && errno == EINTR)
 		return 0;
-	c->room = MV_TAKE_AS(c->burst, 0);
-	c->readable = false;
+	exhausted(c);
 	if (n < 0 && errno == EAGAIN)
 		return 0;
 	c->host_shut |= n < 0 || c->hung_up ? SHUT_ALL : SHUT_SEND;
@@ -513,6 +523,8 @@ static void on_socket(void *arg, uint32_t events)
 	bool alive = true;
 	if (events & (EPOLLHUP | EPOLLERR))
 		c->hung_up = true;
+	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		c->ended = true;
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		c->readable = true;
 	if (c->state == CONN_HELLO)
