@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <microhttpd.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -76,7 +77,8 @@ struct http {
 	LIST_HEAD(, request) uploads; // with a body_fd
 	LIST_HEAD(, stream) streams;  // with an fd
 	unsigned pending;
-	bool work; // something was resumed
+	bool work;                 // something was resumed
+	uint64_t id_base, last_id; // of requests without an id of their own
 };
 
 static void pump(struct http *h)
@@ -306,6 +308,7 @@ static enum MHD_Result queue_reply(struct request *r)
 	r->stream = NULL;
 	if (r->content_type[0])
 		MHD_add_response_header(m, MHD_HTTP_HEADER_CONTENT_TYPE, r->content_type);
+	MHD_add_response_header(m, HTTP_REQUEST_ID, r->pub.id.text);
 	for (unsigned i = 0; i < r->n_headers; i++)
 		MHD_add_response_header(m, r->headers[i].name, r->headers[i].value);
 	enum MHD_Result ok = MHD_queue_response(r->con, r->status, m);
@@ -319,7 +322,27 @@ static void hand_over(struct request *r)
 	r->pub.body_len = r->body.len;
 	r->handed_over = true;
 	r->h->pending++;
+	struct mv_log_tag before = mv_log_set_tag(r->pub.id);
 	r->h->fn(r->h->arg, &r->pub);
+	mv_log_set_tag(before);
+}
+
+static bool id_ok(const char *s)
+{
+	size_t n = strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:=+/-");
+	return n && !s[n] && n < sizeof((struct mv_log_tag *)NULL)->text;
+}
+
+static void identify(struct request *r)
+{
+	const char *s = http_field(&r->pub, HTTP_REQUEST_ID);
+	char *id = r->pub.id.text;
+	r->pub.id_invalid = s && !id_ok(s);
+	if (s && !r->pub.id_invalid)
+		mv_strcpy(id, sizeof r->pub.id.text, s);
+	else
+		snprintf(id, sizeof r->pub.id.text, "%016llx-%llu", (unsigned long long)r->h->id_base,
+			 (unsigned long long)++r->h->last_id);
 }
 
 // Somewhat too large a body is read and thrown away, so that its sender gets to see the
@@ -367,6 +390,7 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 	if (!r->pub.path) { // the headers are there
 		r->pub.path = url;
 		r->pub.method = method;
+		identify(r);
 		r->pub.upload = r->h->is_upload && r->h->is_upload(method, url);
 		if (r->pub.upload) {
 			hand_over(r);
@@ -402,6 +426,7 @@ int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, stru
 	if (!h)
 		return mv_fail(err, ENOMEM, "http: no memory");
 	*h = (struct http){ .loop = l, .fn = fn, .arg = arg, .listen_fd = listen_fd };
+	mv_random(&h->id_base, sizeof h->id_base);
 	h->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_access, h,
 				  MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
 				  (unsigned)HTTP_MAX_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
@@ -465,6 +490,11 @@ const char *http_query(struct http_req *r, const char *name)
 {
 	struct request *q = (struct request *)r;
 	return MHD_lookup_connection_value(q->con, MHD_GET_ARGUMENT_KIND, name);
+}
+
+const char *http_field(struct http_req *r, const char *header)
+{
+	return MHD_lookup_connection_value(((struct request *)r)->con, MHD_HEADER_KIND, header);
 }
 
 struct unknown {

@@ -14,12 +14,14 @@
 #include <stdint.h>
 
 #include "microvm/base/err.h"
+#include "microvm/base/log.h"
 #include "microvm/base/loop.h"
 
 #define HTTP_MAX_BODY (1024u * 1024)
 #define HTTP_MAX_CONNECTIONS 1000
 #define HTTP_IDLE_SECONDS 30
 #define HTTP_MAX_HEADERS 4
+#define HTTP_REQUEST_ID "X-Request-Id" // 1 to 64 of A-Z a-z 0-9 . _ : = + / -
 
 struct http;
 
@@ -35,6 +37,8 @@ struct http_req {                  // valid until http_reply()
 	bool upload;          // of an upload route: the body is still to come
 	uint64_t received_ns; // CLOCK_MONOTONIC when its first line was there
 	unsigned tag;         // the handler's own, for http_set_answered()
+	struct mv_log_tag id; // the client's X-Request-Id, or one made here; the answer has it, too
+	bool id_invalid;      // the client's is none: one was made here
 };
 
 typedef void http_handler(void *arg, struct http_req *r);
@@ -69,7 +73,8 @@ void http_quiesce(struct http *h);
 unsigned http_pending(const struct http *h); // requests not yet answered
 unsigned http_connections(const struct http *h);
 
-const char *http_query(struct http_req *r, const char *name); // NULL: not there
+const char *http_query(struct http_req *r, const char *name);   // NULL: not there
+const char *http_field(struct http_req *r, const char *header); // of the request; likewise
 // The first query parameter that is not in `known` (NULL-terminated); NULL: none.
 const char *http_unknown_query(struct http_req *r, const char *const *known);
 

@@ -240,7 +240,28 @@ static js *parameters(const struct route *t)
 		const struct js_field *q = &t->query->fields[i];
 		js_add(list, parameter("query", q->name, q->doc, field_schema(q)));
 	}
+	for (unsigned i = 0; i < api_n_headers; i++) {
+		const struct route_header *h = &api_headers[i];
+		if (h->in_request && h->of(t))
+			js_add(list,
+			       parameter("header", h->field.name, h->field.doc, type_schema(&h->field)));
+	}
 	return list;
+}
+
+static void put_headers(js *response, const struct route *t)
+{
+	js *all = js_object();
+	for (unsigned i = 0; i < api_n_headers; i++) {
+		const struct route_header *h = &api_headers[i];
+		if (h->in_request || !h->of(t))
+			continue;
+		js *o = js_object();
+		js_put_str(o, "description", h->field.doc);
+		js_put(o, "schema", type_schema(&h->field));
+		js_put(all, h->field.name, o);
+	}
+	js_put(response, "headers", all);
 }
 
 static void put_response(js *responses, unsigned status, const struct route *t)
@@ -248,6 +269,7 @@ static void put_response(js *responses, unsigned status, const struct route *t)
 	char code[12];
 	js *o = js_object();
 	js_put_str(o, "description", status == 207 ? "some of them" : t->doc);
+	put_headers(o, t);
 	if (t->answer || t->produces)
 		js_put(o, "content", content(t->produces ? t->produces : "application/json", t->answer));
 	snprintf(code, sizeof code, "%u", status);

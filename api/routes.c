@@ -129,6 +129,21 @@ const struct route api_routes[] = {
 // clang-format on
 const unsigned api_n_routes = MV_ARRAY_LEN(api_routes);
 
+// --- header fields ---------------------------------------------------------------------
+static bool of_all(const struct route *t) { return t != NULL; }
+
+#define TEXT(name_, size_, doc_)                                                                             \
+	{                                                                                                    \
+		.name = (name_), .type = JS_STR, .size = (size_), .doc = (doc_)                              \
+	}
+const struct route_header api_headers[] = {
+	{ TEXT(HTTP_REQUEST_ID, sizeof(struct mv_log_tag), "names the request in answer and log"), of_all,
+	  true },
+	{ TEXT(HTTP_REQUEST_ID, sizeof(struct mv_log_tag), "the request's, or one made for it"), of_all,
+	  false },
+};
+const unsigned api_n_headers = MV_ARRAY_LEN(api_headers);
+
 bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN])
 {
 	while (*pattern) {
@@ -175,9 +190,12 @@ static void reply_error(struct http_req *r, const struct api_err *err, const cha
 	unsigned status = api_code_info(err->code)->status;
 	js *o = js_object();
 	js_put(o, "error", err_json(err));
-	if (status >= 500)
+	if (status >= 500) {
+		struct mv_log_tag before = mv_log_set_tag(r->id); // also from timers and the like
 		mv_log(MV_WARN, "%s %s: %u %s: %s", r->method, r->path, status,
 		       api_code_info(err->code)->name, err->msg);
+		mv_log_set_tag(before);
+	}
 	reply_text(r, status, o, allow);
 }
 
@@ -233,6 +251,9 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 	const char *unknown = http_unknown_query(r, known);
 	if (s->stopping)
 		api_fail(&err, API_SHUTTING_DOWN, "the daemon is ending");
+	else if (r->id_invalid)
+		api_fail(&err, API_INVALID_VALUE,
+			 HTTP_REQUEST_ID ": 1 to 64 letters, digits and . _ : = + / - are allowed");
 	else if (r->body_too_large)
 		api_fail(&err, API_BODY_TOO_LARGE, "the body is larger than %u bytes", HTTP_MAX_BODY);
 	else if (unknown)

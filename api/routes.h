@@ -23,6 +23,15 @@ struct route {
 extern const struct route api_routes[];
 extern const unsigned api_n_routes;
 
+// What requests and answers have of header fields; only described.
+struct route_header {
+	struct js_field field;
+	bool (*of)(const struct route *t); // which routes
+	bool in_request;                   // else in answers
+};
+extern const struct route_header api_headers[];
+extern const unsigned api_n_headers;
+
 // The http_handler; arg is the struct server.
 void api_dispatch(void *arg, struct http_req *r);
 

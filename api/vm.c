@@ -45,6 +45,7 @@ struct vm_call {
 	const char *what;
 	vm_done_fn *done;
 	void *arg;
+	struct mv_log_tag tag; // of whoever made it
 	bool timed_out;
 	bool answered; // boot, restore: loaded; done when the user networks are up
 };
@@ -159,8 +160,10 @@ static void on_deadline(void *arg)
 		if (c->timed_out)
 			continue;
 		if (c->deadline_ns <= now) {
+			struct mv_log_tag before = mv_log_set_tag(c->tag);
 			mv_log(MV_WARN, "vm %s: no answer to \"%s\" within %llu ms, killed", c->vm->cfg.name,
 			       c->what, (unsigned long long)c->timeout_ms);
+			mv_log_set_tag(before);
 			c->timed_out = c->vm->timed_out = true;
 			vm_kill(c->vm); // its end fails all its calls
 		} else if (!next || c->deadline_ns < next) {
@@ -182,7 +185,9 @@ static void end_call(struct vm_call *c, const struct api_err *err, const struct 
 	LIST_REMOVE(c, of_vm);
 	LIST_REMOVE(c, of_server);
 	c->vm->n_calls--;
+	struct mv_log_tag before = mv_log_set_tag(c->tag);
 	c->done(c->arg, c->vm, err, r);
+	mv_log_set_tag(before);
 	free(c);
 }
 
@@ -209,6 +214,7 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 	c->what = what;
 	c->done = done;
 	c->arg = arg;
+	c->tag = mv_log_tag();
 	int r = msg_send(vm->socket, (uint16_t)type, c->id, table, obj, fds, n_fds);
 	if (r) {
 		free(c);

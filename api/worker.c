@@ -36,6 +36,7 @@ static void *work(void *arg)
 			continue;
 		}
 		pthread_mutex_unlock(&w->lock);
+		mv_log_set_tag(j->tag);
 		j->run(j);
 		pthread_mutex_lock(&w->lock);
 		put_last(&w->finished_end, j);
@@ -55,7 +56,9 @@ static void collect(struct worker *w)
 		if (!j)
 			return;
 		w->n_jobs--;
+		struct mv_log_tag before = mv_log_set_tag(j->tag);
 		j->done(j);
+		mv_log_set_tag(before);
 	}
 }
 
@@ -108,6 +111,7 @@ void worker_fini(struct worker *w)
 void worker_add(struct worker *w, struct worker_job *j)
 {
 	w->n_jobs++;
+	j->tag = mv_log_tag();
 	pthread_mutex_lock(&w->lock);
 	put_last(&w->todo_end, j);
 	pthread_cond_signal(&w->todo_cond);

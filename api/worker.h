@@ -7,12 +7,14 @@
 #include <stdbool.h>
 
 #include "microvm/base/err.h"
+#include "microvm/base/log.h"
 #include "microvm/base/loop.h"
 
 struct worker_job {
 	void (*run)(struct worker_job *j);  // the worker's thread: touches nothing shared
 	void (*done)(struct worker_job *j); // the loop's thread
 	struct worker_job *next;
+	struct mv_log_tag tag; // of whoever handed it in: lines of run() and done() have it
 };
 
 struct worker {

@@ -9,11 +9,21 @@
 
 static const char *log_program = "thaw";
 static enum mv_level log_level = MV_INFO;
+static _Thread_local struct mv_log_tag log_tag;
 
 void mv_log_init(const char *program, enum mv_level level)
 {
 	log_program = program;
 	log_level = level;
+}
+
+struct mv_log_tag mv_log_tag(void) { return log_tag; }
+
+struct mv_log_tag mv_log_set_tag(struct mv_log_tag tag)
+{
+	struct mv_log_tag before = log_tag;
+	log_tag = tag;
+	return before;
 }
 
 void mv_log(enum mv_level level, const char *fmt, ...)
@@ -24,7 +34,9 @@ void mv_log(enum mv_level level, const char *fmt, ...)
 
 	if (level > log_level)
 		return;
-	int head = snprintf(line, sizeof line, "%s %s[%d]: ", names[level], log_program, (int)getpid());
+	const char *tag = log_tag.text;
+	int head = snprintf(line, sizeof line, "%s %s[%d]: %s%s%s", names[level], log_program, (int)getpid(),
+			    tag[0] ? "[" : "", tag, tag[0] ? "] " : "");
 	va_start(ap, fmt);
 	int body = vsnprintf(line + head, sizeof line - (size_t)head - 1, fmt, ap);
 	va_end(ap);

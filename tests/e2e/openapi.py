@@ -67,6 +67,7 @@ class Document:
 
     def check_answer(self, method, path, status, headers, body):
         op = self.operation(method, path)
+        assert re.fullmatch(r"[\w.:=+/-]{1,64}", headers.get("X-Request-Id", "")), f"{method} {path}: {headers}"
         kind = headers.get("Content-Type", "")
         if status >= 400 or not op:
             # A clone request of which all failed has the clones beside the error.

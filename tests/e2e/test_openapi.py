@@ -48,6 +48,10 @@ def test_as_in_the_docs():
         text = f.read()
     routes = {(m.upper(), path) for path, ops in document().doc["paths"].items() for m in ops}
     assert routes == set(re.findall(r"^### ([A-Z]+) (/v1\S+)$", text, re.M))
+    for op in (op for ops in document().doc["paths"].values() for op in ops.values()):
+        for name in [p["name"] for p in op["parameters"] if p["in"] == "header"] + \
+                [name for r in op["responses"].values() for name in r.get("headers", {})]:
+            assert f"`{name}`" in text, name
     rows = re.findall(r"^\| `([a-z_]+)` \| (\d{3}) \| (.*) \| (.*) \|$", text, re.M)
     codes = [(c["code"], str(c["status"]), c["cause"], c["remedy"]) for c in document().doc["x-error-codes"]]
     assert set(rows) == set(codes) and len(rows) == len(codes), set(rows) ^ set(codes)
