@@ -78,6 +78,9 @@
 	X(PAGE_HANDLER_FAILED, 422, "page_handler_failed",                                         \
 	  "nobody listens on the page handler's socket, or it takes no connection",                \
 	  "start the page handler first; see the message")                                         \
+	X(IDEMPOTENCY_MISMATCH, 422, "idempotency_mismatch",                                       \
+	  "another request had this Idempotency-Key",                                              \
+	  "use a new key for each request; the same one only to repeat it")                        \
 	X(INTERNAL, 500, "internal", "an error inside the daemon", "see the daemon's log")         \
 	X(VM_FAILED, 500, "vm_failed", "the VM process could not do it", "see the message")        \
 	X(VM_CRASHED, 500, "vm_crashed", "the VM process died while working on the request",       \

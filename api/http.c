@@ -536,7 +536,7 @@ static void answered(struct request *r)
 	r->answered = true;
 	r->h->pending--;
 	if (r->h->answered)
-		r->h->answered(r->h->arg, &r->pub, r->status);
+		r->h->answered(r->h->arg, &r->pub, r->status, r->reply, r->reply_len);
 	mv_buf_fini(&r->body);
 	if (r->suspended) {
 		r->suspended = false;

@@ -38,6 +38,7 @@ struct http_req {                  // valid until http_reply()
 	uint64_t received_ns; // CLOCK_MONOTONIC when its first line was there
 	unsigned tag;         // the handler's own, for http_set_answered()
 	struct mv_log_tag id; // the client's X-Request-Id, or one made here; the answer has it, too
+	void *keyed;          // of a request with an idempotency key (idem.c)
 	bool id_invalid;      // the client's is none: one was made here
 };
 
@@ -51,8 +52,9 @@ int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, stru
 typedef bool http_is_upload_fn(const char *method, const char *path);
 void http_set_uploads(struct http *h, http_is_upload_fn *fn);
 
-// Called with the status of every answer, just before it is sent.
-typedef void http_answered_fn(void *arg, const struct http_req *r, unsigned status);
+// Called with every answer, just before it is sent; body: NULL: none, or one that flows.
+typedef void http_answered_fn(void *arg, const struct http_req *r, unsigned status, const void *body,
+			      size_t body_len);
 void http_set_answered(struct http *h, http_answered_fn *fn);
 
 // The body is written into fd, a non-blocking pipe that is taken over and closed when the body

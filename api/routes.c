@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "api/answers.h"
+#include "api/idem.h"
 #include "api/metrics.h"
 #include "api/vmjson.h"
 #include "microvm/base/log.h"
@@ -141,6 +142,8 @@ const struct route_header api_headers[] = {
 	  true },
 	{ TEXT(HTTP_REQUEST_ID, sizeof(struct mv_log_tag), "the request's, or one made for it"), of_all,
 	  false },
+	{ TEXT(IDEM_HEADER, IDEM_KEY_MAX + 1, "do it once: what repeats it gets its answer"), idem_of, true },
+	{ TEXT(IDEM_REPLAYED, 0, "true: the answer of an earlier request with this key"), idem_of, false },
 };
 const unsigned api_n_headers = MV_ARRAY_LEN(api_headers);
 
@@ -260,8 +263,11 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 		api_fail(&err, API_UNKNOWN_FIELD, "query parameter %.64s: there is none of this name",
 			 unknown);
 	else {
-		t->fn(s, r, name);
-		return;
+		int begun = idem_begin(s, t, r, &err);
+		if (!begun)
+			t->fn(s, r, name);
+		if (begun >= 0)
+			return;
 	}
 	reply_err(r, &err);
 }
@@ -286,9 +292,10 @@ void api_dispatch(void *arg, struct http_req *r)
 	no_route(r, allow);
 }
 
-void api_answered(void *arg, const struct http_req *r, unsigned status)
+void api_answered(void *arg, const struct http_req *r, unsigned status, const void *body, size_t body_len)
 {
-	(void)arg;
+	if (r->keyed)
+		idem_answered(arg, r, status, body, body_len);
 	metrics_http(r->tag, status, mv_now_ns() - r->received_ns);
 }
 

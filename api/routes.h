@@ -35,8 +35,8 @@ extern const unsigned api_n_headers;
 // The http_handler; arg is the struct server.
 void api_dispatch(void *arg, struct http_req *r);
 
-// The http_answered_fn: counts answers.
-void api_answered(void *arg, const struct http_req *r, unsigned status);
+// The http_answered_fn: counts answers, and keeps those of requests with a key.
+void api_answered(void *arg, const struct http_req *r, unsigned status, const void *body, size_t body_len);
 
 // The http_is_upload_fn.
 bool api_is_upload(const char *method, const char *path);

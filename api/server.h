@@ -46,6 +46,14 @@ LIST_HEAD(pool_list, pool);
 struct vm;
 LIST_HEAD(vm_list, vm);
 
+struct idem {         // idem.c
+	void *by_key; // tsearch(3): with an answer, or in progress
+	TAILQ_HEAD(, idem_entry) kept;
+	unsigned n_kept, n_running;
+	size_t bytes; // of those with an answer
+	uint32_t keep_s;
+};
+
 struct pager_process {
 	pid_t pid; // 0: none
 	int pidfd, socket;
@@ -74,6 +82,7 @@ struct server {
 	void *by_pid;           // of those with a process
 	unsigned n_vms, n_live; // listed; with a process
 	struct events *events;  // events.c
+	struct idem idem;
 	struct lifetimes lifetimes;
 	struct cgroup_base cgroup;  // where VMs with limits are (cgroup.h)
 	struct worker usage_worker; // reads what VMs use (ops_metrics.c); made when first needed

@@ -16,6 +16,7 @@
 
 #include "api/adopt.h"
 #include "api/events.h"
+#include "api/idem.h"
 #include "api/layers.h"
 #include "api/lazy.h"
 #include "api/lifetime.h"
@@ -40,7 +41,7 @@ struct options {
 	bool no_userfaultfd;
 	uint64_t pool_max_bytes; // 0: the default
 	unsigned spares;
-	uint32_t orphan_s;
+	uint32_t orphan_s, keep_s;
 	enum mv_level level;
 };
 
@@ -60,6 +61,8 @@ static const char help[] =
 	"                    daemon's own where systemd has delegated it)\n"
 	"  --no-userfaultfd  load compressed snapshots as a whole before the first clone runs\n"
 	"  --orphan-timeout SEC  how long VMs go on without a daemon (default 600; 0: they end with it)\n"
+	"  --idempotency-time SEC  how long the answer to a request with an Idempotency-Key is kept\n"
+	"                    (default 3600; at most 86400)\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --openapi         print the interface as an OpenAPI document, as GET /v1/openapi.json, and end\n"
 	"  --version, --help\n\n"
@@ -77,6 +80,7 @@ enum {
 	OPT_CGROUP,
 	OPT_NO_UFFD,
 	OPT_ORPHAN,
+	OPT_IDEM,
 	OPT_LEVEL,
 	OPT_OPENAPI,
 	OPT_VERSION,
@@ -93,6 +97,7 @@ static const struct option long_options[] = {
 	{ "cgroup", required_argument, NULL, OPT_CGROUP },
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "orphan-timeout", required_argument, NULL, OPT_ORPHAN },
+	{ "idempotency-time", required_argument, NULL, OPT_IDEM },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "openapi", no_argument, NULL, OPT_OPENAPI },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -171,6 +176,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case OPT_CGROUP: o->cgroup = optarg; break;
 		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
 		case OPT_ORPHAN: ok = parse_seconds(optarg, MSG_MAX_ORPHAN_S, &o->orphan_s); break;
+		case OPT_IDEM: ok = parse_seconds(optarg, IDEM_MAX_KEEP_S, &o->keep_s); break;
 		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
 		case OPT_OPENAPI: return print_openapi();
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
@@ -357,6 +363,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 		http_free(s->http);
 		unlink(o->socket);
 	}
+	idem_free(s);
 	events_free(s);
 	for (struct vm *vm = NULL;; vm = NULL) {
 		vms_each(s, first_vm, &vm);
@@ -384,7 +391,9 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 int main(int argc, char **argv)
 {
 	static struct server s;
-	static struct options o = { .kvm = "/dev/kvm", .orphan_s = ORPHAN_S, .level = MV_INFO, .spares = 2 };
+	static struct options o = {
+		.kvm = "/dev/kvm", .orphan_s = ORPHAN_S, .keep_s = IDEM_KEEP_S, .level = MV_INFO, .spares = 2
+	};
 	struct signals g = { .fd = -1 };
 	struct mv_err err = { 0 };
 	int listen_fd = -1;
@@ -408,6 +417,8 @@ int main(int argc, char **argv)
 	s.kvm_path = o.kvm;
 	s.pool_max_bytes = o.pool_max_bytes;
 	s.orphan_s = o.orphan_s;
+	s.idem.keep_s = o.keep_s;
+	TAILQ_INIT(&s.idem.kept);
 	s.store = (struct store)STORE_CLOSED;
 	s.layers_fd = s.cgroup.fd = s.vms_fd = -1;
 	r = mv_loop_init(&s.loop);

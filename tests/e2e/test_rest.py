@@ -1,11 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for all routes beyond their bodies: names of requests, keys against doing things twice,
 versions, pages, limits of connections and headers."""
+import json
+import os
 import re
+import signal
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
-from thawlib import GUEST, Daemon, main, need_kvm
+from thawlib import GUEST, Daemon, Reply, UnixConnection, main, need_kvm, wait_until
 
 ID = "X-Request-Id"
+
+
+class UnixClient:
+    """Many requests by one connection."""
+
+    def __init__(self, d):
+        self.con = UnixConnection(d.socket)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *why):
+        self.con.close()
+
+    def ask(self, method, path, body=None, headers=None):
+        self.con.request(method, path, body=body, headers=headers or {})
+        r = self.con.getresponse()
+        return Reply(r.status, dict(r.getheaders()), r.read())
+
+    def post(self, path, body, headers):
+        return self.ask("POST", path, body, headers)
 
 
 def vm_body(name):
@@ -47,6 +74,156 @@ def test_request_id_is_in_the_log():
             lines = [line for line in log.splitlines() if "/v1/vms" in line]
             assert len(lines) == 2 and all("]: [of-this-test] POST" in line for line in lines), log
             assert log.count("[of-this-test]") == 2 + log.count("[of-this-test] vm "), log
+
+
+# --- keys against doing things twice ---------------------------------------------------------
+KEY, REPLAYED = "Idempotency-Key", "Idempotent-Replayed"
+
+
+def keyed(d, key, path, body, method="POST"):
+    return d.request(method, path, body, {KEY: key})
+
+
+def names(d):
+    return [v["name"] for v in d.get("/v1/vms").json["vms"]]
+
+
+def frozen(d):
+    """A snapshot named s, of a VM that is gone."""
+    d.create("source")
+    assert d.post("/v1/snapshots", {"name": "s", "vm": "source"}).status == 201
+    assert d.delete("/v1/vms/source").status == 204
+
+
+def test_key_repeats_the_answer():
+    need_kvm()
+    with Daemon() as d:
+        frozen(d)
+        first = keyed(d, "k1", "/v1/snapshots/s/clone", {"count": 2})
+        assert first.status == 201 and REPLAYED not in first.headers, first
+        again = keyed(d, "k1", "/v1/snapshots/s/clone", {"count": 2})
+        assert (again.status, again.body, again.headers[REPLAYED]) == (201, first.body, "true"), again
+        assert first.headers[ID] != again.headers[ID] and len(names(d)) == 2, names(d)
+        one = keyed(d, "k2", "/v1/vms", vm_body("a"))
+        two = keyed(d, "k2", "/v1/vms", vm_body("a"))
+        assert (one.status, two.status, one.body) == (201, 201, two.body) and REPLAYED in two.headers, two
+        assert d.post("/v1/vms/a/start").status == 200
+        for path, body in (("/v1/vms/a/clone", {"clones": [{"name": "f"}]}),
+                           ("/v1/snapshots", {"name": "t", "vm": "a"})):
+            one, two = (keyed(d, path, path, body) for _ in range(2))
+            assert one.status == two.status == 201 and one.body == two.body, (one, two)
+            assert REPLAYED not in one.headers and two.headers[REPLAYED] == "true", two
+        # A refusal for good is kept, too; what is not a POST knows no keys.
+        one, two = (keyed(d, "k3", "/v1/vms", {"name": "b"}) for _ in range(2))
+        assert one.status == 400 and one.body == two.body and REPLAYED in two.headers, two
+        assert keyed(d, "k4", "/v1/vms/f", None, "DELETE").status == 204
+        assert keyed(d, "k4", "/v1/vms/f", None, "DELETE").code == "vm_not_found"
+
+
+def test_key_of_another_request():
+    with Daemon() as d:
+        assert keyed(d, "k", "/v1/gc", "{}").status == 200
+        for path, body in (("/v1/gc", "{} "), ("/v1/gc", None), ("/v1/vms", "{}"), ("/v1/vms/a/stop", "{}")):
+            r = keyed(d, "k", path, body)
+            assert (r.status, r.code) == (422, "idempotency_mismatch") and "/v1/gc" in r.message, r
+        assert keyed(d, "k", "/v1/gc", "{}").headers[REPLAYED] == "true"
+        for bad in ("", "x" * 129, "a b", "\xe9"):
+            assert keyed(d, bad, "/v1/gc", "{}").code == "invalid_value", bad
+        assert keyed(d, "~" * 128, "/v1/gc", "{}").status == 200
+
+
+def test_key_of_a_failure_that_passes():
+    need_kvm()
+    with Daemon(["--kvm", "/none"]) as d:
+        for _ in range(2):  # 503
+            r = keyed(d, "k", "/v1/vms", vm_body("a"))
+            assert r.code == "no_kvm" and REPLAYED not in r.headers, r
+    with Daemon() as d:
+        d.create("a", start=False)
+        assert keyed(d, "k", "/v1/vms", vm_body("a")).code == "vm_exists"
+        assert d.delete("/v1/vms/a").status == 204
+        r = keyed(d, "k", "/v1/vms", vm_body("a"))
+        assert r.status == 201 and REPLAYED not in r.headers, r
+
+
+def send(d, method, path, body, *headers):
+    """Sends a request and returns the connection."""
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(60)
+    s.connect(d.socket)
+    head = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers]
+    s.sendall("\r\n".join([*head, "", body]).encode())
+    return s
+
+
+def in_flight(d):
+    """Requests without an answer; this one is one."""
+    return int(re.search(r"^thaw_http_requests_in_flight (\d+)$", d.get("/v1/metrics").body.decode(), re.M)[1])
+
+
+def test_key_of_a_client_that_hung_up():
+    """What it asked for is done once, and whoever comes again gets the answer: while it is in progress, and
+    later. One that leaves before its request was read may not have been heard."""
+    need_kvm()
+    for heard in (True, False):
+        with Daemon() as d:
+            frozen(d)
+            body = json.dumps({"count": 20})
+            gone = send(d, "POST", "/v1/snapshots/s/clone", body, f"{KEY}: k")
+            if heard:
+                wait_until("it is begun", lambda: in_flight(d) > 1 or names(d))
+            gone.close()
+            with ThreadPoolExecutor(4) as pool:
+                got = list(pool.map(lambda _: keyed(d, "k", "/v1/snapshots/s/clone", body), range(4)))
+            got.append(keyed(d, "k", "/v1/snapshots/s/clone", body))
+            assert all(r.status == 201 and r.body == got[0].body for r in got), got
+            assert sum(REPLAYED in r.headers for r in got) >= 5 - (not heard), got
+            assert len(names(d)) == 20, names(d)
+            assert sorted(c["name"] for c in got[0].json["clones"]) == sorted(names(d))
+
+
+def test_key_while_the_first_is_in_progress():
+    """A process that does not answer: all that wait get its failure, which is not kept."""
+    need_kvm()
+    with Daemon() as d:
+        d.create("a")
+        os.kill(d.vm("a")["pid"], signal.SIGSTOP)
+        body = json.dumps({"name": "t", "vm": "a"})
+        waiting = [send(d, "POST", "/v1/snapshots", body, f"{KEY}: k") for _ in range(3)]
+        wait_until("three wait", lambda: in_flight(d) == 4)
+        assert d.post("/v1/vms/a/pause").code == "busy"  # so it was begun, once
+        assert keyed(d, "k", "/v1/snapshots", body + " ").code == "idempotency_mismatch"
+        assert d.delete("/v1/vms/a").status == 204
+        for s in waiting:
+            answer = s.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 409") and b"vm_gone" in answer, answer
+            s.close()
+        assert keyed(d, "k", "/v1/snapshots", body).code == "vm_not_found"
+
+
+def test_keys_are_bounded():
+    with Daemon() as d:
+        with UnixClient(d) as c:
+            for i in range(1025):  # one more than are kept
+                assert c.post("/v1/gc", "{}", {KEY: f"k{i}"}).status == 200
+            assert REPLAYED not in c.post("/v1/gc", "{}", {KEY: "k0"}).headers
+            assert REPLAYED in c.post("/v1/gc", "{}", {KEY: "k1024"}).headers
+            assert REPLAYED in c.post("/v1/gc", "{}", {KEY: "k900"}).headers
+            for i in range(17):  # 16 MiB of requests
+                assert c.post("/v1/gc", b" " * (1 << 20), {KEY: f"m{i}"}).status == 400
+            assert REPLAYED not in c.post("/v1/gc", "{}", {KEY: "k1024"}).headers
+            assert REPLAYED in c.post("/v1/gc", b" " * (1 << 20), {KEY: "m16"}).headers
+
+
+def test_keys_are_kept_for_a_time():
+    with Daemon(["--idempotency-time", "1"]) as d:
+        assert REPLAYED not in keyed(d, "k", "/v1/gc", None).headers
+        assert REPLAYED in keyed(d, "k", "/v1/gc", None).headers
+        wait_until("it is forgotten", lambda: REPLAYED not in keyed(d, "k", "/v1/gc", None).headers)
+    with Daemon() as d:
+        for bad in ("x", "-1", "86401"):
+            r = subprocess.run([*d.command(), "--idempotency-time", bad], capture_output=True, check=False)
+            assert r.returncode == 2, r
 
 
 if __name__ == "__main__":
