@@ -2,6 +2,7 @@
 #include "api/balloon.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "api/routes.h"
 #include "api/vmjson.h"
@@ -48,6 +49,8 @@ void balloon_note(struct vm *vm, const struct msg_balloon *b)
 {
 	if (!b->present || !vm->cfg.balloon.present)
 		return;
+	if (memcmp(&vm->balloon, b, sizeof *b) != 0)
+		vm_changed(vm);
 	vm->balloon = *b;
 	// The configuration goes into snapshots, and is what their clones begin with.
 	vm->cfg.balloon.stats_interval_s = b->stats_interval_s;

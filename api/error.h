@@ -38,6 +38,9 @@
 	  "give the VM its own (drive, net, vsock of a clone), or see the message")                \
 	X(VM_GONE, 409, "vm_gone", "the VM ended or was deleted while the request waited",         \
 	  "look at the VM's exit reason")                                                          \
+	X(PRECONDITION_FAILED, 412, "precondition_failed",                                         \
+	  "the VM or snapshot is not the one that If-Match names",                                 \
+	  "look at it again; then repeat the request with its new ETag if it is still meant")      \
 	X(BODY_TOO_LARGE, 413, "body_too_large", "the request body is larger than 1 MiB",          \
 	  "send less at once")                                                                     \
 	X(FILE_NOT_FOUND, 422, "file_not_found",                                                   \

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "api/answers.h"
+#include "api/etag.h"
 #include "api/routes.h"
 #include "api/vmjson.h"
 #include "microvm/base/util.h"
@@ -276,6 +277,13 @@ static void put_response(js *responses, unsigned status, const struct route *t)
 	js_put(responses, code, o);
 }
 
+static void put_unchanged(js *responses)
+{
+	js *o = js_object();
+	js_put_str(o, "description", "it has the version of If-None-Match");
+	js_put(responses, "304", o);
+}
+
 static js *operation(const struct route *t)
 {
 	js *o = js_object(), *responses = js_object(), *body = js_object(), *error = js_object();
@@ -298,6 +306,8 @@ static js *operation(const struct route *t)
 	put_response(responses, t->status, t);
 	if (t->other_status)
 		put_response(responses, t->other_status, t);
+	if (etag_unchanged_of(t))
+		put_unchanged(responses);
 	js_put_str(error, "description", "see x-error-codes");
 	js_put(error, "content", content("application/json", &error_answer));
 	js_put(responses, "default", error);

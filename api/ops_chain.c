@@ -59,6 +59,7 @@ int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, 
 
 void snap_set_base(struct vm *vm, const struct manifest *m, bool published)
 {
+	vm_changed(vm);
 	vm->confirmed = published;
 	if (!published || !vm->cfg.track_dirty)
 		return;

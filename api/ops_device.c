@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "api/etag.h"
 #include "api/routes.h"
 #include "api/vmjson.h"
 #include "api/vms.h"
@@ -118,7 +119,8 @@ static void on_done(void *arg, struct vm *vm, const struct api_err *err, const s
 		return;
 	}
 	p->kind->take(vm, &p->set);
-	reply_json(p->req, 200, vm_json(vm));
+	vm_changed(vm);
+	etag_reply_vm(p->req, 200, vm);
 }
 
 static int find(const struct vm *vm, const struct kind *k, const char *path, uint32_t *ret_index,

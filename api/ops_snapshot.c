@@ -8,6 +8,7 @@
 #include <sys/utsname.h>
 #include <time.h>
 
+#include "api/etag.h"
 #include "api/events.h"
 #include "api/layers.h"
 #include "api/metrics.h"
@@ -363,9 +364,12 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 	int result = snap_name_check(name, &err);
 	if (!result && store_show(&s->store, name, &m, &e))
 		result = snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
-	if (result)
+	if (result) {
 		reply_err(r, &err);
-	else {
+		return;
+	}
+	const struct etag tag = etag_of_snapshot(s, &m);
+	if (!etag_reply_unchanged(r, &tag)) {
 		js *o = snapshot_json(s, &m);
 		put_cpu(o, s, &m);
 		js *w = working_set_json(s, &m);
@@ -377,7 +381,7 @@ void op_snap_show(struct server *s, struct http_req *r, const char *name)
 			js_put(o, "template", lazy_json(t));
 		if (pool)
 			js_put(o, "pool", pool_json(pool));
-		reply_json(r, 200, o);
+		etag_reply(r, 200, &tag, o);
 	}
 }
 

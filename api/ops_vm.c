@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#include "api/etag.h"
 #include "api/hugepages.h"
 #include "api/layers.h"
 #include "api/metrics.h"
@@ -58,7 +59,7 @@ static void op_free(struct op *o)
 
 static void op_reply_vm(struct op *o, unsigned status)
 {
-	reply_json(o->req, status, vm_json(o->vm));
+	etag_reply_vm(o->req, status, o->vm);
 	op_free(o);
 }
 
@@ -274,10 +275,18 @@ void op_vm_list(struct server *s, struct http_req *r, const char *name)
 	reply_json(r, 200, o);
 }
 
+static void show(struct http_req *r, const struct vm *vm)
+{
+	const struct etag tag = etag_of_vm(vm);
+	if (!etag_reply_unchanged(r, &tag))
+		etag_reply(r, 200, &tag, vm_json(vm));
+}
+
 static void on_ready(void *arg, struct vm *vm)
 {
-	(void)vm;
-	op_reply_vm(arg, 200);
+	struct op *o = arg;
+	show(o->req, vm);
+	op_free(o);
 }
 
 static int never_ready(const struct vm *vm, struct api_err *err)
@@ -344,7 +353,7 @@ void op_vm_show(struct server *s, struct http_req *r, const char *name)
 	if (result)
 		reply_err(r, &err);
 	else
-		reply_json(r, 200, vm_json(vm));
+		show(r, vm);
 }
 
 // --- start, pause, resume -----------------------------------------------------------------

@@ -38,6 +38,7 @@ static void end(struct vm *vm, const char *error)
 {
 	mv_close(&vm->record.fd);
 	vm->record.state = error ? RECORD_FAILED : RECORD_DONE;
+	vm_changed(vm);
 	if (!error)
 		return;
 	snprintf(vm->record.error, sizeof vm->record.error, "%s", error);

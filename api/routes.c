@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "api/answers.h"
+#include "api/etag.h"
 #include "api/idem.h"
 #include "api/metrics.h"
 #include "api/vmjson.h"
@@ -144,6 +145,9 @@ const struct route_header api_headers[] = {
 	  false },
 	{ TEXT(IDEM_HEADER, IDEM_KEY_MAX + 1, "do it once: what repeats it gets its answer"), idem_of, true },
 	{ TEXT(IDEM_REPLAYED, 0, "true: the answer of an earlier request with this key"), idem_of, false },
+	{ TEXT("ETag", 0, "the version of the VM or snapshot"), etag_shown, false },
+	{ TEXT("If-None-Match", 0, "304 if it has this version"), etag_unchanged_of, true },
+	{ TEXT("If-Match", 0, "412 if it has another version"), etag_match_of, true },
 };
 const unsigned api_n_headers = MV_ARRAY_LEN(api_headers);
 
@@ -263,7 +267,9 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 		api_fail(&err, API_UNKNOWN_FIELD, "query parameter %.64s: there is none of this name",
 			 unknown);
 	else {
-		int begun = idem_begin(s, t, r, &err);
+		int begun = idem_begin(s, t, r, &err); // first: a repeated request finds its object changed
+		if (!begun)
+			begun = etag_check(s, t, r, name, &err);
 		if (!begun)
 			t->fn(s, r, name);
 		if (begun >= 0)

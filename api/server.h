@@ -80,6 +80,7 @@ struct server {
 	// VMs (vms.c)
 	void *by_name, *by_id;  // tsearch(3) trees
 	void *by_pid;           // of those with a process
+	uint64_t last_version;  // of any VM
 	unsigned n_vms, n_live; // listed; with a process
 	struct events *events;  // events.c
 	struct idem idem;

@@ -176,6 +176,9 @@ static void on_deadline(void *arg)
 
 int vm_calls_init(struct server *s)
 {
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	s->last_version = (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 	LIST_INIT(&s->calls);
 	return mv_timer_init(&s->loop, &s->call_timer, on_deadline, s);
 }
@@ -235,13 +238,15 @@ int vm_call(struct vm *vm, enum msg_type type, const struct mv_table *table, con
 }
 
 // --- messages from the process -----------------------------------------------------------
-static void merge_times(struct msg_times *to, const struct msg_times *from)
+static bool merge_times(struct msg_times *to, const struct msg_times *from)
 {
+	const struct msg_times before = *to;
 	uint64_t *d = (uint64_t *)to;
 	const uint64_t *s = (const uint64_t *)from;
 	for (size_t i = 0; i < sizeof *to / sizeof *d; i++)
 		if (s[i])
 			d[i] = s[i];
+	return memcmp(&before, to, sizeof before) != 0;
 }
 
 static void tell_state(const struct vm *vm)
@@ -259,12 +264,15 @@ static void tell_state(const struct vm *vm)
 	metrics_add(M_VM_EXITS, vm->exit_reason, 1);
 }
 
+void vm_changed(struct vm *vm) { vm->version = ++vm->srv->last_version; }
+
 // The one place where a VM's state changes.
 static void set_state(struct vm *vm, unsigned state)
 {
 	if (vm->state == state)
 		return;
 	vm->state = state;
+	vm_changed(vm);
 	lifetime_state(vm);
 	if (vm->shown)
 		tell_state(vm);
@@ -276,6 +284,7 @@ void vm_show(struct vm *vm)
 	if (vm->forked_from[0])
 		snprintf(fork, sizeof fork, "forked from %s", vm->forked_from);
 	vm->shown = true;
+	vm_changed(vm);
 	event_emit(vm->srv, EVENT_VM_CREATED,
 		   &(struct event_info){ .vm = vm,
 					 .snapshot = vm->from_snapshot,
@@ -315,7 +324,8 @@ void vm_setup_check(struct vm *vm)
 static void note_times(struct vm *vm, const struct msg_times *times)
 {
 	struct vm_waiter *w;
-	merge_times(&vm->times, times);
+	if (merge_times(&vm->times, times))
+		vm_changed(vm);
 	while (vm->times.ready && (w = LIST_FIRST(&vm->ready_waiters))) {
 		vm_wait_cancel(w);
 		w->fn(w->arg, vm);

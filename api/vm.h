@@ -57,6 +57,7 @@ struct vm {
 	bool confirmed;  // the last one that its process took was published
 	bool publishing; // that is being done, and the next one needs to know the result
 	// what it is now
+	uint64_t version;     // of all that vm_json() shows but ttl_left_ms
 	bool listed;          // in the table, so its name and id are taken
 	bool shown;           // completely loaded: the API shows it
 	bool shell;           // restored in advance, nobody's yet (pool.c)
@@ -127,6 +128,10 @@ int vm_adopt(struct vm *vm, struct vm_process *p, bool run, struct vm_fds *fds, 
 
 // It is loaded: from here on the API shows it, and its events are told.
 void vm_show(struct vm *vm);
+
+// What vm_json() shows of it, but for ttl_left_ms, is another thing now. Versions grow over all VMs, and
+// over restarts of the daemon: they begin with the time in microseconds.
+void vm_changed(struct vm *vm);
 
 // The same with the process of a VM that an earlier daemon started: MSG_ADOPT. Takes all of p. On failure
 // the process is left alone.

@@ -21,7 +21,7 @@ allowed() {
 	api/doctor.c) echo 'api/* microvm/kvm_probe.h microvm/base/*' ;; # thaw doctor asks KVM itself
 	api/ops_snapshot.[ch] | api/prepare.[ch]) # the daemon compares CPUs itself, once per snapshot
 		echo 'api/* microvm/cpu_report.h snapshot/store.h snapshot/store_chain.h snapshot/manifest.h snapshot/working_set.h microvm/base/*' ;;
-	api/vmrec.c) echo 'api/* snapshot/store.h snapshot/manifest.h snapshot/format.h microvm/base/*' ;; # a container
+	api/vmrec.c | api/etag.c) echo 'api/* snapshot/store.h snapshot/manifest.h snapshot/format.h microvm/base/*' ;; # a container; a hash
 	api/page_handler.c) echo 'api/* snapshot/page_handler.h snapshot/sandbox.h microvm/base/*' ;; # a program of its own
 	api/*) echo 'api/* snapshot/store.h snapshot/store_chain.h snapshot/manifest.h snapshot/index.h snapshot/transfer.h snapshot/pager.h snapshot/working_set.h microvm/base/*' ;;
 	esac

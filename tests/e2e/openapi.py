@@ -75,6 +75,8 @@ class Document:
                 self.check(self.doc["components"]["schemas"]["Error"], json.loads(body))
             return
         assert str(status) in op["responses"], f"{method} {path}: {status} is not in the document"
+        tagged = "ETag" in op["responses"][str(status)].get("headers", {}) and "Idempotent-Replayed" not in headers
+        assert tagged == ("ETag" in headers) or status == 304, f"{method} {path}: {headers}"
         content = op["responses"][str(status)].get("content", {})
         if body and kind == "application/json":
             self.check(content[kind]["schema"], json.loads(body), f"{method} {path}")

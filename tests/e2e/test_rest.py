@@ -226,5 +226,108 @@ def test_keys_are_kept_for_a_time():
             assert r.returncode == 2, r
 
 
+# --- versions ---------------------------------------------------------------------------------
+def tag(d, path):
+    r = d.get(path)
+    assert r.status == 200 and re.fullmatch(r'"[0-9a-f]{16}"', r.headers["ETag"]), r
+    return r.headers["ETag"]
+
+
+def none_match(d, path, *tags):
+    return d.request("GET", path, headers={"If-None-Match": ", ".join(tags)})
+
+
+def if_match(d, method, path, tags, body=None):
+    return d.request(method, path, body, {"If-Match": tags})
+
+
+def test_version_changes_with_the_vm():
+    """Each step makes a new one; thawlib holds all that is seen with one version against each other."""
+    need_kvm()
+    with Daemon() as d:
+        made = d.post("/v1/vms", dict(vm_body("a"), track_dirty=True, balloon={},
+                                      ready={"console": "ready"}, vcpus=1))
+        assert made.status == 201 and made.headers["ETag"] == tag(d, "/v1/vms/a"), made
+        seen = [made.headers["ETag"]]
+        for method, path, body, status in (
+                ("POST", "/v1/vms/a/start", None, 200), ("POST", "/v1/vms/a/pause", None, 200),
+                ("POST", "/v1/snapshots", {"name": "s", "vm": "a"}, 201),
+                ("POST", "/v1/vms/a/resume", None, 200),
+                ("POST", "/v1/vms/a/stop", {"mode": "kill"}, 200)):
+            r = d.request(method, path, json.dumps(body) if body else None)
+            assert r.status == status, r
+            now = tag(d, "/v1/vms/a")
+            assert now not in seen, (path, seen, now)
+            seen.append(now)
+        r = none_match(d, "/v1/vms/a", *seen)
+        assert (r.status, r.body, r.headers["ETag"]) == (304, b"", seen[-1]), r
+        assert d.delete("/v1/vms/a").status == 204
+        assert none_match(d, "/v1/vms/a", *seen).code == "vm_not_found"
+        d.create("a", start=False)  # another one of this name
+        assert tag(d, "/v1/vms/a") not in seen
+
+
+def test_version_changes_with_the_snapshot():
+    need_kvm()
+    with Daemon() as d:
+        frozen(d)
+        one = tag(d, "/v1/snapshots/s")
+        assert none_match(d, "/v1/snapshots/s", one).status == 304
+        assert d.post("/v1/snapshots/s/clone", {"clones": [{"name": "c"}]}).status == 201
+        assert none_match(d, "/v1/snapshots/s", one).status == 304  # a clone changes nothing
+        assert d.post("/v1/snapshots/s/flatten", {"format": "lz4"}).status == 200
+        two = tag(d, "/v1/snapshots/s")
+        assert two != one
+        assert if_match(d, "DELETE", "/v1/snapshots/s?force=true", one).code == "precondition_failed"
+        assert if_match(d, "POST", "/v1/snapshots/s/clone", one).code == "precondition_failed"
+        assert if_match(d, "POST", "/v1/snapshots/s/clone", two, '{"clones":[{"name":"e"}]}').status == 201
+        assert if_match(d, "PUT", "/v1/snapshots/s/import", two, b"").code == "precondition_failed"
+        with open(os.path.join(d.state_dir, "snapshots", "s", "manifest"), "r+b") as f:
+            f.write(b"x")
+        assert if_match(d, "DELETE", "/v1/snapshots/s?force=true", "*").code == "precondition_failed"
+        assert if_match(d, "DELETE", "/v1/snapshots/none", two).code == "snapshot_not_found"
+
+
+def test_if_match():
+    need_kvm()
+    with Daemon() as d:
+        d.create("a", start=False, vsock={"cid": 3})
+        v = tag(d, "/v1/vms/a")
+        for wrong in ('"0000000000000000"', f"W/{v}", v[1:-1], v[:-1], "", ",", f"x {v}", f'"" x, {v}'):
+            r = if_match(d, "POST", "/v1/vms/a/start", wrong)
+            assert (r.status, r.code) == (412, "precondition_failed") and d.state("a") == "created", (wrong, r)
+        assert tag(d, "/v1/vms/a") == v
+        for right in ('"x", {}', 'W/"x",,{} ', '"a,b" , {},"y"'):
+            v = tag(d, "/v1/vms/a")
+            r = if_match(d, "PUT", "/v1/vms/a/metadata", right.format(v), "{}")
+            assert r.status == 204, (right, r)
+            assert if_match(d, "DELETE", "/v1/vms/a", v).code == "precondition_failed"  # it let one through
+        assert if_match(d, "POST", "/v1/vms/a/start", "*").status == 200
+        for method, path in (("POST", "/v1/vms"), ("GET", "/v1/info"), ("POST", "/v1/gc"), ("GET", "/v1/vms/a")):
+            assert if_match(d, method, path, "*").code == "precondition_failed", path
+        assert if_match(d, "DELETE", "/v1/vms/b", "*").code == "vm_not_found"
+        assert none_match(d, "/v1/vms/a", "*").status == 304
+        assert none_match(d, "/v1/vms/a", "W/" + tag(d, "/v1/vms/a")).status == 304
+        assert none_match(d, "/v1/vms/a", '"x"').status == 200
+        # A refusal by version is not kept: the same key goes on with another one.
+        for tags, status in (('"x"', 412), (tag(d, "/v1/vms/a"), 200)):
+            r = d.request("POST", "/v1/vms/a/pause", None, {KEY: "k", "If-Match": tags})
+            assert r.status == status and REPLAYED not in r.headers, r
+        r = d.request("POST", "/v1/vms/a/pause", None, {KEY: "k", "If-Match": tags})
+        assert r.status == 200 and REPLAYED in r.headers, r
+
+
+def test_if_match_lets_one_of_many_through():
+    need_kvm()
+    with Daemon() as d:
+        d.create("a", start=False, vsock={"cid": 3})
+        for _ in range(5):
+            v = tag(d, "/v1/vms/a")
+            with ThreadPoolExecutor(6) as pool:
+                got = list(pool.map(lambda i, v=v: if_match(d, "PUT", "/v1/vms/a/metadata", v, json.dumps({"i": i})),
+                                    range(6)))
+            assert sorted(r.status for r in got) == [204] + [412] * 5, got
+
+
 if __name__ == "__main__":
     main(globals())

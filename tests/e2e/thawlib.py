@@ -64,6 +64,13 @@ class Reply:
         return f"<{self.status} {self.body[:400]!r}>"
 
 
+def steady(v):
+    """A VM or snapshot without what moves by itself, which its ETag does not stand for."""
+    v = {k: x for k, x in v.items() if k not in ("storage", "template", "pool", "cpu")}
+    v.get("lifetime", {}).pop("ttl_left_ms", None)
+    return v
+
+
 @functools.lru_cache(None)
 def document():
     """What all requests and answers are held against."""
@@ -80,6 +87,7 @@ class Daemon:
         self.state_dir = os.path.join(self.folder, "state")
         self.log = os.path.join(self.folder, "log")
         self.args, self.prefix, self.vmm = list(args), list(prefix), vmm
+        self.tagged = {}  # what was seen with an ETag: it must look the same each time
         self.process = None
 
     def __enter__(self):
@@ -135,6 +143,9 @@ class Daemon:
             reply = Reply(r.status, dict(r.getheaders()), r.read())
         finally:
             con.close()
+        if method == "GET" and reply.status == 200 and "ETag" in reply.headers:
+            seen = self.tagged.setdefault((path.split("?")[0], reply.headers["ETag"]), steady(reply.json))
+            assert seen == steady(reply.json), (path, reply.headers["ETag"], seen, reply.json)
         document().check_answer(method, path, reply.status, reply.headers, reply.body)
         document().check_request(method, path, reply.status, reply.code if reply.status >= 400 else "", body)
         return reply
