@@ -157,7 +157,8 @@ static const struct js_field vm_fields[] = {
 	SUB(JS_OBJ, R, "config", config_table, "what it was made with, defaults filled in"),
 };
 TABLE(vm_answer, vm_fields);
-static const struct js_field vm_list_fields[] = { SUB(JS_LIST, R, "vms", vm_answer, "all") };
+#define NEXT F(JS_STR, 0, "next", "there are more: give it as `after`")
+static const struct js_field vm_list_fields[] = { SUB(JS_LIST, R, "vms", vm_answer, "all"), NEXT };
 TABLE(vm_list_answer, vm_list_fields);
 
 static const struct js_field queue_fields[] = {
@@ -334,6 +335,7 @@ static TABLE(listed_table, listed_fields);
 static const struct js_field list_fields[] = {
 	SUB(JS_LIST, R, "snapshots", listed_table, "all"),
 	SUB(JS_OBJ, R, "storage", storage_table, "of all of them"),
+	NEXT,
 };
 TABLE(snapshot_list_answer, list_fields);
 

@@ -489,7 +489,10 @@ unsigned http_connections(const struct http *h)
 const char *http_query(struct http_req *r, const char *name)
 {
 	struct request *q = (struct request *)r;
-	return MHD_lookup_connection_value(q->con, MHD_GET_ARGUMENT_KIND, name);
+	const char *value = NULL;
+	enum MHD_Result there = MHD_lookup_connection_value_n(q->con, MHD_GET_ARGUMENT_KIND, name,
+							      strlen(name), &value, NULL);
+	return there == MHD_YES && !value ? "" : value; // "?name" is "?name="
 }
 
 const char *http_field(struct http_req *r, const char *header)

@@ -108,7 +108,7 @@ void chain_list_put(struct chain_list *l)
 			memcpy(key.id, at->needs_id, sizeof key.id);
 			at = bsearch(&key, row, n, sizeof *row, by_id);
 		}
-		if (at && length <= n) // else a parent is missing
+		if (row[i].o && at && length <= n) // else a parent is missing
 			js_put_uint(row[i].o, "chain_length", length);
 	}
 	mv_buf_fini(&l->rows);

@@ -14,6 +14,7 @@
 #include "api/metrics.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
+#include "api/page.h"
 #include "api/pool.h"
 #include "api/prepare.h"
 #include "api/record.h"
@@ -321,6 +322,7 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 struct listing {
 	struct server *s;
 	js *list;
+	struct page page;
 	struct chain_list chains;
 	struct store_usage total;
 };
@@ -328,31 +330,40 @@ struct listing {
 static int add_snapshot(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
 {
 	struct listing *l = arg;
-	js *o;
+	bool wanted = page_has(&l->page, name);
+	js *o = NULL;
 	if (m) {
 		struct store_usage u = store_usage(&l->s->store, m);
 		l->total.apparent_bytes += u.apparent_bytes;
 		l->total.disk_bytes += u.disk_bytes;
-		o = manifest_json(l->s, m);
-		chain_list_add(&l->chains, o, m);
-	} else {
+		o = wanted ? manifest_json(l->s, m) : NULL;
+		chain_list_add(&l->chains, o, m); // it may be the parent of one that is
+	} else if (wanted) {
 		o = js_object();
 		js_put_str(o, "name", name);
 		js_put_str(o, "damaged", err->msg);
 	}
-	js_add(l->list, o);
+	if (o)
+		js_add(l->list, o);
 	return 0;
 }
 
 void op_snap_list(struct server *s, struct http_req *r, const char *name)
 {
-	js *o = js_object();
-	struct listing l = { .s = s, .list = js_list() };
+	struct listing l = { .s = s };
+	struct api_err err;
 	(void)name;
+	if (page_query(r, &l.page, &err)) {
+		reply_err(r, &err);
+		return;
+	}
+	js *o = js_object();
+	l.list = js_list();
 	store_list(&s->store, add_snapshot, &l);
 	chain_list_put(&l.chains);
 	js_put(o, "snapshots", l.list);
 	put_usage(o, "storage", &l.total);
+	page_put_next(o, &l.page);
 	reply_json(r, 200, o);
 }
 

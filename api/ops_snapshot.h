@@ -39,5 +39,5 @@ void put_chain(js *o, struct server *s, const struct manifest *m);
 struct chain_list {
 	struct mv_buf rows;
 };
-void chain_list_add(struct chain_list *l, js *o, const struct manifest *m);
-void chain_list_put(struct chain_list *l); // frees it
+void chain_list_add(struct chain_list *l, js *o, const struct manifest *m); // o: NULL: not shown itself
+void chain_list_put(struct chain_list *l);                                  // frees it

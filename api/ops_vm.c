@@ -13,6 +13,7 @@
 #include "api/metrics.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
+#include "api/page.h"
 #include "api/routes.h"
 #include "api/tap.h"
 #include "api/usernet.h"
@@ -260,18 +261,32 @@ void op_info(struct server *s, struct http_req *r, const char *name)
 	reply_json(r, 200, o);
 }
 
+struct vm_listing {
+	js *list;
+	struct page page;
+};
+
 static void add_vm(void *arg, struct vm *vm)
 {
-	if (vm->shown)
-		js_add(arg, vm_json(vm));
+	struct vm_listing *l = arg;
+	if (vm->shown && page_has(&l->page, vm->cfg.name))
+		js_add(l->list, vm_json(vm));
 }
 
 void op_vm_list(struct server *s, struct http_req *r, const char *name)
 {
-	js *o = js_object(), *list = js_list();
+	struct vm_listing l = { 0 };
+	struct api_err err;
 	(void)name;
-	vms_each(s, add_vm, list);
-	js_put(o, "vms", list);
+	if (page_query(r, &l.page, &err)) {
+		reply_err(r, &err);
+		return;
+	}
+	js *o = js_object();
+	l.list = js_list();
+	vms_each(s, add_vm, &l);
+	js_put(o, "vms", l.list);
+	page_put_next(o, &l.page);
 	reply_json(r, 200, o);
 }
 

@@ -11,6 +11,7 @@
 #include "api/etag.h"
 #include "api/idem.h"
 #include "api/metrics.h"
+#include "api/page.h"
 #include "api/vmjson.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
@@ -35,6 +36,10 @@ static const struct js_field console_fields[] = {
 	Q_UINT("offset", UINT64_MAX >> 1, "of the first byte wanted, since the VM began; default 0"),
 	Q_UINT("wait_ms", API_CONSOLE_MAX_WAIT_MS, "ms to wait for output; default 0"),
 };
+static const struct js_field page_fields[] = {
+	{ .name = "limit", .type = JS_UINT, .min = 1, .max = PAGE_MAX, .size = 8, .doc = "at most so many" },
+	{ .name = "after", .type = JS_NAME, .size = ROUTE_NAME_LEN, .doc = "those behind this name" },
+};
 static const struct js_field force_fields[] = { Q_BOOL("force", "also when others need it; default false") };
 static const struct js_field events_fields[] = {
 	Q_UINT("since", INT64_MAX, "number of the last event seen; default: those from now on"),
@@ -47,6 +52,7 @@ static const struct js_field metrics_fields[] = {
 static const struct js_field usage_fields[] = { Q_WORD("format", metrics_words, "default json") };
 Q_TABLE(show_query, show_fields);
 Q_TABLE(console_query, console_fields);
+Q_TABLE(list_query, page_fields);
 Q_TABLE(force_query, force_fields);
 Q_TABLE(events_query, events_fields);
 Q_TABLE(metrics_query, metrics_fields);
@@ -61,7 +67,7 @@ const struct route api_routes[] = {
 	{ "GET", "/v1/openapi.json", op_openapi, "this interface as an OpenAPI document",
 	  ANSWER(200, any_answer) },
 	{ "POST", "/v1/vms", op_vm_create, "create a VM", ANSWER(201, vm_answer), BODY(create_table) },
-	{ "GET", "/v1/vms", op_vm_list, "list VMs", ANSWER(200, vm_list_answer) },
+	{ "GET", "/v1/vms", op_vm_list, "list VMs", ANSWER(200, vm_list_answer), .query = &list_query },
 	{ "GET", "/v1/vms/{name}", op_vm_show, "show a VM, now or when it is ready", ANSWER(200, vm_answer),
 	  .query = &show_query },
 	{ "DELETE", "/v1/vms/{name}", op_vm_delete, "end and forget a VM", .status = 204 },
@@ -95,7 +101,8 @@ const struct route api_routes[] = {
 	  ANSWER(200, balloon_answer), BODY(balloon_set_table) },
 	{ "POST", "/v1/snapshots", op_snap_create, "take a snapshot", ANSWER(201, snapshot_created_answer),
 	  BODY(snapshot_table) },
-	{ "GET", "/v1/snapshots", op_snap_list, "list snapshots", ANSWER(200, snapshot_list_answer) },
+	{ "GET", "/v1/snapshots", op_snap_list, "list snapshots",
+	  ANSWER(200, snapshot_list_answer), .query = &list_query },
 	{ "GET", "/v1/snapshots/{name}", op_snap_show, "show a snapshot", ANSWER(200, snapshot_answer) },
 	{ "DELETE", "/v1/snapshots/{name}", op_snap_delete, "delete a snapshot", .status = 204,
 	  BODY(empty_table), .query = &force_query },

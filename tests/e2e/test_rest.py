@@ -329,5 +329,72 @@ def test_if_match_lets_one_of_many_through():
             assert sorted(r.status for r in got) == [204] + [412] * 5, got
 
 
+# --- pages ------------------------------------------------------------------------------------
+def pages(d, what, limit, after=None):
+    """All pages from there on, as lists of names; none but the last is short."""
+    got = []
+    while True:
+        r = d.get(f"/v1/{what}?limit={limit}" + (f"&after={after}" if after else ""))
+        assert r.status == 200, r
+        got.append([v["name"] for v in r.json[what]])
+        after = r.json.get("next")
+        assert len(got) < 100
+        if not after:
+            return got
+        proper = [n for n in got[-1] if "?" not in n]
+        assert after == proper[-1] and len(proper) == limit, got
+
+
+def test_pages_of_vms():
+    need_kvm()
+    with Daemon() as d:
+        assert pages(d, "vms", 1) == [[]] and pages(d, "vms", 1000, "z") == [[]]
+        all_names = sorted(["a", "a-1", "a.1", "B", "c" * 64, "a_1", "Z9"])
+        for n in all_names:
+            d.create(n, start=False)
+        assert names(d) == all_names and "next" not in d.get("/v1/vms").json
+        for limit in (1, 2, 3, 6, 7, 8, 1000):
+            got = pages(d, "vms", limit)
+            assert sum(got, []) == all_names and len(got) == -(-7 // limit), got
+        assert sum(pages(d, "vms", 2, "a-2"), []) == all_names[all_names.index("a-1") + 1:]
+        assert [v["name"] for v in d.get("/v1/vms?after=a").json["vms"]] == all_names[3:]
+        # The page goes on where it was, whatever comes and goes.
+        first = d.get("/v1/vms?limit=3").json
+        for n in all_names[:3]:
+            assert d.delete(f"/v1/vms/{n}").status == 204
+        d.create("A", start=False)
+        assert sum(pages(d, "vms", 3, first["next"]), []) == all_names[3:]
+
+
+def test_pages_of_snapshots():
+    need_kvm()
+    with Daemon() as d:
+        frozen(d)
+        assert d.post("/v1/snapshots/s/clone", {"clones": [{"name": "c"}]}).status == 201
+        assert d.post("/v1/snapshots", {"name": "a", "vm": "c", "incremental": True}).status == 201
+        assert d.post("/v1/snapshots", {"name": "t", "vm": "c"}).status == 201
+        os.mkdir(os.path.join(d.state_dir, "snapshots", "a b"))  # no name: beside a
+        os.mkdir(os.path.join(d.state_dir, "snapshots", "m"))
+        whole = d.get("/v1/snapshots").json
+        listed = [v["name"] for v in whole["snapshots"]]
+        assert listed == ["a", "a?b", "m", "s", "t"], listed
+        assert pages(d, "snapshots", 1) == [["a", "a?b"], ["m"], ["s"], ["t"]]
+        assert pages(d, "snapshots", 3) == [["a", "a?b", "m", "s"], ["t"]]
+        assert pages(d, "snapshots", 2, "a") == [["m", "s"], ["t"]]
+        r = d.get("/v1/snapshots?limit=1").json
+        assert r["snapshots"] == whole["snapshots"][:2] and r["storage"] == whole["storage"], r
+        assert r["snapshots"][0]["chain_length"] == 2  # its parent is on another page
+
+
+def test_pages_that_are_none():
+    with Daemon() as d:
+        for what in ("vms", "snapshots"):
+            for query in ("limit=0", "limit=1001", "limit=-1", "limit=x", "limit=", "limit", "after=", "after=a%2Fb",
+                          "after=" + "x" * 65, "limit=18446744073709551617"):
+                r = d.get(f"/v1/{what}?{query}")
+                assert r.status == 400 and r.code == "invalid_value", (what, query, r)
+            assert d.get(f"/v1/{what}?before=a").code == "unknown_field"
+
+
 if __name__ == "__main__":
     main(globals())
