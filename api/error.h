@@ -43,6 +43,10 @@
 	  "look at it again; then repeat the request with its new ETag if it is still meant")      \
 	X(BODY_TOO_LARGE, 413, "body_too_large", "the request body is larger than 1 MiB",          \
 	  "send less at once")                                                                     \
+	X(URI_TOO_LONG, 414, "uri_too_long", "the path and its query are longer than 4 KiB",       \
+	  "names have at most 64 bytes; see the list of routes")                                  \
+	X(FIELDS_TOO_LARGE, 431, "fields_too_large", "the header fields are larger than 8 KiB",    \
+	  "send fewer or shorter ones")                                                            \
 	X(FILE_NOT_FOUND, 422, "file_not_found",                                                   \
 	  "a kernel, initrd or drive file, a passt socket, or passt itself does not exist",        \
 	  "give the absolute path of a file on the daemon's host; see the message")                \

@@ -76,7 +76,7 @@ struct http {
 	http_answered_fn *answered;
 	LIST_HEAD(, request) uploads; // with a body_fd
 	LIST_HEAD(, stream) streams;  // with an fd
-	unsigned pending;
+	unsigned pending, n_connections;
 	bool work;                 // something was resumed
 	uint64_t id_base, last_id; // of requests without an id of their own
 };
@@ -113,15 +113,36 @@ static void before_wait(void *arg)
 		pump(h);
 }
 
+// The mark of a connection that came when there were enough.
+static char one_too_many;
+
+static void on_connection(void *arg, struct MHD_Connection *con, void **mark,
+			  enum MHD_ConnectionNotificationCode what)
+{
+	struct http *h = arg;
+	(void)con;
+	if (what == MHD_CONNECTION_NOTIFY_CLOSED)
+		h->n_connections--;
+	else if (++h->n_connections > HTTP_MAX_CONNECTIONS)
+		*mark = &one_too_many;
+}
+
+static bool is_one_too_many(struct MHD_Connection *con)
+{
+	const union MHD_ConnectionInfo *i = MHD_get_connection_info(con, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+	return i && i->socket_context == &one_too_many;
+}
+
 static void *on_uri(void *arg, const char *uri, struct MHD_Connection *con)
 {
-	(void)uri;
 	struct request *r = calloc(1, sizeof *r);
 	if (r) {
 		r->h = arg;
 		r->con = con;
 		r->body_fd = -1;
 		r->pub.received_ns = mv_now_ns();
+		if (strlen(uri) > HTTP_MAX_URI)
+			r->pub.refusal = HTTP_URI_TOO_LONG;
 	}
 	return r;
 }
@@ -309,6 +330,8 @@ static enum MHD_Result queue_reply(struct request *r)
 	if (r->content_type[0])
 		MHD_add_response_header(m, MHD_HTTP_HEADER_CONTENT_TYPE, r->content_type);
 	MHD_add_response_header(m, HTTP_REQUEST_ID, r->pub.id.text);
+	if (r->pub.refusal == HTTP_FULL)
+		MHD_add_response_header(m, MHD_HTTP_HEADER_CONNECTION, "close");
 	for (unsigned i = 0; i < r->n_headers; i++)
 		MHD_add_response_header(m, r->headers[i].name, r->headers[i].value);
 	enum MHD_Result ok = MHD_queue_response(r->con, r->status, m);
@@ -331,6 +354,24 @@ static bool id_ok(const char *s)
 {
 	size_t n = strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:=+/-");
 	return n && !s[n] && n < sizeof((struct mv_log_tag *)NULL)->text;
+}
+
+static enum MHD_Result add_size(void *arg, enum MHD_ValueKind kind, const char *key, const char *value)
+{
+	size_t *sum = arg;
+	(void)kind;
+	*sum += strlen(key) + (value ? strlen(value) : 0);
+	return MHD_YES;
+}
+
+static void check_limits(struct request *r)
+{
+	size_t fields = 0;
+	MHD_get_connection_values(r->con, MHD_HEADER_KIND, add_size, &fields);
+	if (fields > HTTP_MAX_FIELDS)
+		r->pub.refusal = HTTP_FIELDS_TOO_LARGE;
+	if (is_one_too_many(r->con))
+		r->pub.refusal = HTTP_FULL;
 }
 
 static void identify(struct request *r)
@@ -391,6 +432,7 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 		r->pub.path = url;
 		r->pub.method = method;
 		identify(r);
+		check_limits(r);
 		r->pub.upload = r->h->is_upload && r->h->is_upload(method, url);
 		if (r->pub.upload) {
 			hand_over(r);
@@ -429,9 +471,11 @@ int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, stru
 	mv_random(&h->id_base, sizeof h->id_base);
 	h->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_access, h,
 				  MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-				  (unsigned)HTTP_MAX_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
-				  (unsigned)HTTP_IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
-				  MHD_OPTION_URI_LOG_CALLBACK, on_uri, h, MHD_OPTION_END);
+				  (unsigned)(HTTP_MAX_CONNECTIONS + HTTP_SPARE_CONNECTIONS),
+				  MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+				  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)HTTP_IDLE_SECONDS,
+				  MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_URI_LOG_CALLBACK,
+				  on_uri, h, MHD_OPTION_END);
 	int r = h->mhd ? 0 : mv_fail(err, EIO, "http: libmicrohttpd refused to start");
 	if (!r && mv_timer_init(l, &h->timer, on_timer, h))
 		r = mv_fail(err, EMFILE, "http: no timer");

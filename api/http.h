@@ -7,7 +7,9 @@
 // and does not time out. A client that went away is noticed at the reply; nothing special
 // is to be done for it. A body of an upload route is not collected but flows through a pipe, and
 // an answer may come from one. Limits: body 1 MiB (not of an upload), HTTP_MAX_CONNECTIONS,
-// HTTP_IDLE_SECONDS.
+// HTTP_IDLE_SECONDS, HTTP_MAX_URI, HTTP_MAX_FIELDS. What is beyond one is the handler's to refuse
+// (http_req.refusal, body_too_large), so that it is told in its words; what does not fit into the library's
+// 32 KiB, or is no HTTP, is refused by that.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -19,6 +21,9 @@
 
 #define HTTP_MAX_BODY (1024u * 1024)
 #define HTTP_MAX_CONNECTIONS 1000
+#define HTTP_SPARE_CONNECTIONS 64 // to tell those who come then; the next ones wait to be accepted
+#define HTTP_MAX_URI 4096         // bytes, query included
+#define HTTP_MAX_FIELDS 8192      // bytes of names and values of header fields
 #define HTTP_IDLE_SECONDS 30
 #define HTTP_MAX_HEADERS 4
 #define HTTP_REQUEST_ID "X-Request-Id" // 1 to 64 of A-Z a-z 0-9 . _ : = + / -
@@ -29,10 +34,13 @@ struct http_header {
 	char name[32], value[96];
 };
 
+enum http_refusal { HTTP_FINE, HTTP_FULL, HTTP_URI_TOO_LONG, HTTP_FIELDS_TOO_LARGE };
+
 struct http_req {                  // valid until http_reply()
 	const char *method, *path; // path: without the query, percent-decoded
 	const char *body;          // not NUL-terminated
 	size_t body_len;
+	enum http_refusal refusal;
 	bool body_too_large;  // the body was thrown away
 	bool upload;          // of an upload route: the body is still to come
 	uint64_t received_ns; // CLOCK_MONOTONIC when its first line was there

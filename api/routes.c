@@ -201,10 +201,11 @@ void reply_json(struct http_req *r, unsigned status, js *body) { reply_text(r, s
 
 static void reply_error(struct http_req *r, const struct api_err *err, const char *allow)
 {
+	static struct mv_ratelimit refusals; // one takes a client nothing but a connection
 	unsigned status = api_code_info(err->code)->status;
 	js *o = js_object();
 	js_put(o, "error", err_json(err));
-	if (status >= 500) {
+	if (status >= 500 && (!r->refusal || mv_ratelimit_ok(&refusals, 5))) {
 		struct mv_log_tag before = mv_log_set_tag(r->id); // also from timers and the like
 		mv_log(MV_WARN, "%s %s: %u %s: %s", r->method, r->path, status,
 		       api_code_info(err->code)->name, err->msg);
@@ -285,10 +286,34 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 	reply_err(r, &err);
 }
 
+static bool refused(struct http_req *r)
+{
+	struct api_err err;
+	switch (r->refusal) {
+	case HTTP_FULL:
+		api_fail(&err, API_LIMIT_REACHED, "%d connections are open; close some, or try again later",
+			 HTTP_MAX_CONNECTIONS);
+		break;
+	case HTTP_URI_TOO_LONG:
+		api_fail(&err, API_URI_TOO_LONG, "the path and its query are longer than %d bytes",
+			 HTTP_MAX_URI);
+		break;
+	case HTTP_FIELDS_TOO_LARGE:
+		api_fail(&err, API_FIELDS_TOO_LARGE, "the header fields are larger than %d bytes",
+			 HTTP_MAX_FIELDS);
+		break;
+	case HTTP_FINE: return false;
+	}
+	reply_err(r, &err);
+	return true;
+}
+
 void api_dispatch(void *arg, struct http_req *r)
 {
 	char name[ROUTE_NAME_LEN] = "", allow[64] = "";
 	r->tag = api_n_routes; // of none
+	if (refused(r))
+		return;
 	for (unsigned i = 0; i < api_n_routes; i++) {
 		const struct route *t = &api_routes[i];
 		if (!route_match(t->pattern, r->path, name))

@@ -3,13 +3,16 @@
 versions, pages, limits of connections and headers."""
 import json
 import os
+import random
 import re
+import resource
 import signal
 import socket
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
-from thawlib import GUEST, Daemon, Reply, UnixConnection, main, need_kvm, wait_until
+from thawlib import GUEST, Daemon, Reply, Skip, UnixConnection, main, need_kvm, wait_until
 
 ID = "X-Request-Id"
 
@@ -394,6 +397,106 @@ def test_pages_that_are_none():
                 r = d.get(f"/v1/{what}?{query}")
                 assert r.status == 400 and r.code == "invalid_value", (what, query, r)
             assert d.get(f"/v1/{what}?before=a").code == "unknown_field"
+
+
+# --- limits -----------------------------------------------------------------------------------
+def open_files(n):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < n:
+        raise Skip(f"at most {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, n), hard))
+
+
+def connect(d, data=b""):
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(60)
+    s.connect(d.socket)
+    s.sendall(data)
+    return s
+
+
+def connections(client):
+    return json.loads(client.ask("GET", "/v1/info").body)["connections"]
+
+
+def test_too_many_connections():
+    """The next one is told so, those that are there go on, and when one goes there is room."""
+    open_files(2000)
+    with Daemon(["--spares", "0"]) as d, UnixClient(d) as good:
+        idle = [connect(d) for _ in range(1000 - connections(good))]
+        wait_until("all are there", lambda: connections(good) == 1000)
+        for _ in range(3):
+            r = d.get("/v1/vms")
+            assert (r.status, r.code, r.headers["Connection"]) == (503, "limit_reached", "close"), r
+            assert d.request("PUT", "/v1/snapshots/s/import", b"x").code == "limit_reached"
+        assert good.ask("GET", "/v1/vms").status == 200
+        idle.pop().close()
+        wait_until("there is room", lambda: connections(good) == 999)
+        assert d.get("/v1/vms").status == 200
+        # Some say nothing then: who comes later waits, and is served.
+        idle += [connect(d) for _ in range(1 + 64)]
+        wait_until("all are there", lambda: connections(good) == 1064)
+        with ThreadPoolExecutor(1) as pool:
+            later = pool.submit(d.get, "/v1/vms")
+            assert good.ask("GET", "/v1/vms").status == 200
+            for s in idle:
+                s.close()
+            assert later.result(30).status in (200, 503)
+        wait_until("they are gone", lambda: connections(good) == 1)
+        assert d.get("/v1/vms").status == 200
+
+
+def test_lines_and_fields_that_are_too_long():
+    with Daemon() as d:
+        path = "/v1/vms?after="
+        assert d.get(path + "x" * (4096 - len(path))).code == "invalid_value"
+        for n in (4097, 8000, 16000):
+            r = d.get("/v1/vms?after=" + "x" * (n - len(path)))
+            assert (r.status, r.code) == (414, "uri_too_long"), (n, r)
+        for n, status in ((7000, 200), (8193, 431), (16000, 431)):
+            r = d.request("GET", "/v1/vms", headers={"X": "x" * n})
+            assert r.status == status and r.code == (None if status == 200 else "fields_too_large"), (n, r)
+        r = d.request("GET", "/v1/vms", headers={f"X-{i}": "x" * 80 for i in range(100)})
+        assert r.code == "fields_too_large", r
+        for data, status in ((b"GET /" + b"x" * 100000 + b" HTTP/1.1\r\n\r\n", (413, 414, 431)),
+                             (b"GET / HTTP/1.1\r\nX: " + b"x" * 100000 + b"\r\n\r\n", (413, 431))):
+            s = socket.socket(socket.AF_UNIX)  # the library's own answers
+            s.settimeout(60)
+            s.connect(d.socket)
+            try:
+                s.sendall(data)
+            except BrokenPipeError:
+                pass
+            assert int(s.recv(100).split()[1]) in status
+            s.close()
+        assert d.get("/v1/info").status == 200
+
+
+def test_bad_clients_slow_nobody():
+    """Hundreds that say nothing, half a header or nonsense. The bound is coarse: a stall would be seconds."""
+    open_files(2000)
+    noise = random.Random(1)
+    with Daemon(["--spares", "0"]) as d, UnixClient(d) as good:
+        half = b"POST /v1/vms HTTP/1.1\r\nHost: x\r\nContent-Le"
+        bad = [connect(d, data) for _ in range(100) for data in (
+            b"", half, b"POST /v1/gc HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+            b"\x16\x03\x01" + noise.randbytes(60), noise.randbytes(60) + b"\r\n\r\n")]
+        times = []
+        for i in range(500):
+            if i % 5 == 0:  # they go on: a byte of a header, more nonsense, another one
+                bad[i].send(half[:1])
+                bad[(i + 3) % 500].close()
+                bad[(i + 3) % 500] = connect(d, noise.randbytes(20) + b"\n")
+            t = time.monotonic()
+            assert good.ask("GET", "/v1/info").status == 200
+            times.append(time.monotonic() - t)
+        times.sort()
+        print(f"# p50 {times[250] * 1e6:.0f} us, p99 {times[495] * 1e6:.0f} us")
+        assert times[495] < 0.25, times[-10:]
+        for s in bad:
+            s.close()
+        wait_until("they are gone", lambda: connections(good) == 1)
+        assert len(os.listdir(f"/proc/{d.process.pid}/fd")) < 60
 
 
 if __name__ == "__main__":
