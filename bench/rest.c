@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bench/api_load.h"
 #include "bench/daemon.h"
 #include "microvm/base/util.h"
 
@@ -128,6 +129,7 @@ int bench_rest(const struct bench_env *env, struct bench_results *res)
 	r = r ? r : cold_clones(env, &d, res);
 	r = r ? r : lz4_clones(env, &d, res);
 	r = r ? r : overhead(env, &d, res);
+	r = r ? r : bench_api_load(env, &d, res);
 	daemon_stop(&d);
 	return r;
 }

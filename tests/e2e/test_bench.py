@@ -12,7 +12,7 @@ from thawlib import B, BIN, GUEST, SANITIZED, main, need_kvm
 NAMES = {"floor_cold_restore": "us", "floor_pooled_restore": "us", "boot_monitor_share": "us",
          "clone_cold_inproc": "us", "clone_cold_total": "us", "clone_cold_over_floor": "ratio",
          "snapshot_live_pause": "us", "teardown": "us", "clone_prepared_total": "us", "clone_prepared_inproc": "us",
-         "clone_burst_1000": "us", "clone_rate_sustained": "1/s", "clone_prepared_total_at_1000": "us", "fork_live_pause": "us", "api_overhead": "us", "idle_clone_all_in": "bytes",
+         "clone_burst_1000": "us", "clone_rate_sustained": "1/s", "clone_prepared_total_at_1000": "us", "fork_live_pause": "us", "api_overhead": "us", "api_overhead_64": "us", "api_rate_core": "1/s", "idle_clone_all_in": "bytes",
          "idle_vm_floor": "bytes", "idle_clone_over_floor": "bytes",
          "fill_first_clone": "us", "fill_floor": "us", "ready_lazy": "us", "ready_ws": "us",
          "memory_touch_floor": "us", "memory_touch_first": "us", "memory_restore": "us", "memory_clone": "MiB",
