@@ -306,6 +306,7 @@ def test_if_match():
             assert r.status == 204, (right, r)
             assert if_match(d, "DELETE", "/v1/vms/a", v).code == "precondition_failed"  # it let one through
         assert if_match(d, "POST", "/v1/vms/a/start", "*").status == 200
+        wait_until("nothing more happens by itself", lambda: "first_io" in d.vm("a")["timing_us"])
         for method, path in (("POST", "/v1/vms"), ("GET", "/v1/info"), ("POST", "/v1/gc"), ("GET", "/v1/vms/a")):
             assert if_match(d, method, path, "*").code == "precondition_failed", path
         assert if_match(d, "DELETE", "/v1/vms/b", "*").code == "vm_not_found"
