@@ -7,6 +7,10 @@
 //
 // The tap is in a network namespace of this part's thread. Frames to it are for somebody else, so the
 // host drops them at once; frames from it wait in its queue before the turn begins.
+//
+// Several pairs (net_mq_*): two queues of one tap, from two threads, against the two pairs of a device, of
+// which this thread serves the first. Each thread's rate is by its own CPU time, and they are added: what
+// there would be with a CPU for each.
 #include "bench/bench.h"
 
 #include <arpa/inet.h>
@@ -31,7 +35,7 @@
 #include "devices/vsock.h"
 #include "microvm/base/util.h"
 
-enum { RX, TX, EVENT, N_QUEUES, QUEUE_SIZE = 256, MEM_MIB = 64, VNET = 10 };
+enum { RX, TX, EVENT, N_QUEUES, RX2 = 2, TX2, CTRL2, MAX_QUEUES, QUEUE_SIZE = 256, MEM_MIB = 64, VNET = 10 };
 enum { MSS = 1448, TCP_HEADERS = 54, LARGE = TCP_HEADERS + 44 * MSS, PAYLOAD = 65536 };
 enum { RING_BYTES = 8192, HEADER_SLOT = 256 };
 enum { CID = 3, PORT = 1000, GUEST_PORT = 77, CREDIT = 1 << 20, BUFFER = 4096 };
@@ -63,10 +67,10 @@ struct bench_net {
 	struct gmem mem;
 	struct mv_loop loop;
 	struct vio_dev *d;
-	struct queue q[N_QUEUES];
+	struct queue q[MAX_QUEUES];
 	uint64_t data_gpa; // of frames to send; receive buffers follow
 	uint8_t *data;
-	int tap, packet_fd, host_fd;
+	int tap, tap2, packet_fd, host_fd;
 	uint32_t fwd_cnt; // vsock: bytes that the driver has taken
 	int result;
 };
@@ -78,7 +82,7 @@ static void set(struct vio_dev *d, uint64_t reg, uint64_t value)
 	vio_mmio_write(d, reg, &low, sizeof low);
 }
 
-static void start_driver(struct bench_net *b, uint64_t features)
+static void start_driver(struct bench_net *b, uint64_t features, unsigned n_queues)
 {
 	set(b->d, 0x70, VIO_ACKNOWLEDGE | VIO_DRIVER);
 	for (uint32_t half = 0; half < 2; half++) {
@@ -86,7 +90,7 @@ static void start_driver(struct bench_net *b, uint64_t features)
 		set(b->d, 0x20, features >> 32 * half);
 	}
 	set(b->d, 0x70, VIO_ACKNOWLEDGE | VIO_DRIVER | VIO_FEATURES_OK);
-	for (uint32_t i = 0; i < N_QUEUES; i++) {
+	for (uint32_t i = 0; i < n_queues; i++) {
 		struct queue *q = &b->q[i];
 		uint8_t *p = gmem_ptr(&b->mem, gpa(q->gpa = i * 3 * RING_BYTES), 3 * RING_BYTES);
 		memset(p, 0, 3 * RING_BYTES);
@@ -320,8 +324,162 @@ static void *net_thread(void *arg)
 	b->result = set_up(b);
 	b->result = b->result ? b->result : open_tap(b);
 	if (!b->result) {
-		start_driver(b, NET_FEATURES);
+		start_driver(b, NET_FEATURES, N_QUEUES);
 		b->result = run_net(b);
+	}
+	tear_down(b);
+	return NULL;
+}
+
+// --- several pairs --------------------------------------------------------------------------
+enum { MQ_FRAME = 1500 };
+
+static int open_two(struct bench_net *b)
+{
+	struct ifreq ifr = { .ifr_name = "bench%d",
+			     .ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE };
+	const struct vio_net_options o = { .name = "bench",
+					   .mac = (const uint8_t[]){ 2, 0, 0, 0, 0, 1 },
+					   .kind = VIO_NET_TAP,
+					   .n_pairs = 2 };
+	MV_FD first = open("/dev/net/tun", O_RDWR | O_CLOEXEC),
+	      second = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+	MV_FD s = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	if (ioctl(first, TUNSETIFF, &ifr) || ioctl(second, TUNSETIFF, &ifr)) // of the name that the first got
+		return -errno;
+	b->tap = first; // the device's
+	b->tap2 = second;
+	int fds[] = { MV_TAKE_FD(first), MV_TAKE_FD(second) };
+	int r = vio_net_new_with(&b->mem, &b->loop, &o, fds, &b->d, NULL);
+	ifr.ifr_flags = IFF_UP;
+	return r ? r : s < 0 || ioctl(s, SIOCSIFFLAGS, &ifr) ? -errno : 0;
+}
+
+static void use_two(struct bench_net *b)
+{
+	enum { CLASS_MQ = 4, ANSWER_AT = 64 };
+	memcpy(b->data, (uint8_t[]){ CLASS_MQ, 0, 2, 0 }, 4);
+	struct queue *q = &b->q[CTRL2];
+	q->desc[1] = (struct vq_desc){ le64_make(b->data_gpa + ANSWER_AT), le32_make(1),
+				       le16_make(VQ_DESC_WRITE), le16_make(0) };
+	b->data[ANSWER_AT] = 1;
+	add(q, b->data_gpa, 4, VQ_DESC_NEXT);
+	q->desc[0].next = le16_make(1);
+	vio_notify(b->d, CTRL2);
+	b->result = b->data[ANSWER_AT] ? -EPROTO : 0;
+}
+
+struct writer {
+	struct iovec iov;
+	int fd, result;
+	double rate;
+};
+
+static void *write_frames(void *arg)
+{
+	struct writer *w = arg;
+	uint64_t start = cpu_ns(), n = 0;
+	for (; cpu_ns() - start < TURN_NS; n += QUEUE_SIZE)
+		for (unsigned i = 0; i < QUEUE_SIZE; i++)
+			if (writev(w->fd, &w->iov, 1) < 0)
+				w->result = -errno;
+	w->rate = rate(n, start);
+	return NULL;
+}
+
+static double pairs_floor(struct bench_net *b, unsigned pairs)
+{
+	const struct iovec iov = { b->data, NET_HEADER_BYTES + MQ_FRAME };
+	struct writer w[2] = { { iov, b->tap, 0, 0 }, { iov, b->tap2, 0, 0 } };
+	pthread_t thread;
+	int r = pairs == 2 ? pthread_create(&thread, NULL, write_frames, &w[1]) : 0;
+	write_frames(&w[0]);
+	if (pairs == 2 && !r)
+		pthread_join(thread, NULL);
+	b->result = r ? -r : w[0].result ? w[0].result : w[1].result;
+	return w[0].rate + w[1].rate;
+}
+
+// The descriptors are always the same, so a guest's work is not measured with it. How many were sent.
+static unsigned refill(struct bench_net *b, unsigned index)
+{
+	struct queue *q = &b->q[index];
+	uint16_t n = (uint16_t)(__atomic_load_n(&q->used->idx.raw, __ATOMIC_ACQUIRE) - q->seen);
+	q->seen = (uint16_t)(q->seen + n);
+	q->added = (uint16_t)(q->seen + QUEUE_SIZE);
+	__atomic_store_n(&q->avail->idx.raw, le16_make(q->added).raw, __ATOMIC_RELEASE);
+	vio_notify(b->d, index);
+	return n;
+}
+
+static uint64_t second_ns(const struct bench_net *b)
+{
+	struct timespec t;
+	clockid_t clock;
+	pthread_getcpuclockid(MV_CONTAINER(b->d, struct vio_net, dev)->pair[1].own.thread, &clock);
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static double pairs_device(struct bench_net *b, unsigned pairs)
+{
+	const uint64_t start = cpu_ns(), start2 = second_ns(b), clock = mv_now_ns();
+	uint64_t n = 0, n2 = 0;
+	while (cpu_ns() - start < TURN_NS || (pairs == 2 && second_ns(b) - start2 < TURN_NS)) {
+		n2 += pairs == 2 ? refill(b, TX2) : 0;
+		n += refill(b, TX);
+		if (mv_now_ns() - clock > 2000000000u) { // it stands still
+			b->result = -ETIME;
+			return 0;
+		}
+	}
+	return rate(n, start) + (pairs == 2 ? (double)n2 * 1e9 / (double)(second_ns(b) - start2) : 0);
+}
+
+static int run_pairs(struct bench_net *b)
+{
+	static const char *const names[] = { "net_mq_floor", "net_mq_dev", "net_mq_ratio" },
+				 *const what[] = { "writev to queues of one tap alone, a thread for each",
+						   "through the device, a pair of queues for each",
+						   "device / floor" },
+				 *const labels[] = { "{\"pairs\": 1}", "{\"pairs\": 2}" };
+	for (unsigned q = TX; q <= TX2; q += TX2 - TX)
+		for (unsigned i = 0; i < QUEUE_SIZE; i++) {
+			b->q[q].desc[i] = (struct vq_desc){ le64_make(b->data_gpa),
+							    le32_make(NET_HEADER_BYTES + MQ_FRAME),
+							    le16_make(0), le16_make(0) };
+			b->q[q].avail->ring[i] = le16_make((uint16_t)i);
+		}
+	use_two(b);
+	make_frame(b->data, NET_HEADER_BYTES, MQ_FRAME);
+	for (int i = -2; !b->result && i < b->env->samples / 4; i++) {
+		double floor[2], dev[2];
+		for (unsigned k = 0; k < 2 && !b->result; k++) {
+			floor[k] = pairs_floor(b, k + 1);
+			dev[k] = pairs_device(b, k + 1);
+		}
+		for (unsigned k = 0; i >= 0 && k < 2 && !b->result; k++)
+			compare(b, names, what, "/s", labels[k], floor[k], dev[k]);
+		if (i < 0 || b->result)
+			continue;
+		bench_add(bench_labelled(b->res, "net_mq_gain_floor", "", NULL, "bare: two threads / one"),
+			  floor[1] / floor[0]);
+		bench_add(bench_labelled(b->res, "net_mq_gain_dev", "", NULL, "two pairs / one"),
+			  dev[1] / dev[0]);
+	}
+	return b->result;
+}
+
+static void *pairs_thread(void *arg)
+{
+	struct bench_net *b = arg;
+	if (unshare(CLONE_NEWNET)) // net_thread() has said so
+		return NULL;
+	b->result = set_up(b);
+	b->result = b->result ? b->result : open_two(b);
+	if (!b->result) {
+		start_driver(b, NET_FEATURES | NET_F_CTRL_VQ | NET_F_MQ, MAX_QUEUES);
+		b->result = run_pairs(b);
 	}
 	tear_down(b);
 	return NULL;
@@ -383,7 +541,7 @@ static int connect_stream(struct bench_net *b)
 		r = -errno;
 	if (r)
 		return r;
-	start_driver(b, VIO_FEATURES | 1);
+	start_driver(b, VIO_FEATURES | 1, N_QUEUES);
 	give_buffers(b, BUFFER);
 	packet(b, OP_REQUEST, 0);
 	unlink(a.sun_path);
@@ -525,12 +683,16 @@ static int run_vsock(struct bench_net *b)
 int bench_net(const struct bench_env *env, struct bench_results *res)
 {
 	struct bench_net net = { .env = env, .res = res, .tap = -1, .packet_fd = -1, .host_fd = -1 },
-			 vsock = net;
+			 pairs = net, vsock = net;
 	pthread_t thread;
 	int r = pthread_create(&thread, NULL, net_thread, &net);
 	if (r)
 		return -r;
 	pthread_join(thread, NULL);
+	if ((r = pthread_create(&thread, NULL, pairs_thread, &pairs)))
+		return -r;
+	pthread_join(thread, NULL);
 	r = run_vsock(&vsock);
+	r = pairs.result ? pairs.result : r;
 	return net.result ? net.result : r;
 }

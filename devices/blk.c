@@ -3,7 +3,6 @@
 // A completed write is in the page cache; FLUSH makes it durable.
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -27,10 +26,8 @@ static void blk_exclude(struct vio_dev *d, bool on)
 {
 	struct vio_blk *b = blk_of(d);
 	for (unsigned i = 0; i < d->n_queues && b->queue[i]; i++)
-		if (b->queue[i]->has_thread && on)
-			mv_loop_lock(&b->queue[i]->loop);
-		else if (b->queue[i]->has_thread)
-			mv_loop_unlock(&b->queue[i]->loop);
+		if (b->queue[i]->own.running)
+			(on ? mv_loop_lock : mv_loop_unlock)(&b->queue[i]->own.loop);
 }
 
 static void on_again(void *arg)
@@ -45,15 +42,15 @@ static void blk_quiesce(struct vio_dev *d)
 	struct vio_blk *b = blk_of(d);
 	for (unsigned i = 0; i < d->n_queues && b->queue[i]; i++) {
 		struct blk_queue *q = b->queue[i];
-		if (!q->has_thread) {
+		if (!q->own.running) {
 			while (q->n_inflight)
 				mv_ring_wait(q->ring);
 			continue;
 		}
-		mv_loop_lock(&q->loop);
+		mv_loop_lock(&q->own.loop);
 		while (q->n_inflight)
-			pthread_cond_wait(&q->idle, &q->loop.lock);
-		mv_loop_unlock(&q->loop);
+			pthread_cond_wait(&q->idle, &q->own.loop.lock);
+		mv_loop_unlock(&q->own.loop);
 	}
 }
 
@@ -105,15 +102,12 @@ static int blk_check_state(const struct vio_dev *d, const void *loaded, struct m
 // Nothing in flight, or never used.
 static void free_queue(struct blk_queue *q)
 {
-	if (q->has_thread) {
-		mv_loop_stop(&q->loop);
-		pthread_join(q->thread, NULL);
-	}
+	vio_thread_stop(&q->own);
 	mv_timer_fini(&q->again);
 	mv_watch_del(&q->blk->dev.kick[q->index].watch);
 	if (q->ring != q->blk->ring) {
 		mv_ring_free(q->ring);
-		mv_loop_fini(&q->loop);
+		mv_loop_fini(&q->own.loop);
 	}
 	free(q->bounce);
 	free(q);
@@ -130,39 +124,21 @@ static void blk_free(struct vio_dev *d)
 	free(b);
 }
 
-static void *queue_main(void *arg)
-{
-	struct blk_queue *q = arg;
-	pthread_setname_np(pthread_self(), "blk-queue");
-	int r = mv_loop_run(&q->loop);
-	if (r)
-		mv_log(MV_ERROR, "%s: queue %u: event loop: %s", q->blk->dev.name, q->index, strerror(-r));
-	return NULL;
-}
-
 // A loop, ring and thread of its own.
 static int start_thread(struct blk_queue *q, struct mv_err *err)
 {
-	sigset_t all, old;
 	struct vio_dev *d = &q->blk->dev;
-	int r = mv_loop_init(&q->loop);
+	struct mv_loop *loop = &q->own.loop;
+	int r = mv_loop_init(loop);
 	if (r)
 		return mv_fail(err, -r, "event loop: %s", strerror(-r));
 	q->ring = NULL;
-	if ((r = mv_ring_new(&q->loop, BLK_N_REQUESTS, false, &q->ring, err)))
+	if ((r = mv_ring_new(loop, BLK_N_REQUESTS, false, &q->ring, err)))
 		return r;
 	pthread_cond_init(&q->idle, NULL);
-	if ((r = vio_move_queue(d, q->index, &q->loop)))
+	if ((r = vio_move_queue(d, q->index, loop)))
 		return mv_fail(err, -r, "%s: queue %u: %s", d->name, q->index, strerror(-r));
-	sigfillset(&all); // signals are for the others
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&q->thread, NULL, queue_main, q);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (r)
-		return mv_fail(err, r, "%s: cannot start a thread: %s; raise the limit of pids", d->name,
-			       strerror(r));
-	q->has_thread = true;
-	return 0;
+	return vio_thread_start(&q->own, d, "blk-queue", err);
 }
 
 static int new_queue(struct vio_blk *b, unsigned index, struct mv_err *err)
@@ -323,7 +299,7 @@ int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv
 	for (unsigned i = 0; !r && limited && i < d->n_queues; i++) {
 		struct blk_queue *q = b->queue[i];
 		if (!q->again.watch.loop)
-			r = mv_timer_init(q->has_thread ? &q->loop : d->loop, &q->again, on_again, q);
+			r = mv_timer_init(q->own.running ? &q->own.loop : d->loop, &q->again, on_again, q);
 	}
 	if (!r)
 		mv_rate_set(&b->rate, rate, mv_now_ns());

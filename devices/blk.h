@@ -9,6 +9,7 @@
 #pragma once
 #include "devices/devices.h"
 #include "devices/disk.h"
+#include "devices/thread.h"
 #include "microvm/base/loop.h"
 #include "microvm/base/token_bucket.h"
 
@@ -82,10 +83,8 @@ struct blk_queue {
 	unsigned index;
 	struct mv_ring *ring;
 	// of the queue's own; without them it is served by the VM's loop, and ring is the VM's
-	bool has_thread;
-	pthread_t thread;
-	struct mv_loop loop;
-	pthread_cond_t idle; // with loop.lock: n_inflight is 0
+	struct vio_thread own;
+	pthread_cond_t idle; // with own.loop.lock: n_inflight is 0
 	bool starved;        // buffers left in the queue for want of a request
 	bool throttled;      // until `again` fires
 	struct mv_timer again;

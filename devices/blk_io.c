@@ -74,7 +74,7 @@ static void end_bouncing(struct blk_queue *q)
 static void end_request(struct blk_req *r, uint8_t status)
 {
 	struct blk_queue *q = r->q;
-	if (!--q->n_inflight && q->has_thread)
+	if (!--q->n_inflight && q->own.running)
 		pthread_cond_broadcast(&q->idle);
 	if (q->bouncing == r)
 		end_bouncing(q);
@@ -102,7 +102,7 @@ static void flush(struct blk_req *r)
 		end_request(r, S_OK);
 		return;
 	}
-	if (!r->q->has_thread) {
+	if (!r->q->own.running) {
 		disk_flush(disk, &r->wait);
 		return;
 	}

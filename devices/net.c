@@ -85,27 +85,58 @@ int net_apply_offloads(struct vio_net *n)
 	return b->ops->offload ? b->ops->offload(b, guest) : 0;
 }
 
-static unsigned pairs_in_use(const struct vio_net *n) { return n->state.pairs ? n->state.pairs : 1; }
+// Also for a state that says otherwise: without NET_F_MQ the second pair's place is the control queue's.
+static unsigned pairs_in_use(const struct vio_net *n)
+{
+	return n->dev.s.features_acked & NET_F_MQ && n->state.pairs ? n->state.pairs : 1;
+}
+
+static void net_exclude(struct vio_dev *d, bool on)
+{
+	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	for (unsigned i = 1; i < n->n_pairs; i++)
+		(on ? mv_loop_lock : mv_loop_unlock)(n->pair[i].loop);
+}
+
+// By which loop its queues are served. Excluded.
+static int place(struct net_pair *p, struct mv_loop *loop)
+{
+	int r = vio_move_queue(&p->n->dev, p->rx, loop);
+	return r ? r : vio_move_queue(&p->n->dev, p->tx, loop);
+}
+
+// Excluded.
+static int use_pair(struct net_pair *p, bool on)
+{
+	struct vio_net *n = p->n;
+	int r = p->b->ops->enable ? p->b->ops->enable(p->b, on) : 0;
+	r = r ? r : place(p, on ? p->loop : n->dev.loop);
+	if (!r && !on)
+		net_pair_put_back(p);
+	else if (!r && p->index >= pairs_in_use(n)) // a new one: its frames are not lost until then
+		vio_again(&n->dev, p->rx);
+	return r;
+}
 
 int net_use_pairs(struct vio_net *n, unsigned pairs)
 {
-	for (unsigned i = 0; i < n->n_pairs; i++) {
-		struct net_pair *p = &n->pair[i];
-		int r = p->b->ops->enable ? p->b->ops->enable(p->b, i < pairs) : 0;
-		if (r)
-			return r;
-		if (i >= pairs)
-			net_pair_put_back(p);
-		else if (i >= pairs_in_use(n)) // a new one: its frames are not lost until then
-			vio_again(&n->dev, p->rx);
-	}
-	n->state.pairs = pairs;
-	return 0;
+	struct mv_err err = { 0 };
+	int r = 0;
+	for (unsigned i = 1; !r && i < pairs; i++)
+		if ((r = vio_thread_start(&n->pair[i].own, &n->dev, "net-queue", &err)))
+			mv_log_limited(MV_ERROR, "%s", err.msg);
+	net_exclude(&n->dev, true);
+	for (unsigned i = 0; !r && i < n->n_pairs; i++)
+		r = use_pair(&n->pair[i], i < pairs);
+	if (!r)
+		n->state.pairs = pairs;
+	net_exclude(&n->dev, false);
+	return r;
 }
 
 bool net_queue_live(const struct net_pair *p, unsigned q)
 {
-	return p->rx / QUEUES_OF_PAIR < pairs_in_use(p->n) && vio_live(&p->n->dev, q);
+	return p->index < pairs_in_use(p->n) && vio_live(&p->n->dev, q);
 }
 
 static void on_readable(void *arg)
@@ -147,7 +178,8 @@ static unsigned ctrl_queue(const struct vio_net *n)
 static void net_kick(struct vio_dev *d, unsigned q)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	update_link(n);
+	if (q < QUEUES_OF_PAIR)
+		update_link(n);
 	if (q == ctrl_queue(n)) {
 		if (d->s.features_acked & NET_F_CTRL_VQ)
 			net_ctrl_run(n, q);
@@ -167,15 +199,20 @@ static void net_activate(struct vio_dev *d)
 	if (net_apply_offloads(n))
 		vio_needs_reset(d, "the tap refuses these offloads");
 	else if (net_use_pairs(n, pairs_in_use(n)))
-		vio_needs_reset(d, "the tap refuses this number of queues");
+		vio_needs_reset(d, "its pairs of queues can't be used");
 }
 
 static void net_reset(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	for (unsigned i = 0; i < n->n_pairs; i++)
+	net_exclude(d, true);
+	d->s.status &= ~(uint32_t)VIO_DRIVER_OK; // no pair goes on with what is forgotten here
+	for (unsigned i = 0; i < n->n_pairs; i++) {
 		net_pair_forget(&n->pair[i]);
+		place(&n->pair[i], d->loop); // failed: tried again by net_activate()
+	}
 	n->state = (struct net_state){ .link_down = n->state.link_down };
+	net_exclude(d, false);
 	n->announce = false;
 	memcpy(n->config.mac, n->mac, NET_MAC_BYTES);
 	net_update_status(n);
@@ -185,8 +222,10 @@ static void net_reset(struct vio_dev *d)
 static void net_quiesce(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	net_exclude(d, true);
 	for (unsigned i = 0; i < n->n_pairs; i++)
 		net_pair_put_back(&n->pair[i]);
+	net_exclude(d, false);
 }
 
 static int net_check_state(const struct vio_dev *d, const void *loaded, struct mv_err *err)
@@ -217,19 +256,25 @@ static void net_restored(struct vio_dev *d)
 
 static void free_pairs(struct vio_net *n)
 {
-	for (unsigned i = 0; n->pair && i < n->n_pairs; i++)
-		if (n->pair[i].b)
-			n->pair[i].b->ops->free(n->pair[i].b);
+	for (unsigned i = 0; n->pair && i < n->n_pairs; i++) {
+		struct net_pair *p = &n->pair[i];
+		if (p->b)
+			p->b->ops->free(p->b);
+		if (p->loop == &p->own.loop)
+			mv_loop_fini(p->loop);
+	}
 	free(MV_TAKE(n->pair));
 }
 
 static void net_free(struct vio_dev *d)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
+	for (unsigned i = 0; i < n->n_pairs; i++)
+		vio_thread_stop(&n->pair[i].own);
 	mv_timer_fini(&n->limit[NET_RX].timer);
 	mv_timer_fini(&n->limit[NET_TX].timer);
-	free_pairs(n);
 	vio_dev_fini(d);
+	free_pairs(n);
 	free(n);
 }
 
@@ -243,22 +288,30 @@ static const struct vio_ops net_ops = {
 	.activate = net_activate,
 	.reset = net_reset,
 	.quiesce = net_quiesce,
+	.exclude = net_exclude,
 	.kick = net_kick,
 	.check_state = net_check_state,
 	.restored = net_restored,
 	.free = net_free,
 };
 
-static int new_pair(struct vio_net *n, struct mv_loop *loop, const char *label, unsigned i,
-		    enum vio_net_backend kind, int fd, struct mv_err *err)
+static int new_pair(struct vio_net *n, struct mv_loop *vm_loop, const char *label, unsigned i,
+		    enum vio_net_backend kind, int net_fd, struct mv_err *err)
 {
+	MV_FD fd = net_fd;
 	struct net_pair *p = &n->pair[i];
+	int r = i ? mv_loop_init(&p->own.loop) : 0;
+	if (r)
+		return mv_fail(err, -r, "event loop: %s", strerror(-r));
+	p->loop = i ? &p->own.loop : vm_loop;
 	const struct net_events events = { on_readable, on_writable, on_down, p };
 	p->n = n;
+	p->index = i;
 	p->rx = i * QUEUES_OF_PAIR;
 	p->tx = p->rx + 1;
 	p->readable = p->writable = true;
-	return (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(loop, label, fd, &events, &p->b, err);
+	return (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(p->loop, label, MV_TAKE_FD(fd), &events,
+								    &p->b, err);
 }
 
 static int make(struct vio_net *n, struct gmem *mem, struct mv_loop *loop, const struct vio_net_options *o,
@@ -267,6 +320,10 @@ static int make(struct vio_net *n, struct gmem *mem, struct mv_loop *loop, const
 	char label[VIO_NAME_BYTES];
 	snprintf(label, sizeof label, "network %s", o->name);
 	n->n_pairs = o->n_pairs ? o->n_pairs : 1;
+	for (unsigned direction = NET_RX; direction <= NET_TX; direction++) {
+		n->limit[direction].n = n;
+		pthread_mutex_init(&n->limit[direction].lock, NULL);
+	}
 	n->pair = calloc(n->n_pairs, sizeof *n->pair);
 	if (!n->pair)
 		return mv_fail(err, ENOMEM, "out of memory");
@@ -336,49 +393,12 @@ int vio_net_claim(struct vio_dev *d, const uint8_t mac[NET_MAC_BYTES], int *fds,
 	int r = 0;
 	memcpy(n->config.mac, mac, NET_MAC_BYTES);
 	memcpy(n->mac, mac, NET_MAC_BYTES);
+	net_exclude(d, true);
 	for (unsigned i = 0; !r && i < n->n_pairs; i++)
 		if (fds[i] >= 0)
 			r = attach(n, n->pair[i].b, MV_TAKE_FD(fds[i]), err);
+	net_exclude(d, false);
 	return r;
-}
-
-static void on_limit(void *arg)
-{
-	struct net_limit *l = arg;
-	struct vio_net *n = l->n;
-	l->waiting = false;
-	for (unsigned i = 0; i < pairs_in_use(n); i++) {
-		struct net_pair *p = &n->pair[i];
-		if (l == &n->limit[NET_RX] && vio_live(&n->dev, p->rx))
-			net_pair_receive(p);
-		if (l == &n->limit[NET_TX] && vio_live(&n->dev, p->tx))
-			net_pair_transmit(p);
-	}
-}
-
-static int set_limit(struct vio_net *n, struct net_limit *l, const struct vmcfg_rate *rate)
-{
-	l->n = n;
-	mv_rate_set(&l->rate, rate, mv_now_ns());
-	if (mv_rate_limited(&l->rate) && !l->timer.watch.loop) {
-		int r = mv_timer_init(n->dev.loop, &l->timer, on_limit, l);
-		if (r) {
-			l->rate = (struct mv_rate){ 0 };
-			return r;
-		}
-	}
-	if (l->waiting) // for less or for longer
-		mv_timer_arm(&l->timer, 0);
-	return 0;
-}
-
-int vio_net_set_limits(struct vio_dev *d, const struct vmcfg_rate *rx, const struct vmcfg_rate *tx,
-		       struct mv_err *err)
-{
-	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
-	int r = set_limit(n, &n->limit[NET_RX], rx);
-	r = r ? r : set_limit(n, &n->limit[NET_TX], tx);
-	return r ? mv_fail(err, -r, "%s: no timer for its rate limit: %s", d->name, strerror(-r)) : 0;
 }
 
 bool vio_net_link_up(const struct vio_dev *d) { return !MV_CONTAINER(d, struct vio_net, dev)->off; }
@@ -387,12 +407,14 @@ void vio_net_set_link(struct vio_dev *d, bool up)
 {
 	struct vio_net *n = MV_CONTAINER(d, struct vio_net, dev);
 	struct net_backend *b = n->pair[0].b;
+	net_exclude(d, true);
 	n->off = !up;
-	if (b->ops->carrier)
-		b->ops->carrier(b, up);
 	for (unsigned i = 0; !d->quiesced && i < pairs_in_use(n); i++) {
 		net_pair_put_back(&n->pair[i]);
 		vio_again(d, n->pair[i].rx);
 	}
+	net_exclude(d, false);
+	if (b->ops->carrier)
+		b->ops->carrier(b, up);
 	update_link(n);
 }

@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Private to virtio-net: the device (net.c), the data queues of a pair (net_pair.c), the control
-// queue (net_ctrl.c), and what frames go to, a pair's backend: a tap (net_tap.c) or a stream socket
-// (net_stream.c). Loop lock held for everything.
+// Private to virtio-net: the device (net.c), the data queues of a pair (net_pair.c), the rate limits
+// (net_limit.c), the control queue (net_ctrl.c), and what frames go to, a pair's backend: a tap
+// (net_tap.c) or a stream socket (net_stream.c).
+//
+// Threads: the first pair and the control queue are the VM's loop's. Each further pair has a loop of its
+// own, and a thread from when a driver first uses it until the device's end; while it is used, its queues
+// are moved there. A pair is touched with its loop's lock held, the device with the VM's loop's. What pairs
+// read of the device (status, features, state.pairs, off, limits) is written with all these locks held,
+// see vio_ops.exclude.
 #pragma once
 #include "devices/devices.h"
+#include "devices/thread.h"
 #include "microvm/base/token_bucket.h"
 
 enum {
@@ -74,7 +81,8 @@ struct net_backend_ops {
 	void (*filter)(struct net_backend *b, bool all, bool allmulti, const uint8_t *macs, unsigned n);
 	// Optional: tells the host's side whether the link is up.
 	void (*carrier)(struct net_backend *b, bool up);
-	// Optional: this pair takes part, or not. A pair without it is the only one.
+	// Optional: this pair takes part, or not. A pair without it is the only one (so `down` comes from the
+	// VM's loop).
 	int (*enable)(struct net_backend *b, bool on);
 	// A backend made without a descriptor gets one (taken, also on failure). NULL: can't.
 	int (*attach)(struct net_backend *b, const char *name, int fd, struct mv_err *err);
@@ -115,24 +123,29 @@ struct net_pool {
 enum { NET_RX, NET_TX };
 
 // A rate limit of one direction, all pairs together. A frame's size is known only when it was read, so
-// each goes at once, and the next one when it is paid for: nothing is held back half-way.
+// each goes at once, and the next one when it is paid for: nothing is held back half-way. A pair that can't
+// pay waits, and so does whoever comes after it; the timer, the VM's loop's, pays for them in turn.
 struct net_limit {
 	struct vio_net *n;
-	struct mv_rate rate;
 	struct mv_timer timer; // made with the first limit
-	bool waiting;          // it is armed
+	pthread_mutex_t lock;  // innermost; for what follows, but whether there is a limit at all
+	struct mv_rate rate;
+	uint32_t waiting, paid; // pairs, as bits: waiting, the timer is armed; paid for, yet to be told
+	unsigned first;         // the pair to pay for first
 };
 
 // A receive and a transmit queue, and their backend. A frame that is larger than the guest's
 // buffers goes on in `spill`, until there are more of them or it is known that it never fits.
 struct net_pair {
 	struct vio_net *n;
-	unsigned rx, tx; // numbers of the queues
+	unsigned index, rx, tx; // its number, and those of the queues
+	struct mv_loop *loop;   // the VM's, or own.loop; NULL: not made yet
+	struct vio_thread own;
 	struct net_backend *b;
 	bool readable, writable;
 	size_t frame, spilled; // bytes of a frame that waits for buffers, header included; of it in spill
 	size_t room;           // for a frame: bytes that one read is given
-	size_t owed[2];        // NET_RX, NET_TX: bytes of the last frame, until the rate limit has them
+	size_t owed[2]; // NET_RX, NET_TX: bytes of the last frame, until paid for; constant while waiting
 	struct net_counts counts;
 	struct net_pool pool;
 	struct vq_chain chain;
@@ -184,10 +197,13 @@ struct vio_net {
 void net_update_status(struct vio_net *n); // in the configuration space; tells nobody
 void net_apply_filter(struct vio_net *n);
 int net_apply_offloads(struct vio_net *n);
-int net_use_pairs(struct vio_net *n, unsigned pairs); // and the state
+int net_use_pairs(struct vio_net *n, unsigned pairs); // and the state; -errno: as many as before
 
 // True: the pair takes part and its queue q is live.
 bool net_queue_live(const struct net_pair *p, unsigned q);
+
+// net_limit.c: may the next frame go? If not, the queue is kicked when it may.
+bool net_may_go(struct net_pair *p, unsigned direction);
 
 // net_ctrl.c: carries out what is in the control queue, which is queue q.
 void net_ctrl_run(struct vio_net *n, unsigned q);

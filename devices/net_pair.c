@@ -24,24 +24,6 @@ struct budget {
 };
 #define A_TURN ((struct budget){ FRAMES_PER_TURN, BYTES_PER_TURN })
 
-// May the next frame go, as far as the rate limit is concerned? If not, its timer brings us back.
-static bool may_go(struct net_pair *p, unsigned direction)
-{
-	struct net_limit *l = &p->n->limit[direction];
-	if (!mv_rate_limited(&l->rate) || !p->owed[direction])
-		return true;
-	if (l->waiting)
-		return false;
-	uint64_t wait_ns = mv_rate_take(&l->rate, p->owed[direction], mv_now_ns());
-	if (!wait_ns) {
-		p->owed[direction] = 0;
-		return true;
-	}
-	l->waiting = true;
-	mv_timer_arm(&l->timer, wait_ns);
-	return false;
-}
-
 static bool left(const struct budget *b) { return b->frames && b->bytes; }
 
 static void spend(struct budget *b, size_t bytes)
@@ -96,7 +78,7 @@ static bool fill_pool(struct net_pair *p, size_t want)
 			return o->n < d->s.queue[p->rx].size;
 		vq_disable_notify(&d->s.queue[p->rx]);
 		if (s->bytes < least) {
-			vio_needs_reset(d, "a receive buffer too small for any frame");
+			vio_queue_broken(d, p->rx, "a receive buffer too small for any frame");
 			return false;
 		}
 		o->buf[o->at + o->n].head = p->chain.head;
@@ -198,7 +180,7 @@ void net_pair_receive(struct net_pair *p)
 		return;
 	}
 
-	while ((p->readable || p->frame) && left(&turn) && may_go(p, NET_RX)) {
+	while ((p->readable || p->frame) && left(&turn) && net_may_go(p, NET_RX)) {
 		bool can_grow = fill_pool(p, p->frame ? p->frame : frame_room(p));
 		if (!vio_live(d, p->rx))
 			break;
@@ -263,7 +245,7 @@ void net_pair_transmit(struct net_pair *p)
 	do {
 		if (vio_live(d, p->tx))
 			vq_disable_notify(&d->s.queue[p->tx]);
-		while (left(&turn) && p->writable && may_go(p, NET_TX) && vio_pop(d, p->tx, c)) {
+		while (left(&turn) && p->writable && net_may_go(p, NET_TX) && vio_pop(d, p->tx, c)) {
 			spend(&turn, c->readable.bytes);
 			const size_t whole = c->readable.bytes;
 			p->writable = transmit_one(p, &c->readable);
@@ -274,7 +256,7 @@ void net_pair_transmit(struct net_pair *p)
 				vq_unpop(&d->s.queue[p->tx]);
 			}
 		}
-	} while (left(&turn) && p->writable && may_go(p, NET_TX) && vio_rearm(d, p->tx));
+	} while (left(&turn) && p->writable && net_may_go(p, NET_TX) && vio_rearm(d, p->tx));
 	if (!left(&turn))
 		vio_again(d, p->tx);
 	vio_signal_queue(d, p->tx);

@@ -126,6 +126,8 @@ static void on_broken(void *arg, uint32_t events)
 int vio_move_queue(struct vio_dev *d, unsigned q, struct mv_loop *loop)
 {
 	int r = 0;
+	if (d->kick[q].watch.loop == loop)
+		return 0;
 	if (d->broken_fd < 0) {
 		d->broken_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		r = d->broken_fd < 0

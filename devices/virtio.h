@@ -114,8 +114,9 @@ int vio_dev_init(struct vio_dev *d, const struct vio_ops *ops, const char *name,
 		 struct mv_loop *loop, uint64_t features, struct mv_err *err);
 void vio_dev_fini(struct vio_dev *d); // common part only; used by ops->free
 
-// Before the device is used: this queue is served by another loop, which runs in a thread of the device's.
-// It must be stopped before vio_dev_fini(), and may be freed after it. 0 or -errno.
+// This queue is served by that loop from now on: one which runs in a thread of the device's (thread.h), or
+// its own again. With the locks of both held. 0 or -errno: then by none, until another call succeeds.
+// The thread must be stopped before vio_dev_fini(), and the loop may be freed after it.
 int vio_move_queue(struct vio_dev *d, unsigned q, struct mv_loop *loop);
 
 // Register access of the transport. len is 1, 2, 4 or 8 as the guest gave it; wrong

@@ -567,8 +567,10 @@ uint64_t vm_activity(const struct vm *vm)
 		unsigned n_queues = id == NET || id == CONSOLE ? vm->dev[i]->n_queues
 				    : id == VSOCK              ? VSOCK_RX_AND_TX
 							       : 0;
+		vio_exclude(vm->dev[i], true);
 		for (unsigned q = 0; q < n_queues; q++)
 			n += vm->dev[i]->s.queue[q].n.used;
+		vio_exclude(vm->dev[i], false);
 	}
 	return n;
 }

@@ -672,6 +672,7 @@ static void test_pairs(void **state)
 		memset(p, 0, HEADER);
 		t_add(&m.q[2 * i + 1], (struct t_buf[]){ { f->tx_gpa, HEADER + 62, false } }, 1);
 		t_kick(d, 2 * i + 1);
+		t_run_until(&f->vm, t_has_used, &m.q[2 * i + 1]); // the second by its own thread
 		assert_true(t_used(&m.q[2 * i + 1], NULL, NULL));
 		assert_int_equal(recv(fd, got, sizeof got, 0), VNET + 62);
 		assert_int_equal(got[VNET + 14 + 21], 100 + i);

@@ -258,8 +258,7 @@ def test_zeros_hide_what_is_below():
 
 
 def queue_threads(d, name):
-    tasks = f"/proc/{d.vm(name)['pid']}/task"
-    return [open(f"{tasks}/{t}/comm").read() for t in os.listdir(tasks)].count("blk-queue\n")
+    return d.threads(name).count("blk-queue")
 
 
 def test_two_queues():

@@ -73,6 +73,10 @@ def test_mtu():
             assert r.status == 400 and why in r.message, r
 
 
+def net_threads(d, name):
+    return d.threads(name).count("net-queue")
+
+
 def test_queues():
     with namespace() as d:
         add_tap("t0")
@@ -83,6 +87,17 @@ def test_queues():
         two = [{"id": "n", "tap": "m0", "queues": 2}]
         d.create("vm", nets=two)
         d.expect("vm", "READY\n")
+        assert net_threads(d, "vm") == 0 and answers(d, "vm", "m0")
+        assert d.say("vm", "net pairs 2") == "OK"
+        assert net_threads(d, "vm") == 1 and answers(d, "vm", "m0")
+        for _ in range(5):
+            assert d.post("/v1/vms/vm/pause").status == 200
+            assert d.post("/v1/vms/vm/resume").status == 200
+            assert answers(d, "vm", "m0")
+        slow = {"ops": {"size": 100, "refill_time_ms": 100}}
+        assert patch(d, {"tx_rate_limit": slow, "rx_rate_limit": slow}).status == 200
+        assert answers(d, "vm", "m0")
+        assert patch(d, {"link_up": False}).status == 200 and patch(d, {"link_up": True}).status == 200
         assert answers(d, "vm", "m0")
         # The kernel lets anybody have more queues of such a tap; another VM must not.
         for queues in (1, 2, 4):
@@ -108,12 +123,20 @@ def test_queues():
             assert r.status == 201, r
             name = r.json["clones"][0]["name"]
             d.expect(name, "RESTORED")
-            assert answers(d, name, "m1")
+            assert net_threads(d, name) == 1 and answers(d, name, "m1")
+            assert d.say(name, "net pairs 1") == "OK" and answers(d, name, "m1")
             assert d.delete(f"/v1/vms/{name}").status == 204
+        r = d.post("/v1/vms/vm/clone", there)  # a fork of the running VM
+        assert r.status == 201, r
+        name = r.json["clones"][0]["name"]
+        d.expect(name, "RESTORED")
+        assert net_threads(d, name) == 1 and answers(d, name, "m1") and answers(d, "vm", "m0")
+        assert d.delete(f"/v1/vms/{name}").status == 204
         r = d.post("/v1/snapshots/s/clone", {"clones": [{"nets": [{"id": "n", "tap": "t0"}]}]})
         assert (r.status, r.code) == (422, "tap_invalid"), r
         d.create("one", nets=[{"id": "n", "tap": "m1"}])
         d.expect("one", "READY\n")
+        assert d.say("one", "net pairs 2").startswith("ERR ") and net_threads(d, "one") == 0
         assert answers(d, "one", "m1")
 
 

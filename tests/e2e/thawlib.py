@@ -219,6 +219,15 @@ class Daemon:
             time.sleep(0.02)
         raise AssertionError(f"{name} is {v}, not {state}")
 
+    def threads(self, name):
+        """The names of a VM's threads."""
+        tasks = f"/proc/{self.vm(name)['pid']}/task"
+        names = []
+        for t in os.listdir(tasks):
+            with open(f"{tasks}/{t}/comm", encoding="utf-8") as f:
+                names.append(f.read().rstrip("\n"))
+        return names
+
     # --- what must not be left behind ---
     def vm_processes(self):
         """Children of the daemon, but those that are nobody's VM yet."""
