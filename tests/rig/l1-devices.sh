@@ -24,7 +24,8 @@ devices() {
 		check "boots to user space" timeout "$BOOT" \
 			thaw --socket "$DIR/thawd.sock" wait dev --console GUEST-READY --timeout "$BOOT" &&
 		check "answers over vsock" until_ok guest dev true &&
-		check "features: in the guest as the daemon says" features_agree dev 9 && pmem && drives && net && balloon && ports
+		check "features: in the guest as the daemon says" features_agree dev 9 &&
+		same "VMCLOCK is there" AMZNC10C guest dev "cat /sys/bus/acpi/devices/AMZNC10C:00/hid" && pmem && drives && net && balloon && ports
 	for v in dev d; do t delete $v >/dev/null 2>&1; done
 	hints
 	for v in h hc; do t delete $v >/dev/null 2>&1; done
