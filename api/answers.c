@@ -127,6 +127,7 @@ static const struct js_field balloon_fields[] = {
 	F(JS_UINT, R, "target_mib", "MiB that the guest is to do without"),
 	F(JS_UINT, R, "actual_mib", "MiB that it does without"),
 	F(JS_UINT, R, "freed_mib", "MiB given back to the host, ever"),
+	F(JS_UINT, R, "hinted_mib", "MiB of them by the last round of free page hints"),
 	F(JS_UINT, R, "stats_interval_s", "s between statistics; 0: none"),
 	SUB(JS_OBJ, R, "stats", stat_table, "of the guest, those that it tells"),
 };

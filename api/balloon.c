@@ -10,6 +10,7 @@
 #include "microvm/base/util.h"
 
 #define TIMEOUT_MS 10000
+#define HINT_DEFAULT_MS 30000
 #define MAX_TOLD 1000 // in 10 s: the VM process has something new once a second at most
 #define PAGE_BYTES 4096u
 #define PAGES_PER_MIB 256u
@@ -77,6 +78,7 @@ js *balloon_json(const struct vm *vm)
 	js_put_uint(o, "target_mib", b->target_pages / PAGES_PER_MIB);
 	js_put_uint(o, "actual_mib", b->actual_pages / PAGES_PER_MIB);
 	js_put_uint(o, "freed_mib", b->freed_pages / PAGES_PER_MIB);
+	js_put_uint(o, "hinted_mib", b->hinted_pages / PAGES_PER_MIB);
 	js_put_uint(o, "stats_interval_s", b->stats_interval_s);
 	for (uint32_t i = 0; i < b->n_stats; i++)
 		if (b->stat[i] != UINT64_MAX)
@@ -139,6 +141,28 @@ void op_balloon_patch(struct server *s, struct http_req *r, const char *name)
 	if (!result)
 		result = vm_call(vm, MSG_BALLOON_SET, &msg_balloon_set_table, &set, NULL, 0, TIMEOUT_MS,
 				 "balloon", on_answer, r, &err);
+	if (result)
+		reply_err(r, &err);
+}
+
+void op_balloon_hint(struct server *s, struct http_req *r, const char *name)
+{
+	struct msg_balloon_hint hint = { .wait_ms = HINT_DEFAULT_MS };
+	struct api_err err;
+	struct vm *vm;
+	int result = find(s, name, &vm, &err);
+	if (!result)
+		result = js_decode(&balloon_hint_table, r->body, r->body_len, &hint, &err);
+	if (!result && !vm->cfg.balloon.free_page_hinting)
+		result = api_fail(&err, API_INVALID_VALUE,
+				  "the balloon of VM %s has no free_page_hinting; give it when it is created",
+				  vm->cfg.name);
+	if (!result && vm->state != VM_RUNNING)
+		result = api_fail(&err, API_WRONG_STATE, "VM %s is %s; only a running guest gives hints",
+				  vm->cfg.name, vm_state_name(vm->state));
+	if (!result)
+		result = vm_call(vm, MSG_BALLOON_HINT, &msg_balloon_hint_table, &hint, NULL, 0,
+				 hint.wait_ms + TIMEOUT_MS, "balloon", on_answer, r, &err);
 	if (result)
 		reply_err(r, &err);
 }

@@ -292,7 +292,8 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 		js_put_bool(user_of(o), "host_loopback", true);
 		return 0;
 	}
-	if (!value && in_list("deflate_on_oom free_page_reporting tty", key) && in_list(keys, key)) {
+	if (!value && in_list("deflate_on_oom free_page_reporting free_page_hinting tty", key) &&
+	    in_list(keys, key)) {
 		js_put_bool(o, key, true);
 		return 0;
 	}

@@ -36,7 +36,7 @@ struct cli {
 	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle;
 	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
 	bool reread;
-	bool incremental, ready, record, no_populate;
+	bool incremental, ready, record, no_populate, hint;
 };
 
 typedef int cli_fn(struct cli *c);

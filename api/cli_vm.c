@@ -146,7 +146,8 @@ static int put_devices(struct cli *c, js *o)
 	}
 	if (c->balloon) {
 		if (!(v = cli_parse_pairs("balloon", c->balloon,
-					  "target_mib stats_interval_s deflate_on_oom free_page_reporting",
+					  "target_mib stats_interval_s deflate_on_oom free_page_reporting "
+					  "free_page_hinting",
 					  "target_mib stats_interval_s", 0)))
 			return EXIT_USAGE;
 		js_put(o, "balloon", v);
@@ -330,17 +331,27 @@ int cli_balloon(struct cli *c)
 		return ok ? EXIT_USAGE : cli_fail(EXIT_USAGE, "balloon: that is not a number");
 	}
 	bool set = c->target || c->interval;
-	if (!set)
+	if ((set && c->hint) || (c->has_timeout && !c->hint)) {
+		js_free(o);
+		return cli_fail(EXIT_USAGE, "balloon: --hint and its --timeout go with no other option");
+	}
+	if (c->has_timeout)
+		js_put_uint(o, "timeout_ms", c->timeout_s * 1000ull);
+	if (!set && !c->hint)
 		js_free(MV_TAKE(o));
-	int status = cli_request(c, set ? "PATCH" : "GET", o, &v, "/v1/vms/%s/balloon", c->pos[0]);
+	int status = cli_request(c,
+				 c->hint ? "POST"
+				 : set   ? "PATCH"
+					 : "GET",
+				 o, &v, "/v1/vms/%s/balloon%s", c->pos[0], c->hint ? "/hint" : "");
 	if (status)
 		return status;
 	if (c->json)
 		return cli_print_json(v);
 	printf("target:    %" PRId64 " MiB\nactual:    %" PRId64 " MiB\nfreed:     %" PRId64
-	       " MiB in all\ninterval:  %" PRId64 " s\n",
+	       " MiB in all, %" PRId64 " by the last hints\ninterval:  %" PRId64 " s\n",
 	       js_int(v, "target_mib", 0), js_int(v, "actual_mib", 0), js_int(v, "freed_mib", 0),
-	       js_int(v, "stats_interval_s", 0));
+	       js_int(v, "hinted_mib", 0), js_int(v, "stats_interval_s", 0));
 	stats = js_get(v, "stats");
 	for (size_t i = 0; i < MSG_BALLOON_N_STATS; i++)
 		if (js_get(stats, msg_balloon_stat_names[i]))

@@ -28,6 +28,7 @@ static const struct {
 	{ "Limits", &limits_table },
 	{ "Balloon", &balloon_answer },
 	{ "BalloonPatch", &balloon_set_table },
+	{ "BalloonHint", &balloon_hint_table },
 	{ "NetPatch", &net_body_table },
 	{ "DrivePatch", &drive_body_table },
 	{ "Snapshot", &snapshot_answer },

@@ -99,6 +99,8 @@ const struct route api_routes[] = {
 	  ANSWER(200, balloon_answer) },
 	{ "PATCH", "/v1/vms/{name}/balloon", op_balloon_patch, "another size or interval",
 	  ANSWER(200, balloon_answer), BODY(balloon_set_table) },
+	{ "POST", "/v1/vms/{name}/balloon/hint", op_balloon_hint, "have all that the guest has free",
+	  ANSWER(200, balloon_answer), BODY(balloon_hint_table) },
 	{ "POST", "/v1/snapshots", op_snap_create, "take a snapshot", ANSWER(201, snapshot_created_answer),
 	  BODY(snapshot_table) },
 	{ "GET", "/v1/snapshots", op_snap_list, "list snapshots",

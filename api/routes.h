@@ -62,11 +62,11 @@ int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err
 // Handlers, by file.
 route_fn op_openapi; // openapi.c
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
-	op_vm_delete;                       // ops_vm.c
-route_fn op_balloon_get, op_balloon_patch;  // balloon.c
-route_fn op_metadata_get, op_metadata_put;  // metadata.c
-route_fn op_drive_patch, op_net_patch;      // ops_device.c
-route_fn op_console_read, op_console_write; // ops_console.c
+	op_vm_delete;                                       // ops_vm.c
+route_fn op_balloon_get, op_balloon_patch, op_balloon_hint; // balloon.c
+route_fn op_metadata_get, op_metadata_put;                  // metadata.c
+route_fn op_drive_patch, op_net_patch;                      // ops_device.c
+route_fn op_console_read, op_console_write;                 // ops_console.c
 route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete,
 	op_snap_drop_set;                       // ops_snapshot.c
 route_fn op_snap_prepare, op_snap_unprepare;    // ops_prepare.c

@@ -17,7 +17,7 @@ enum opt {
 	O_NAME, O_PAUSED, O_CPU, O_FORCE, O_TREE, O_FORMAT, O_NO_FILL, O_WAIT, O_POOL, O_METADATA, O_SET,
 	O_PAGE_HANDLER, O_TRACK_DIRTY, O_INCREMENTAL, O_SINCE, O_TYPES, O_TTL, O_IDLE, O_AUTO_DELETE,
 	O_LIMIT, O_READY, O_READY_WHEN, O_RECORD, O_NO_POPULATE, O_LINK, O_RX_LIMIT, O_TX_LIMIT, O_SIZE,
-	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL, O_PORT, O_PMEM, O_HUGE_PAGES,
+	O_REREAD, O_BALLOON, O_TARGET, O_INTERVAL, O_PORT, O_PMEM, O_HUGE_PAGES, O_HINT,
 	N_OPTS
 };
 #define BIT(o) (1ull << (o))
@@ -47,7 +47,8 @@ static const struct option long_options[] = {
 	WITH("link", O_LINK), WITH("rx-limit", O_RX_LIMIT), WITH("tx-limit", O_TX_LIMIT),
 	WITH("size", O_SIZE), BARE("reread", O_REREAD),
 	WITH("balloon", O_BALLOON), WITH("target", O_TARGET), WITH("stats-interval", O_INTERVAL),
-	WITH("port", O_PORT), WITH("pmem", O_PMEM), WITH("huge-pages", O_HUGE_PAGES), { 0 },
+	WITH("port", O_PORT), WITH("pmem", O_PMEM), WITH("huge-pages", O_HUGE_PAGES),
+	BARE("hint", O_HINT), { 0 },
 };
 
 // clang-format on
@@ -82,7 +83,8 @@ static const struct command {
 	  "         [--ready-when console=TEXT|vsock_port=N]\n"
 	  "         [--port id=NAME[,path=SOCKET][,tty]]... [--pmem id=ID,path=FILE[,ro]]...\n"
 	  "         [--balloon "
-	  "target_mib=N[,deflate_on_oom][,free_page_reporting][,stats_interval_s=N]]\n" POLICY_USAGE,
+	  "target_mib=N[,deflate_on_oom][,free_page_reporting][,free_page_hinting]\n"
+	  "           [,stats_interval_s=N]]\n" POLICY_USAGE,
 	  "load a kernel into a new VM" },
 	{ "start", 1, 0, cli_start, "NAME", "start a created VM" },
 	{ "pause", 1, 0, cli_pause, "NAME", "stop its vCPUs" },
@@ -107,9 +109,10 @@ static const struct command {
 	{ "drive-set", 2, BIT(O_SIZE) | BIT(O_REREAD) | BIT(O_LIMIT), cli_drive_set,
 	  "VM DRIVE [--size BYTES | --reread] [--limit bandwidth=N[K|M|G|T][/s][,iops=N]|none]",
 	  "enlarge a drive, or look at its file's size again; how much the guest may transfer" },
-	{ "balloon", 1, BIT(O_TARGET) | BIT(O_INTERVAL), cli_balloon,
-	  "NAME [--target MIB] [--stats-interval SEC]",
-	  "its balloon and the guest's statistics, or another size of it" },
+	{ "balloon", 1, BIT(O_TARGET) | BIT(O_INTERVAL) | BIT(O_HINT) | BIT(O_TIMEOUT), cli_balloon,
+	  "NAME [--target MIB] [--stats-interval SEC] | NAME --hint [--timeout SEC]",
+	  "its balloon and the guest's statistics, or another size of it; what the guest has free goes "
+	  "back" },
 	{ "snapshot", 2, BIT(O_FORMAT) | BIT(O_INCREMENTAL), cli_snapshot,
 	  "VM NAME [--format raw|lz4|lz4-high] [--incremental]\n"
 	  "         --incremental: only what changed since its last snapshot, or since it was cloned",
@@ -230,6 +233,7 @@ static bool take(struct cli *c, enum opt o, const char *arg)
 	case O_PORT: return add(c->port, &c->n_ports, arg);
 	case O_PMEM: return add(c->pmem, &c->n_pmems, arg);
 	case O_BALLOON: c->balloon = arg; return true;
+	case O_HINT: return c->hint = true;
 	case O_TARGET: c->target = arg; return true;
 	case O_INTERVAL: c->interval = arg; return true;
 	case O_READY_WHEN: c->ready_when = arg; return true;

@@ -133,6 +133,12 @@ enum api_code vm_refusal_code(enum msg_type type, uint32_t code)
 	}
 	if (type == MSG_BOOT || type == MSG_RESTORE)
 		return load_refusal(type == MSG_BOOT, code);
+	if (type == MSG_BALLOON_HINT && code == ETIMEDOUT)
+		return API_WAIT_TIMEOUT;
+	if (type == MSG_BALLOON_HINT && (code == ENOTSUP || code == ECANCELED))
+		return API_WRONG_STATE;
+	if (code == EBUSY && type == MSG_BALLOON_HINT)
+		return API_BUSY;
 	if (code == EBUSY)
 		return type == MSG_CONSOLE_READ ? API_LIMIT_REACHED : API_WRONG_STATE;
 	if (code == EINVAL && type == MSG_DRIVE_SET)

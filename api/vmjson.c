@@ -170,6 +170,8 @@ static const struct js_field balloon_fields[] = {
 	       "a guest short of memory takes it back by itself; default false"),
 	F_BOOL(struct vmcfg_balloon, free_page_reporting, "free_page_reporting",
 	       "what the guest has free goes back to the host; default false"),
+	F_BOOL(struct vmcfg_balloon, free_page_hinting, "free_page_hinting",
+	       "the guest can be asked for all that it has free; default false"),
 };
 static DEFINE_JS(balloon_table, balloon_fields);
 
@@ -182,6 +184,12 @@ static const struct js_field balloon_set_fields[] = {
 	  PRESENT(struct msg_balloon_set, has_interval), .doc = "s, 0: none; default: unchanged" },
 };
 DEFINE_JS(balloon_set_table, balloon_set_fields);
+
+static const struct js_field balloon_hint_fields[] = {
+	F_UINT(struct msg_balloon_hint, wait_ms, "timeout_ms", 0, 1, MSG_HINT_MAX_MS,
+	       "ms that the guest may take; default 30000"),
+};
+DEFINE_JS(balloon_hint_table, balloon_hint_fields);
 
 #define CONFIG_FIELDS(s, cfg)                                                                      \
 	F_TEXT(s, cfg name, "name", JS_NAME, JS_REQUIRED, "1 to 64 of A-Z a-z 0-9 _ . -"),         \

@@ -120,9 +120,10 @@ struct prepare_body {
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
 	flatten_table, net_body_table, drive_body_table, empty_table, lifetime_table,
-	limits_table,      // of struct vm_policy, struct vm_limits
-	balloon_set_table, // of struct msg_balloon_set
-	config_table;      // struct vmcfg as shown
+	limits_table,       // of struct vm_policy, struct vm_limits
+	balloon_set_table,  // of struct msg_balloon_set
+	balloon_hint_table, // of struct msg_balloon_hint
+	config_table;       // struct vmcfg as shown
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
 // Free ret_b->metadata in every case.

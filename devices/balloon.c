@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// virtio-balloon (virtio 1.2 section 5.5): inflate, deflate, statistics, free page reporting.
+// virtio-balloon (virtio 1.2 section 5.5): inflate, deflate, statistics, free page reporting and hints.
 //
 // Theory of operation. Inflate: pages by number; reporting: pages by address, which the guest does not use
 // before they come back. Both go to gmem_discard(), and hold zeros when they are touched again, so deflating
@@ -9,13 +9,17 @@
 // Statistics are the other way round: the driver leaves a buffer, the device returns it when it wants new
 // ones.
 //
-// Free page hints (VIRTIO_BALLOON_F_FREE_PAGE_HINT) are not offered: a guest may take a hinted page back
-// before the host looked at the hint, so nothing may be discarded by it without knowing what was written
-// since.
+// Free page hints (section 5.5.6.5) come in rounds that the host begins, by a new command ID in configuration
+// space: the driver says the ID, then gives free pages, then says STOP; with DONE in configuration space it
+// has all of them back. But it may take a page back (Linux: when memory is short) without waiting for
+// anything, so a page whose hint is seen late may be in use again. Linux makes a page available to itself
+// only after the notification of its hint, and notifies of each. So these notifications are exits
+// (vio_dev.by_exit): hints are looked at before the vCPU that notifies goes on. Two buffers at a time are not
+// of such a driver, which ends the round: neither is believed.
 //
 // Behind the first two, older Linux numbers its queues without gaps, by the features it negotiated; the
-// standard, and newer Linux, has fixed numbers. So reports come by any queue that is not that of the
-// statistics.
+// standard, and newer Linux, has fixed numbers. So hints come by the third queue when a driver without
+// statistics has it, else by the fourth, and reports by any other.
 #include <errno.h>
 #include <string.h>
 
@@ -25,12 +29,14 @@
 
 #define F_STATS_VQ (1ULL << 1)
 #define F_DEFLATE_ON_OOM (1ULL << 2)
+#define F_HINT (1ULL << 3)
 #define F_PAGE_POISON (1ULL << 4)
 #define F_REPORTING (1ULL << 5)
 
 // Of a turn of the loop. A longer list of pages is handled up to PAGES_PER_REQUEST; what follows stays.
 enum { QUEUE_SIZE = 128, POPS_PER_KICK = 8, PAGES_PER_REQUEST = 4096, PAGES_AT_ONCE = 512 };
 enum { STATS_PER_REQUEST = 64 };
+enum { CMD_STOP, CMD_DONE, CMD_FIRST }; // section 5.5.6.5; from the last on they are IDs of rounds
 
 struct balloon_config { // section 5.5.4
 	le32_t num_pages, actual, free_page_hint_cmd_id, poison_val;
@@ -40,6 +46,8 @@ struct balloon_state {
 	uint32_t target_pages, actual_pages, poison;
 	bool has_buffer; // for statistics: held until new ones are wanted
 	uint16_t buffer;
+	uint32_t round; // command ID of the last round of hints; 0: there was none
+	bool hinting;   // it goes on
 };
 
 static const struct mv_field state_fields[] = {
@@ -48,6 +56,8 @@ static const struct mv_field state_fields[] = {
 	MV_INT(struct balloon_state, poison, 3, MV_U32, 0, UINT32_MAX),
 	MV_FLAG(struct balloon_state, has_buffer, 4),
 	MV_INT(struct balloon_state, buffer, 5, MV_U16, 0, QUEUE_SIZE - 1),
+	MV_OPT_INT(struct balloon_state, round, MV_TAG_SKIP + 6, MV_U32, 0, UINT32_MAX),
+	MV_OPT_FLAG(struct balloon_state, hinting, MV_TAG_SKIP + 7),
 };
 static MV_DEFINE_TABLE(balloon_table, struct balloon_state, state_fields);
 
@@ -61,6 +71,15 @@ struct vio_balloon {
 	uint64_t freed_pages, stat[VIO_BALLOON_N_STATS];
 	void (*on_stats)(void *arg);
 	void *on_stats_arg;
+	struct {
+		bool taken; // the driver has said the ID of the round that goes on
+		bool has_timer;
+		struct mv_timer timer; // ends it; made with the first one
+		uint32_t wait_ms;
+		uint64_t pages; // given back by it, or by the last one
+		vio_balloon_hinted_fn *done;
+		void *arg;
+	} hint;
 	struct vq_chain chain;
 };
 
@@ -74,6 +93,9 @@ static void show_config(struct vio_balloon *b)
 	b->config.num_pages = le32_make(b->s.target_pages);
 	b->config.actual = le32_make(b->s.actual_pages);
 	b->config.poison_val = le32_make(b->s.poison);
+	b->config.free_page_hint_cmd_id = le32_make(b->s.hinting ? b->s.round
+						    : b->s.round ? CMD_DONE
+								 : CMD_STOP);
 }
 
 // --- pages ---
@@ -129,6 +151,60 @@ static void report(struct vio_balloon *b)
 		discard(b, out->iov[i].iov_base, out->iov[i].iov_len);
 }
 
+// --- hints ---
+static const struct mv_err batch = { .code = EPROTO,
+				     .msg = "the guest's driver gives several pages at once, which may be in "
+					    "use again" };
+
+// err NULL: the driver has given all.
+static void end_round(struct vio_balloon *b, const struct mv_err *err)
+{
+	vio_balloon_hinted_fn *done = b->hint.done;
+	if (!b->s.hinting)
+		return;
+	b->s.hinting = b->hint.taken = false;
+	b->hint.done = NULL;
+	if (b->hint.has_timer)
+		mv_timer_disarm(&b->hint.timer);
+	show_config(b);
+	if (b->dev.s.status & VIO_DRIVER_OK)
+		vio_signal_config(&b->dev);
+	if (done)
+		done(b->hint.arg, err);
+}
+
+static void on_round_late(void *arg)
+{
+	struct vio_balloon *b = arg;
+	struct mv_err err;
+	mv_fail(&err, ETIMEDOUT, "the guest has not given all its free pages within %u ms", b->hint.wait_ms);
+	end_round(b, &err);
+}
+
+// One buffer: a command to read, or free pages to write.
+static void hint(struct vio_balloon *b, bool alone)
+{
+	struct vq_span *in = &b->chain.readable;
+	uint64_t before = b->freed_pages;
+	le32_t raw;
+	if (!alone)
+		end_round(b, &batch);
+	if (!b->s.hinting)
+		return;
+	if (in->bytes) {
+		uint32_t id = vq_span_read(in, &raw, sizeof raw) == sizeof raw ? le32_get(raw) : CMD_DONE;
+		if (id == CMD_STOP && b->hint.taken) // else of a round that ended before
+			end_round(b, NULL);
+		else
+			b->hint.taken = id == b->s.round;
+		return;
+	}
+	if (!b->hint.taken)
+		return;
+	report(b);
+	b->hint.pages += b->freed_pages - before;
+}
+
 // --- statistics ---
 static void arm(struct vio_balloon *b)
 {
@@ -182,11 +258,20 @@ static void stats(struct vio_balloon *b)
 }
 
 // --- the device ---
+enum { INFLATE, DEFLATE, STATS, REPORT, HINT };
+
+static unsigned role_of(const struct vio_dev *d, unsigned q)
+{
+	unsigned hints = !has_stats(d) && d->s.queue[2].ready ? 2 : 3;
+	if (q == 2 && has_stats(d))
+		return STATS;
+	return q < 2 ? q : q == hints && (d->s.features_acked & F_HINT) ? HINT : REPORT;
+}
+
 static void balloon_kick(struct vio_dev *d, unsigned q)
 {
-	enum { INFLATE, DEFLATE, STATS, REPORT };
 	struct vio_balloon *b = of(d);
-	unsigned left = POPS_PER_KICK, role = q < 2 ? q : q == 2 && has_stats(d) ? STATS : REPORT;
+	unsigned left = POPS_PER_KICK, role = role_of(d, q);
 	if (role == REPORT && !(d->s.features_acked & F_REPORTING))
 		return; // no such queue
 	do {
@@ -199,9 +284,13 @@ static void balloon_kick(struct vio_dev *d, unsigned q)
 				inflate(b);
 			else if (role == REPORT)
 				report(b);
+			else if (role == HINT)
+				hint(b, !vio_rearm(d, q));
 			vq_push(&d->s.queue[q], b->chain.head, 0);
 		}
 	} while (left && vio_rearm(d, q));
+	if (!left && role == HINT)
+		end_round(b, &batch); // what follows would be seen late
 	if (!left)
 		vio_again(d, q);
 	vio_signal_queue(d, q);
@@ -227,7 +316,10 @@ static void balloon_write_config(struct vio_dev *d, uint32_t offset, const void 
 static void balloon_reset(struct vio_dev *d)
 {
 	struct vio_balloon *b = of(d);
-	b->s = (struct balloon_state){ .target_pages = b->s.target_pages };
+	static const struct mv_err gone = { .code = ECANCELED, .msg = "the guest has reset its balloon" };
+	end_round(b, &gone);
+	// No ID comes twice.
+	b->s = (struct balloon_state){ .target_pages = b->s.target_pages, .round = b->s.round };
 	b->asked = false;
 	memset(b->stat, 0xff, sizeof b->stat);
 	show_config(b);
@@ -238,16 +330,26 @@ static int balloon_check(const struct vio_dev *d, const void *loaded, struct mv_
 	const struct balloon_state *s = loaded;
 	if (s->target_pages > d->mem->total_bytes / GMEM_PAGE_BYTES)
 		return mv_fail(err, EINVAL, "a target of %u pages is more than the memory", s->target_pages);
+	if (s->hinting && s->round < CMD_FIRST)
+		return mv_fail(err, EINVAL, "a round of hints with the ID %u", s->round);
 	return 0;
 }
 
-static void balloon_restored(struct vio_dev *d) { show_config(of(d)); }
+// Nobody waits here for a round that was under way.
+static void balloon_restored(struct vio_dev *d)
+{
+	struct vio_balloon *b = of(d);
+	end_round(b, NULL);
+	show_config(b);
+}
 
 static void balloon_free(struct vio_dev *d)
 {
 	struct vio_balloon *b = of(d);
 	if (b->has_timer)
 		mv_timer_fini(&b->timer);
+	if (b->hint.has_timer)
+		mv_timer_fini(&b->hint.timer);
 	vio_dev_fini(d);
 	free(b);
 }
@@ -294,13 +396,40 @@ int vio_balloon_set_interval(struct vio_dev *d, uint32_t seconds, struct mv_err 
 	return 0;
 }
 
+int vio_balloon_hint(struct vio_dev *d, uint32_t wait_ms, vio_balloon_hinted_fn *done, void *arg,
+		     struct mv_err *err)
+{
+	struct vio_balloon *b = of(d);
+	if (!(d->features_offered & F_HINT))
+		return mv_fail(err, ENOTSUP, "its balloon has no free_page_hinting");
+	if (!(d->s.status & VIO_DRIVER_OK) || !(d->s.features_acked & F_HINT))
+		return mv_fail(err, ENOTSUP, "the guest has no driver for free page hints, or not yet");
+	if (b->s.hinting)
+		return mv_fail(err, EBUSY, "a round of free page hints is under way");
+	int r = b->hint.has_timer ? 0 : mv_timer_init(d->loop, &b->hint.timer, on_round_late, b);
+	if (r)
+		return mv_fail(err, -r, "no timer for free page hints: %s", strerror(-r));
+	b->hint.has_timer = true;
+	b->hint.wait_ms = wait_ms;
+	b->hint.pages = 0;
+	b->hint.done = done;
+	b->hint.arg = arg;
+	b->s.hinting = true;
+	b->s.round = b->s.round < CMD_FIRST || b->s.round == UINT32_MAX ? CMD_FIRST : b->s.round + 1;
+	mv_timer_arm(&b->hint.timer, wait_ms * 1000000ull);
+	show_config(b);
+	vio_signal_config(d);
+	return 0;
+}
+
 void vio_balloon_info(const struct vio_dev *d, struct vio_balloon_info *ret_info)
 {
 	const struct vio_balloon *b = of(d);
 	*ret_info = (struct vio_balloon_info){ .target_pages = b->s.target_pages,
 					       .actual_pages = b->s.actual_pages,
 					       .stats_interval_s = b->interval_s,
-					       .freed_pages = b->freed_pages };
+					       .freed_pages = b->freed_pages,
+					       .hinted_pages = b->hint.pages };
 	memcpy(ret_info->stat, b->stat, sizeof b->stat);
 }
 
@@ -317,11 +446,13 @@ int vio_balloon_new(struct gmem *mem, struct mv_loop *loop, const struct vio_bal
 	if (!b)
 		return mv_fail(err, ENOMEM, "out of memory");
 	uint64_t features = VIO_FEATURES | F_STATS_VQ | (config->deflate_on_oom ? F_DEFLATE_ON_OOM : 0) |
+			    (config->hinting ? F_HINT : 0) |
 			    (config->reporting ? F_REPORTING | F_PAGE_POISON : 0);
 	int r = vio_dev_init(&b->dev, &balloon_ops, "balloon", mem, loop, features, err);
 	if (r)
 		return r;
 	b->dev.config = &b->config;
+	b->dev.by_exit = config->hinting ? 1 << 2 | 1 << 3 : 0;
 	memset(b->stat, 0xff, sizeof b->stat);
 	struct vio_dev *d = &MV_TAKE(b)->dev;
 	r = vio_balloon_set_target(d, config->target_pages, err);

@@ -101,11 +101,12 @@ void vio_vsock_watch_port(struct vio_dev *d, uint32_t port, void (*fn)(void *arg
 struct vio_balloon_config {
 	uint32_t target_pages;
 	uint32_t stats_interval_s; // 0: the guest is not asked
-	bool deflate_on_oom, reporting;
+	bool deflate_on_oom, reporting, hinting;
 };
 struct vio_balloon_info {
 	uint32_t target_pages, actual_pages, stats_interval_s;
 	uint64_t freed_pages;               // given back to the host, ever; not saved
+	uint64_t hinted_pages;              // of them: by the last round of hints
 	uint64_t stat[VIO_BALLOON_N_STATS]; // by tag, section 5.5.6.4, as the guest says; UINT64_MAX: it did
 					    // not
 };
@@ -113,6 +114,12 @@ int vio_balloon_new(struct gmem *mem, struct mv_loop *loop, const struct vio_bal
 		    struct vio_dev **ret_dev, struct mv_err *err);
 int vio_balloon_set_target(struct vio_dev *d, uint32_t pages, struct mv_err *err);
 int vio_balloon_set_interval(struct vio_dev *d, uint32_t seconds, struct mv_err *err);
+// A round of hints: the guest gives all pages that it has free. done is called once, when it has, or with
+// what came between; loop's lock held, in any thread. -ENOTSUP: not offered, or no driver for it; -EBUSY: one
+// is under way.
+typedef void vio_balloon_hinted_fn(void *arg, const struct mv_err *err);
+int vio_balloon_hint(struct vio_dev *d, uint32_t wait_ms, vio_balloon_hinted_fn *done, void *arg,
+		     struct mv_err *err);
 void vio_balloon_info(const struct vio_dev *d, struct vio_balloon_info *ret_info);
 // Called when statistics came that the interval asked for; loop's lock held.
 void vio_balloon_on_stats(struct vio_dev *d, void (*fn)(void *arg), void *arg);

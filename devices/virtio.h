@@ -88,6 +88,7 @@ struct vio_dev {
 	uint64_t features_offered;
 	const char *features_hint; // what to do when a saved guest uses others; NULL: nothing
 	const void *config;        // configuration space as the guest reads it
+	uint32_t by_exit;          // bits of queues without an ioeventfd: seen before who notifies goes on
 	// guest-visible, saved
 	struct vio_state s;
 	// runtime

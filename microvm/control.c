@@ -59,6 +59,29 @@ static void on_change(struct vm *vm)
 		mv_log(MV_ERROR, "cannot tell the daemon: %s", strerror(-r));
 }
 
+static void on_hinted(void *arg, const struct mv_err *err)
+{
+	struct control *c = arg;
+	MV_FREE struct msg_reply *rep = calloc(1, sizeof *rep);
+	uint64_t id = c->hint_id;
+	c->hint_id = 0;
+	if (!id || !rep)
+		return;
+	vm_balloon_info(c->vm, &rep->balloon);
+	reply(c, id, rep, err ? -err->code : 0, err);
+}
+
+// Answered by on_hinted().
+static int do_hint(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_balloon_hint h;
+	int r = mv_state_load(&msg_balloon_hint_table, m->body, m->body_len, &h, err);
+	r = r ? r : vm_balloon_hint(c->vm, h.wait_ms, on_hinted, c, err);
+	if (!r)
+		c->hint_id = m->id;
+	return r;
+}
+
 static int on_lazy(struct vm *vm, const struct msg_lazy *lazy)
 {
 	const struct control *c = vm->owner;
@@ -436,6 +459,11 @@ static void handle(struct control *c, struct msg *m)
 		break;
 	case MSG_BALLOON_SET:
 	case MSG_BALLOON_STATS: r = do_balloon(c, m, rep, &err); break;
+	case MSG_BALLOON_HINT:
+		r = do_hint(c, m, &err);
+		if (!r)
+			return;
+		break;
 	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
 	case MSG_ADOPT:
 		r = do_adopt(c, m, rep, &err);
@@ -483,7 +511,7 @@ static void abort_all(struct control *c)
 	for (int i = 0; i < CONTROL_ZYGOTES; i++)
 		zygote_abort(&c->zygote[i]);
 	memset(c->reader, 0, sizeof c->reader);
-	c->claim_id = 0;
+	c->claim_id = c->hint_id = 0;
 }
 
 // The daemon is gone, or wants this VM gone (then it was killed).
@@ -526,7 +554,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 	c->vm = vm;
 	c->fd = fd;
 	c->gathering = c->used = false;
-	c->claim_id = 0;
+	c->claim_id = c->hint_id = 0;
 	memset(c->reader, 0, sizeof c->reader);
 	// A forked process has its parent's.
 	memset(c->zygote, 0, sizeof c->zygote);

@@ -28,6 +28,7 @@ struct control {
 	struct live_snapshot snapshot;
 	struct zygote zygote[CONTROL_ZYGOTES];
 	uint64_t snapshot_id; // of the message that is answered when it is written
+	uint64_t hint_id;     // of the one that is answered when the round of hints has ended; 0: none
 	uint8_t buf[MSG_MAX_BYTES];
 };
 

@@ -120,8 +120,9 @@ static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
 	vm->dev[vm->n_devs++] = d;
 	int r = kvm_irqfd(vm->vm_fd, d->irq_fd, arch_device_gsi(slot), err);
 	for (unsigned q = 0; r >= 0 && q < d->n_queues; q++)
-		r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET, q,
-				  err);
+		if (!(d->by_exit >> q & 1))
+			r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET,
+					  q, err);
 	return r < 0 ? r : 0;
 }
 
@@ -186,7 +187,8 @@ static int add_balloon(struct vm *vm, struct mv_err *err)
 	const struct vio_balloon_config config = { .target_pages = b->target_mib * VM_PAGES_PER_MIB,
 						   .stats_interval_s = b->stats_interval_s,
 						   .deflate_on_oom = b->deflate_on_oom,
-						   .reporting = b->free_page_reporting };
+						   .reporting = b->free_page_reporting,
+						   .hinting = b->free_page_hinting };
 	struct vio_dev *d;
 	int r = vio_balloon_new(&vm->mem, &vm->loop, &config, &d, err);
 	if (r)
@@ -208,6 +210,16 @@ int vm_balloon_set(struct vm *vm, const struct msg_balloon_set *set, struct mv_e
 				       : vio_balloon_set_interval(vm->balloon, set->stats_interval_s, err);
 }
 
+int vm_balloon_hint(struct vm *vm, uint32_t wait_ms, vio_balloon_hinted_fn *done, void *arg,
+		    struct mv_err *err)
+{
+	if (!vm->balloon)
+		return mv_fail(err, ENODEV, "there is no balloon");
+	if (vm->state != VM_RUNNING)
+		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(vm->state));
+	return vio_balloon_hint(vm->balloon, wait_ms, done, arg, err);
+}
+
 void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info)
 {
 	_Static_assert(MSG_BALLOON_N_STATS == VIO_BALLOON_N_STATS, "one list of statistics");
@@ -221,6 +233,7 @@ void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info)
 					  .actual_pages = i.actual_pages,
 					  .stats_interval_s = i.stats_interval_s,
 					  .freed_pages = i.freed_pages,
+					  .hinted_pages = i.hinted_pages,
 					  .n_stats = MSG_BALLOON_N_STATS };
 	memcpy(ret_info->stat, i.stat, sizeof i.stat);
 }

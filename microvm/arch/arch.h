@@ -43,7 +43,8 @@ int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *er
 // After all else is loaded, just before the vCPUs run: the clock, and so on.
 int arch_vm_resume(struct vm *vm, struct mv_err *err);
 
-// A fresh VM generation ID in guest memory; with notify the guest is told.
+// A fresh VM generation ID in guest memory, and what else says that this is another VM; with notify, after a
+// restore, the guest is told.
 int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err);
 
 void arch_power_button(struct vm *vm);

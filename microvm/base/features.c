@@ -115,7 +115,7 @@ const struct feature features[] = {
 	{ BALLOON, 0, NO,  "MUST_TELL_HOST", "pages may be used again at once" },
 	{ BALLOON, 1, YES, "STATS_VQ", "" },
 	{ BALLOON, 2, IF,  "DEFLATE_ON_OOM", "with `deflate_on_oom`" },
-	{ BALLOON, 3, NO,  "FREE_PAGE_HINT", "guests may use a hinted page before the hint is read" },
+	{ BALLOON, 3, IF,  "FREE_PAGE_HINT", "with `free_page_hinting`; its notifications are exits" },
 	{ BALLOON, 4, IF,  "PAGE_POISON", "with `free_page_reporting`" },
 	{ BALLOON, 5, IF,  "PAGE_REPORTING", "with `free_page_reporting`" },
 

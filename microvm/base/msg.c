@@ -157,6 +157,11 @@ static const struct mv_field balloon_set_fields[] = {
 };
 MV_DEFINE_TABLE(msg_balloon_set_table, struct msg_balloon_set, balloon_set_fields);
 
+static const struct mv_field balloon_hint_fields[] = {
+	MV_INT(struct msg_balloon_hint, wait_ms, 1, MV_U32, 1, MSG_HINT_MAX_MS),
+};
+MV_DEFINE_TABLE(msg_balloon_hint_table, struct msg_balloon_hint, balloon_hint_fields);
+
 const char *const msg_balloon_stat_names[MSG_BALLOON_N_STATS] = {
 	// virtio 1.2 section 5.5.6.4
 	"swap_in_bytes", "swap_out_bytes",  "major_faults", "minor_faults",        "free_bytes",
@@ -169,6 +174,7 @@ static const struct mv_field balloon_fields[] = {
 	MV_INT(struct msg_balloon, actual_pages, 3, MV_U32, 0, UINT32_MAX),
 	MV_INT(struct msg_balloon, stats_interval_s, 4, MV_U32, 0, VMCFG_MAX_INTERVAL_S),
 	MV_INT(struct msg_balloon, freed_pages, 5, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_balloon, hinted_pages, 7, MV_U64, 0, UINT64_MAX),
 	{ .name = "stat",
 	  .tag = 6,
 	  .type = MV_U64,

@@ -17,7 +17,7 @@
 #define MSG_RECORD_MAX_MS 600000u
 // Of all that is said here. VM processes outlive their daemon: raise it with every change that an
 // older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
-#define MSG_VERSION 4
+#define MSG_VERSION 5
 #define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {
@@ -43,6 +43,8 @@ enum msg_type {
 	MSG_BALLOON_SET,    // struct msg_balloon_set; the answer has a struct msg_balloon
 	MSG_BALLOON_STATS, // empty; likewise. VM -> daemon: struct msg_balloon, id 0, when there are new ones
 	MSG_DEVICES,       // struct msg_device_query; answered by struct msg_device in data
+	MSG_BALLOON_HINT,  // struct msg_balloon_hint; answered when the round has ended, with a struct
+			   // msg_balloon
 	// VM -> daemon
 	MSG_REPLY = 100, // struct msg_reply
 	MSG_EVENT,       // struct msg_event, id 0
@@ -187,11 +189,17 @@ struct msg_balloon_set {
 	uint32_t target_mib, stats_interval_s;
 };
 
+#define MSG_HINT_MAX_MS 600000u
+struct msg_balloon_hint {
+	uint32_t wait_ms; // then it ends
+};
+
 #define MSG_BALLOON_N_STATS 10 // VIO_BALLOON_N_STATS
 struct msg_balloon {
 	bool present;
 	uint32_t target_pages, actual_pages, stats_interval_s;
 	uint64_t freed_pages;               // given back to the host, ever
+	uint64_t hinted_pages;              // of them: by the last round of hints
 	uint64_t stat[MSG_BALLOON_N_STATS]; // UINT64_MAX: the guest does not say
 	uint32_t n_stats;                   // all, or none
 };
@@ -246,7 +254,8 @@ struct msg_reply {
 	// MSG_ACTIVITY: a number that changes when the guest said something on its console, or
 	// something went over its net or vsock devices, either way
 	uint64_t activity;
-	struct msg_balloon balloon; // MSG_ADOPT, MSG_BALLOON_SET, MSG_BALLOON_STATS; if there is one
+	struct msg_balloon
+		balloon; // MSG_ADOPT, MSG_BALLOON_SET, MSG_BALLOON_STATS, MSG_BALLOON_HINT; if there is one
 };
 
 // On a zygote's socket (microvm/zygote.h).
@@ -273,7 +282,8 @@ struct msg_event {
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
 	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table,
-	msg_balloon_set_table, msg_balloon_table, msg_reply_table, msg_event_table, msg_forked_table;
+	msg_balloon_set_table, msg_balloon_hint_table, msg_balloon_table, msg_reply_table, msg_event_table,
+	msg_forked_table;
 
 struct msg {
 	uint16_t type;

@@ -102,6 +102,7 @@ static const struct mv_field balloon_fields[] = {
 	MV_FLAG(struct vmcfg_balloon, free_page_reporting, 3),
 	MV_INT(struct vmcfg_balloon, target_mib, 4, MV_U32, 0, VMCFG_MAX_MEM_MIB),
 	MV_INT(struct vmcfg_balloon, stats_interval_s, 5, MV_U32, 0, VMCFG_MAX_INTERVAL_S),
+	MV_OPT_FLAG(struct vmcfg_balloon, free_page_hinting, MV_TAG_SKIP + 6),
 };
 static MV_DEFINE_TABLE(balloon_table, struct vmcfg_balloon, balloon_fields);
 

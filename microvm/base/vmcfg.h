@@ -122,7 +122,7 @@ struct vmcfg_ready {
 };
 
 struct vmcfg_balloon {
-	bool present, deflate_on_oom, free_page_reporting;
+	bool present, deflate_on_oom, free_page_reporting, free_page_hinting;
 	uint32_t target_mib;
 	uint32_t stats_interval_s; // 0: no statistics
 };

@@ -74,7 +74,7 @@ static void make_balloon(struct t_vm *vm, struct t_dev *t)
 
 static void make_balloon_full(struct t_vm *vm, struct t_dev *t)
 {
-	const struct vio_balloon_config c = { .deflate_on_oom = true, .reporting = true };
+	const struct vio_balloon_config c = { .deflate_on_oom = true, .reporting = true, .hinting = true };
 	assert_int_equal(vio_balloon_new(&vm->mem, &vm->loop, &c, &t->d, NULL), 0);
 }
 

@@ -3,10 +3,11 @@
 """virtio-balloon: what the guest gives back leaves the host, in every kind of memory, and is in no snapshot."""
 import os
 import subprocess
+import threading
 
 from test_incremental import clone, take
 from test_lazy import need_userfaultfd
-from thawlib import BIN, SANITIZED, Daemon, main, need_kvm, thaw, wait_until
+from thawlib import BIN, GUEST, SANITIZED, Daemon, main, need_kvm, thaw, wait_until
 
 PAGES = 4000  # of the guest's heap, 15.6 MiB
 GIVEN = 3000
@@ -20,7 +21,7 @@ def private_mib(d, vm):
 
 
 def boot(d, name="vm", **more):
-    d.create(name, memory_mib=64, balloon=BALLOON, **more)
+    d.create(name, **{"memory_mib": 64, "balloon": BALLOON, **more})
     d.expect(name, "READY\n")
     assert d.say(name, f"fill 0 {PAGES} 5") == f"OK {PAGES}"
 
@@ -150,13 +151,137 @@ def test_memory_of_a_page_handler():
                 h.terminate()
 
 
+def begin_hints(d, vm, **body):
+    """Asks for free page hints; returns a function that waits for the answer."""
+    got = []
+    t = threading.Thread(target=lambda: got.append(d.post(f"/v1/vms/{vm}/balloon/hint", body)))
+    t.start()
+
+    def end():
+        t.join(60)
+        assert got, "the request did not end"
+        return got[0]
+    return end
+
+
+def hint(d, vm, n=GIVEN, first=0):
+    """A whole round. The guest waits for its command."""
+    d.say(vm, "balloon command")  # the first time this makes the driver
+    end = begin_hints(d, vm)
+    assert d.say(vm, f"balloon hint {first} {n}") == "OK"
+    assert d.say(vm, "balloon stop") == "OK"
+    r = end()
+    assert r.status == 200 and r.json["hinted_mib"] == n // 256, r
+    assert d.say(vm, "balloon command") == "OK 1"
+
+
+def test_hints():
+    need_kvm()
+    with Daemon() as d:
+        boot(d, balloon={"free_page_hinting": True}, track_dirty=True)
+        full = take(d, "vm", "before", format="lz4")["files"]["memory"]["data_bytes"]
+        others = d.say("vm", f"sum {GIVEN} {PAGES - GIVEN}")
+        before = private_mib(d, "vm")
+        hint(d, "vm")
+        assert before - private_mib(d, "vm") > (10 if SANITIZED else 11)
+        assert d.say("vm", f"sum 0 {GIVEN}") == zeros(d, "vm")
+        assert d.say("vm", f"sum {GIVEN} {PAGES - GIVEN}") == others
+        less = take(d, "vm", "after", format="lz4")["files"]["memory"]["data_bytes"]
+        assert full - less > 11 << 20, (full, less)
+        take(d, "vm", "raw")
+        assert d.say("vm", f"fill 0 {PAGES} 6") == f"OK {PAGES}"  # the pages are the guest's again
+        hint(d, "vm", 600)
+        total = d.say("vm", f"sum 0 {PAGES}")
+        take(d, "vm", "next", incremental=True)
+        for snapshot in ("next", "after", "raw"):
+            clone(d, snapshot, f"c-{snapshot}")
+        assert d.say("c-next", f"sum 0 {PAGES}") == total
+        for vm in ("c-after", "c-raw"):
+            assert d.say(vm, f"sum 0 {GIVEN}") == zeros(d, vm)
+            assert d.say(vm, f"fill 0 {PAGES} 9") == f"OK {PAGES}"
+            before = private_mib(d, vm)
+            hint(d, vm)
+            assert before - private_mib(d, vm) > (10 if SANITIZED else 11)
+            assert d.say(vm, f"sum 0 {GIVEN}") == zeros(d, vm)
+        kicks = [x for x in d.get("/v1/vms/c-raw/devices").json["devices"] if x["type"] == "balloon"][0]["queues"][3]
+        assert kicks["kicks_by_event"] == 0 < kicks["kicks_by_exit"], kicks
+
+
+def test_a_snapshot_between_hints():
+    need_kvm()
+    with Daemon() as d:
+        boot(d, balloon={"free_page_hinting": True})
+        assert d.say("vm", "balloon command") == "OK 0"
+        end = begin_hints(d, "vm")
+        assert d.say("vm", f"balloon hint 0 {GIVEN}") == "OK"
+        take(d, "vm", "middle")
+        clone(d, "middle", "c")
+        r = d.post("/v1/vms/vm/clone", {"clones": [{"name": "f"}]})
+        assert r.status == 201, r
+        d.expect("f", "RESTORED\n")
+        for vm in ("c", "f"):
+            assert d.say(vm, "balloon command") == "OK 1"  # all its pages are its own again
+            assert d.say(vm, "balloon stop") == "OK"       # of nothing
+            assert d.say(vm, f"fill 0 {PAGES} 7") == f"OK {PAGES}"
+            hint(d, vm)
+        assert d.say("vm", "balloon command") == "OK 2"
+        assert d.say("vm", "balloon stop") == "OK"
+        assert end().json["hinted_mib"] == GIVEN // 256
+
+
+def test_errors_of_hints():
+    need_kvm()
+    with Daemon() as d:
+        boot(d, balloon={"free_page_hinting": True})
+        url = "/v1/vms/vm/balloon/hint"
+        r = d.post(url, {})
+        assert r.code == "wrong_state" and "no driver" in r.message, r
+        assert d.say("vm", "balloon target") == "OK 0"  # makes the driver
+        r = d.post(url, {"timeout_ms": 100})
+        assert r.code == "wait_timeout" and "within 100 ms" in r.message, r
+        for body, code in (({"timeout_ms": 0}, "invalid_value"), ({"timeout_ms": 600001}, "invalid_value"),
+                           ({"wait": 1}, "unknown_field")):
+            assert d.post(url, body).code == code, body
+        out = thaw(d, "balloon", "vm", "--hint", "--timeout", "1")
+        assert out.returncode != 0 and "within 1000 ms" in out.stderr, out
+        assert thaw(d, "balloon", "vm", "--hint", "--target", "1").returncode == 2
+        assert thaw(d, "balloon", "vm", "--timeout", "1").returncode == 2
+        end = begin_hints(d, "vm")
+        wait_until("the round", lambda: int(d.say("vm", "balloon command").split()[1]) > 1)
+        assert d.post(url, {}).code == "busy"
+        assert d.post("/v1/vms/vm/pause").status == 200
+        r = d.post(url, {})
+        assert r.code == "wrong_state" and "paused" in r.message, r
+        assert d.post("/v1/vms/vm/resume").status == 200
+        d.post("/v1/vms/vm/stop", {"mode": "kill"})
+        assert end().code == "vm_gone"
+        d.create("plain", balloon={})
+        assert "free_page_hinting" in d.post("/v1/vms/plain/balloon/hint", {}).message
+
+
+def test_hints_by_command():
+    need_kvm()
+    with Daemon() as d:
+        out = thaw(d, "create", "vm", "--kernel", GUEST, "--discovery", "cmdline", "--memory", "64", "--start",
+                   "--balloon", "free_page_hinting")
+        assert out.returncode == 0, out
+        d.expect("vm", "READY\n")
+        assert d.say("vm", "balloon target") == "OK 0"
+        with subprocess.Popen([os.path.join(BIN, "thaw"), "--socket", d.socket, "balloon", "vm", "--hint"],
+                              stdout=subprocess.PIPE, text=True) as p:
+            assert d.say("vm", f"balloon hint 0 {GIVEN}") == "OK"
+            assert d.say("vm", "balloon stop") == "OK"
+            assert f"{GIVEN // 256} by the last hints" in p.communicate(timeout=30)[0]
+        assert p.returncode == 0
+
+
 def test_target_and_statistics():
     need_kvm()
     with Daemon() as d:
         d.create("vm", memory_mib=64, balloon={"target_mib": 3, "stats_interval_s": 1})
         d.expect("vm", "READY\n")
         assert d.vm("vm")["config"]["balloon"] == {"target_mib": 3, "stats_interval_s": 1, "deflate_on_oom": False,
-                                                  "free_page_reporting": False}
+                                                  "free_page_reporting": False, "free_page_hinting": False}
         assert d.say("vm", "balloon target") == "OK 768"
         r = d.request("PATCH", "/v1/vms/vm/balloon", {"target_mib": 5})
         assert r.status == 200 and r.json["target_mib"] == 5, r

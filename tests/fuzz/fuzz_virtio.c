@@ -162,7 +162,9 @@ static void host_net(struct vio_dev *d, unsigned arg)
 
 static struct vio_dev *make_balloon(void)
 {
-	const struct vio_balloon_config config = { .stats_interval_s = 1, .reporting = true };
+	const struct vio_balloon_config config = { .stats_interval_s = 1,
+						   .reporting = true,
+						   .hinting = true };
 	struct vio_dev *d;
 	must(!vio_balloon_new(&mem, &loop, &config, &d, NULL));
 	return d;
@@ -170,7 +172,10 @@ static struct vio_dev *make_balloon(void)
 
 static void host_balloon(struct vio_dev *d, unsigned arg)
 {
-	if (arg & 1)
+	if (arg % 8 == 1)
+		vio_balloon_hint(d, 1 + arg / 8, NULL, NULL,
+				 NULL); // refused without a driver, or during another
+	else if (arg & 1)
 		must(!vio_balloon_set_interval(d, arg >> 1, NULL));
 	else // a target that is more than the memory is refused
 		must((arg >> 1 > MEMORY_BYTES / 4096) == (vio_balloon_set_target(d, arg >> 1, NULL) != 0));

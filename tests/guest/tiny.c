@@ -552,7 +552,7 @@ static void do_vsock(char *args)
 	put("\n");
 }
 
-// balloon target | in FIRST N | out FIRST N | report FIRST N | stats FREE
+// balloon target | in FIRST N | out FIRST N | report FIRST N | stats FREE | command | hint FIRST N | stop
 static void do_balloon(char *args)
 {
 	const char *how = word(&args);
@@ -562,6 +562,10 @@ static void do_balloon(char *args)
 		return error("no virtio-balloon device");
 	if (same(how, "target"))
 		return ok_dec(balloon_target());
+	if (same(how, "command"))
+		return ok_dec(balloon_command());
+	if (same(how, "stop"))
+		return balloon_hint_stop() ? put("OK\n") : error("no free page hints");
 	if (!arg_number(&args, &first))
 		return error("bad number");
 	if (same(how, "stats"))
@@ -570,6 +574,8 @@ static void do_balloon(char *args)
 		return error("bad range of pages");
 	else if (same(how, "report"))
 		ok = balloon_report((u64)heap_page(first), (u32)n);
+	else if (same(how, "hint"))
+		ok = balloon_hint((u64)heap_page(first), (u32)n);
 	else
 		ok = balloon_move(same(how, "in"), (u64)heap_page(first), (u32)n);
 	if (!ok)

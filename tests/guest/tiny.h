@@ -62,7 +62,9 @@ bool number(const char **s, u64 *v);
 #define VIRTIO_CONSOLE 3
 #define VIRTIO_CONSOLE_F_MULTIPORT (1u << 1)
 #define VIRTIO_VSOCK 19
-#define VIRTIO_BALLOON_F_STATS_REPORTING (1u << 1 | 1u << 5)
+#define R_DEVICE_FEATURES 0x10 // virtio 1.2 section 4.2.2; the low half is selected
+#define VIRTIO_BALLOON_F_HINT (1u << 3)
+#define VIRTIO_BALLOON_FEATURES (1u << 1 | VIRTIO_BALLOON_F_HINT | 1u << 5) // statistics, reporting
 #define VIRTIO_BLK_FEATURES (1u << 9 | 1u << 12 | 1u << 13 | 1u << 14) // FLUSH, MQ, DISCARD, WRITE_ZEROES
 #define VIRTIO_NET_FEATURES                                                                                  \
 	(1u << 5 | 1u << 15 | 1u << 17 | 1u << 18 | 1u << 22) // MAC, MRG_RXBUF, CTRL_VQ, CTRL_RX, MQ
@@ -136,6 +138,10 @@ u32 balloon_target(void); // pages
 bool balloon_move(bool in, u64 addr, u32 n);
 bool balloon_report(u64 addr, u32 n);
 bool balloon_stats(u64 free_bytes); // waits until they are wanted, but for the first time
+// Free page hints: the host's command ID; after waiting for that of a round, all pages one by one; its end.
+u32 balloon_command(void);
+bool balloon_hint(u64 addr, u32 n);
+bool balloon_hint_stop(void);
 
 // console.c: the first two ports of a device that has two.
 #define CONSOLE_NAME 66

@@ -15,7 +15,6 @@ static inline void barrier(void) { __asm__ volatile("mfence" : : : "memory"); }
 #define R_MAGIC 0x00
 #define R_VERSION 0x04
 #define R_DEVICE 0x08
-#define R_DEVICE_FEATURES 0x10
 #define R_DEVICE_FEATURES_SEL 0x14
 #define R_DRIVER_FEATURES 0x20
 #define R_DRIVER_FEATURES_SEL 0x24
@@ -94,7 +93,7 @@ bool virtio_init(struct virtio *d, u32 n, u32 id)
 				      [VIRTIO_BLK] = VIRTIO_BLK_FEATURES,
 				      [VIRTIO_RNG] = VIRTIO_RING_F_EVENT_IDX,
 				      [VIRTIO_CONSOLE] = VIRTIO_CONSOLE_F_MULTIPORT,
-				      [VIRTIO_BALLOON] = VIRTIO_BALLOON_F_STATS_REPORTING };
+				      [VIRTIO_BALLOON] = VIRTIO_BALLOON_FEATURES };
 	if (d->base)
 		return true;
 	u64 b = find_device(id);

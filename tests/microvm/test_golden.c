@@ -299,8 +299,8 @@ static struct vio_dev *make_device(const struct vmcfg *c, uint32_t slot, struct 
 				   struct mv_loop *loop, struct mv_ring *ring)
 {
 	const struct vio_balloon_config balloon = { c->balloon.target_mib * 256, c->balloon.stats_interval_s,
-						    c->balloon.deflate_on_oom,
-						    c->balloon.free_page_reporting };
+						    c->balloon.deflate_on_oom, c->balloon.free_page_reporting,
+						    c->balloon.free_page_hinting };
 	struct vio_console_port port[VMCFG_MAX_CONSOLES];
 	struct vio_dev *d = NULL;
 	struct mv_err err = { 0 };

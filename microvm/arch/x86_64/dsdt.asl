@@ -74,6 +74,15 @@ DefinitionBlock ("", "DSDT", 2, "THAW", "MICROVM", 1)
 			Name (ADDR, Package () { X86_GENERATION_ID, 0 })
 		}
 
+		Device (VCLK) { // Linux' include/uapi/linux/vmclock-abi.h
+			Name (_HID, "AMZNC10C")
+			Name (_CID, "VMCLOCK")
+			Name (_DDN, "VMCLOCK")
+			Name (_CRS, ResourceTemplate () {
+				Memory32Fixed (ReadOnly, X86_VMCLOCK, 0x1000)
+			})
+		}
+
 		Device (GED) { // generic event device, ACPI 6.5 section 5.6.9
 			Name (_HID, "ACPI0013")
 			Name (_UID, 0)
@@ -82,7 +91,10 @@ DefinitionBlock ("", "DSDT", 2, "THAW", "MICROVM", 1)
 				Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { X86_GSI_POWER_BUTTON }
 			})
 			Method (_EVT, 1, Serialized) {
-				If (Arg0 == X86_GSI_GENERATION) { Notify (\_SB.VGEN, 0x80) }
+				If (Arg0 == X86_GSI_GENERATION) {
+					Notify (\_SB.VGEN, 0x80)
+					Notify (\_SB.VCLK, 0x80)
+				}
 				ElseIf (Arg0 == X86_GSI_POWER_BUTTON) { Notify (\_SB.PWRB, 0x80) }
 			}
 		}

@@ -4,7 +4,7 @@
 //
 //   0x00000500 GDT            0x00007000 zero page      0x00020000 command line
 //   0x00006000 PVH start info 0x00009000 page tables    0x0009fc00 end of low RAM
-//   0x000e0000 ACPI tables, device map, generation ID (reserved in the memory map)
+//   0x000e0000 ACPI tables, device map, generation ID, VMCLOCK (reserved in the memory map)
 //   0x00100000 RAM ... 0xc0000000; 0x100000000 ... RAM
 //   0xd0000000 virtio-mmio slots; 0xfec00000 I/O APIC; 0xfee00000 local APICs
 #ifndef X86_LAYOUT_H
@@ -20,6 +20,7 @@
 #define X86_ACPI_TABLES 0xe0000
 #define X86_DEVICE_MAP 0xfd000    // 32-bit mask: which virtio-mmio slots exist
 #define X86_GENERATION_ID 0xfe000 // 16 bytes
+#define X86_VMCLOCK 0xff000       // a page of its own: the guest's programs can map it
 #define X86_HIGH_RAM 0x100000
 #define X86_RAM_GAP 0xc0000000
 
