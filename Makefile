@@ -5,6 +5,7 @@
 #   make bench-rig       thaw's devices beside QEMU's microvm (ROUNDS=3 SECONDS_EACH=3)
 #   make lint format     style checks        make deps    install what is missing (Debian)
 #   make docs            what is generated in docs/
+#   make man             manual pages      make install  all of it (PREFIX=/usr/local DESTDIR=)
 # V=1 shows commands; SAN=asan|tsan builds with sanitizers into a folder of its own.
 
 SAN ?=
@@ -40,7 +41,7 @@ objs = $(eval OBJECTS += $(patsubst %.c,$(B)/%.o,$(1)))$(patsubst %.c,$(B)/%.o,$
 include devices/module.mk snapshot/module.mk microvm/module.mk api/module.mk
 include bench/module.mk tests/module.mk
 
-.PHONY: all programs deps demo check bench format lint docs install clean
+.PHONY: all programs deps demo check bench format lint docs man install clean
 programs: $(PROGRAMS)
 
 $(B)/%.o: %.c
@@ -84,9 +85,28 @@ bench-rig: | ensure-deps
 ensure-deps:
 	$(Q)scripts/deps.sh --missing-only
 
-install: programs
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+# From what the programs say of themselves.
+MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8
+man: $(MAN)
+$(MAN) &: scripts/man.py $(PROGRAMS)
+	$(call say,MAN,$(B)/man)scripts/man.py $(B)/bin $(B)/man
+
+INSTALL := install
+SHARE = $(DESTDIR)$(PREFIX)/share
+LIB = $(DESTDIR)$(PREFIX)/lib
+install: programs man
+	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(SHARE)/man/man8 \
+		$(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d $(LIB)/systemd/system $(LIB)/sysusers.d
+	$(Q)$(INSTALL) -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	$(Q)$(INSTALL) -m 644 $(filter %.1,$(MAN)) $(SHARE)/man/man1
+	$(Q)$(INSTALL) -m 644 $(filter %.8,$(MAN)) $(SHARE)/man/man8
+	$(Q)umask 022; $(THAW) completion bash >$(SHARE)/bash-completion/completions/thaw
+	$(Q)umask 022; $(THAW) completion zsh >$(SHARE)/zsh/site-functions/_thaw
+	$(Q)umask 022; $(THAW) completion fish >$(SHARE)/fish/vendor_completions.d/thaw.fish
+	$(Q)umask 022; sed 's|@PREFIX@|$(PREFIX)|' scripts/install/thawd.service >$(LIB)/systemd/system/thawd.service
+	$(Q)$(INSTALL) -m 644 scripts/install/thawd.socket $(LIB)/systemd/system
+	$(Q)$(INSTALL) -m 644 scripts/install/sysusers.conf $(LIB)/sysusers.d/thaw.conf
 
 clean:
 	rm -rf $(B)

@@ -90,6 +90,21 @@ int cli_raw(struct cli *c, const char *method, const char *path, const void *bod
 	return EXIT_OK;
 }
 
+// What to do next, as docs/api.md has it, unless the message says so itself: behind a semicolon.
+static void print_remedy(const char *code, const char *message)
+{
+	if (!strcmp(code, "vm_not_found") || !strcmp(code, "snapshot_not_found")) {
+		fprintf(stderr, "  (list them: thaw %s)\n", code[0] == 'v' ? "ls" : "snapshot ls");
+		return;
+	}
+	for (unsigned i = 1; i < API_N_CODES && !strchr(message, ';'); i++) {
+		const struct api_code_info *info = api_code_info((enum api_code)i);
+		if (!strcmp(info->name, code) && strncmp(info->remedy, "see the message", 15) &&
+		    strncmp(info->remedy, "the message says", 16))
+			fprintf(stderr, "  (%.*s)\n", (int)strcspn(info->remedy, ";"), info->remedy);
+	}
+}
+
 // The message for people; the whole answer with --json.
 int cli_check(struct cli *c, const struct client_reply *r)
 {
@@ -100,6 +115,7 @@ int cli_check(struct cli *c, const struct client_reply *r)
 	if (c->json && v)
 		fwrite(r->body, 1, r->len, stdout);
 	cli_fail(0, "%s", js_str(v, "error.message", "the daemon's answer makes no sense"));
+	print_remedy(js_str(v, "error.code", ""), js_str(v, "error.message", ""));
 	js_free(v);
 	return r->status == 408 ? EXIT_TIMED_OUT : EXIT_DAEMON_ERROR;
 }
@@ -153,6 +169,12 @@ js *cli_json_file(const char *path)
 	if (f && f != stdin)
 		fclose(f);
 	return v;
+}
+
+void cli_print_names(js *list)
+{
+	for (size_t i = 0; i < js_len(list); i++)
+		printf("%s\n", js_str(js_at(list, i), "name", ""));
 }
 
 bool cli_name_ok(const char *name)

@@ -104,8 +104,8 @@ int cli_snapshots(struct cli *c)
 	if (c->json)
 		return cli_print_json(v);
 	js *list = js_get(v, "snapshots");
-	if (c->tree) {
-		cli_print_tree(list);
+	if (c->tree || c->quiet) {
+		(c->tree ? cli_print_tree : cli_print_names)(list);
 		js_free(v);
 		return EXIT_OK;
 	}

@@ -97,14 +97,16 @@ static int finish(struct cli *c, int status, js *v, const char *done)
 	return EXIT_OK;
 }
 
-static int put_file(js *o, const char *key, const char *path)
+static int put_file_as(js *o, const char *key, const char *option, const char *path)
 {
 	char buf[PATH_MAX];
 	if (!cli_absolute(path, buf))
-		return cli_fail(EXIT_USAGE, "--%s: the path is too long", key);
+		return cli_fail(EXIT_USAGE, "--%s: the path is too long", option);
 	js_put_str(o, key, buf);
 	return EXIT_OK;
 }
+
+static int put_file(js *o, const char *key, const char *path) { return put_file_as(o, key, key, path); }
 
 static int put_devices(struct cli *c, js *o)
 {
@@ -113,6 +115,14 @@ static int put_devices(struct cli *c, js *o)
 	js *drives = js_list(), *nets = js_list(), *v = NULL;
 	js_put(o, "drives", drives);
 	js_put(o, "nets", nets);
+	if (c->rootfs) {
+		v = js_object();
+		js_add(drives, v);
+		js_put_str(v, "id", "root");
+		js_put_str(v, "layer", "ephemeral");
+		if (put_file_as(v, "path", "rootfs", c->rootfs))
+			return EXIT_USAGE;
+	}
 	for (unsigned i = 0; i < c->n_drives; i++) {
 		if (!(v = cli_parse_pairs("drive", c->drive[i], drive_keys, "block_size queues", 0)))
 			return EXIT_USAGE;
@@ -188,18 +198,21 @@ static js *parse_cpu(const char *text)
 	return o;
 }
 
-int cli_create(struct cli *c)
+// What --rootfs needs on the command line unless it is given; a panic ends the VM by a reset.
+static void put_cmdline(struct cli *c, js *o)
 {
-	js *o, *v = NULL;
-	if (!c->kernel)
-		return cli_fail(EXIT_USAGE, "create: give --kernel FILE");
-	o = js_object();
-	js_put_str(o, "name", c->pos[0]);
+	if (c->cmdline)
+		js_put_str(o, "cmdline", c->cmdline);
+	else if (c->rootfs)
+		js_put_str(o, "cmdline", "console=ttyS0 panic=-1 root=/dev/vda rw");
+}
+
+static int put_machine(struct cli *c, js *o)
+{
 	int status = put_file(o, "kernel", c->kernel);
 	if (!status && c->initrd)
 		status = put_file(o, "initrd", c->initrd);
-	if (c->cmdline)
-		js_put_str(o, "cmdline", c->cmdline);
+	put_cmdline(c, o);
 	if (c->has_vcpus)
 		js_put_uint(o, "vcpus", c->vcpus);
 	if (c->has_memory)
@@ -210,33 +223,43 @@ int cli_create(struct cli *c)
 		js_put_str(o, "boot", c->boot);
 	if (c->huge_pages)
 		js_put_str(o, "huge_pages", c->huge_pages);
+	js_put_bool(o, "rng", !c->no_rng);
+	js_put_bool(o, "track_dirty", c->track_dirty);
 	if (!status && c->cpu) {
 		js *cpu = parse_cpu(c->cpu);
-		if (cpu)
-			js_put(o, "cpu", cpu);
-		else
-			status = EXIT_USAGE;
+		if (!cpu)
+			return EXIT_USAGE;
+		js_put(o, "cpu", cpu);
 	}
 	if (!status && c->metadata) {
 		js *doc = cli_json_file(c->metadata);
-		if (doc)
-			js_put(o, "metadata", doc);
-		else
-			status = EXIT_USAGE;
+		if (!doc)
+			return EXIT_USAGE;
+		js_put(o, "metadata", doc);
 	}
-	js_put_bool(o, "rng", !c->no_rng);
-	js_put_bool(o, "track_dirty", c->track_dirty);
-	js_put_bool(o, "start", c->start);
 	if (!status)
 		status = put_devices(c, o);
-	if (!status)
-		status = cli_put_policy(c, o);
-	if (status) {
-		js_free(o);
-		return status;
+	return status ? status : cli_put_policy(c, o);
+}
+
+js *cli_create_body(struct cli *c, const char *name, bool start)
+{
+	if (!c->kernel) {
+		cli_fail(0, "give --kernel FILE");
+		return NULL;
 	}
-	status = cli_request(c, "POST", o, &v, "/v1/vms");
-	return finish(c, status, v, NULL);
+	js *o = js_object();
+	js_put_str(o, "name", name);
+	js_put_bool(o, "start", start);
+	if (put_machine(c, o))
+		js_free(MV_TAKE(o));
+	return o;
+}
+
+int cli_create(struct cli *c)
+{
+	js *o = cli_create_body(c, c->pos[0], c->start), *v = NULL;
+	return o ? finish(c, cli_request(c, "POST", o, &v, "/v1/vms"), v, NULL) : EXIT_USAGE;
 }
 
 // --rx-limit and --tx-limit: keys as in --net, "none", or not given.
@@ -325,12 +348,12 @@ int cli_balloon(struct cli *c)
 {
 	js *o = js_object(), *v = NULL, *stats;
 	bool ok = (!c->target || put_number(o, "target_mib", c->target)) &&
-		  (!c->interval || put_number(o, "stats_interval_s", c->interval));
+		  (!c->stats_interval || put_number(o, "stats_interval_s", c->stats_interval));
 	if (!ok || !cli_name_ok(c->pos[0])) {
 		js_free(o);
 		return ok ? EXIT_USAGE : cli_fail(EXIT_USAGE, "balloon: that is not a number");
 	}
-	bool set = c->target || c->interval;
+	bool set = c->target || c->stats_interval;
 	if ((set && c->hint) || (c->has_timeout && !c->hint)) {
 		js_free(o);
 		return cli_fail(EXIT_USAGE, "balloon: --hint and its --timeout go with no other option");
@@ -416,6 +439,11 @@ int cli_ls(struct cli *c)
 	if (c->json)
 		return cli_print_json(v);
 	js *list = js_get(v, "vms");
+	if (c->quiet) {
+		cli_print_names(list);
+		js_free(v);
+		return EXIT_OK;
+	}
 	printf("%-24s %-8s %5s %8s %8s  %-16s %s\n", "NAME", "STATE", "VCPUS", "MIB", "PID", "SNAPSHOT",
 	       "EXIT");
 	for (size_t i = 0; i < js_len(list); i++) {
@@ -462,84 +490,4 @@ int cli_info(struct cli *c)
 	       js_int(v, "vms.paused", 0), js_int(v, "vms.exited", 0), js_int(v, "snapshots", 0));
 	js_free(v);
 	return EXIT_OK;
-}
-
-// --- wait -------------------------------------------------------------------------------
-#define POLL_NS (20u * 1000 * 1000)
-
-// The VM's state, or "" after an error that was printed.
-static int get_state(struct cli *c, char *state, size_t size)
-{
-	js *v = NULL;
-	int status = cli_request(c, "GET", NULL, &v, "/v1/vms/%s", c->pos[0]);
-	if (!status && mv_strcpy(state, size, js_str(v, "state", "")))
-		status = cli_fail(EXIT_DAEMON_ERROR, "the daemon's answer makes no sense");
-	js_free(v);
-	return status;
-}
-
-static int wait_state(struct cli *c, uint64_t deadline_ns)
-{
-	char state[32];
-	for (;;) {
-		int status = get_state(c, state, sizeof state);
-		if (status || !strcmp(state, c->state))
-			return status;
-		if (!strcmp(state, "exited"))
-			return cli_fail(EXIT_DAEMON_ERROR, "%s has exited", c->pos[0]);
-		if (mv_now_ns() >= deadline_ns)
-			return cli_fail(EXIT_TIMED_OUT, "%s is still %s", c->pos[0], state);
-		usleep(POLL_NS / 1000);
-	}
-}
-
-static int wait_console(struct cli *c, uint64_t deadline_ns)
-{
-	MV_BUF seen = { 0 };
-	uint64_t offset = 0;
-	char path[200], state[32];
-	for (;;) {
-		struct client_reply r = { 0 };
-		uint64_t now = mv_now_ns();
-		uint64_t wait_ms = now < deadline_ns ? (deadline_ns - now) / 1000000 : 0;
-		snprintf(path, sizeof path, "/v1/vms/%s/console?offset=%" PRIu64 "&wait_ms=%" PRIu64,
-			 c->pos[0], offset, wait_ms < 5000 ? wait_ms : 5000);
-		int status = cli_raw(c, "GET", path, NULL, 0, &r);
-		if (!status)
-			status = cli_check(c, &r);
-		size_t got = r.len;
-		mv_buf_append(&seen, r.body, r.len);
-		offset = r.console_next;
-		client_reply_fini(&r);
-		if (status || memmem(seen.p, seen.len, c->console, strlen(c->console)))
-			return status;
-		if (!got && !(status = get_state(c, state, sizeof state)) && !strcmp(state, "exited"))
-			return cli_fail(EXIT_DAEMON_ERROR, "%s has exited without saying that", c->pos[0]);
-		if (mv_now_ns() >= deadline_ns)
-			return cli_fail(EXIT_TIMED_OUT, "%s has not said that in time", c->pos[0]);
-	}
-}
-
-static int wait_ready(struct cli *c)
-{
-	js *v = NULL;
-	unsigned long s = c->has_timeout ? c->timeout_s : 30;
-	if (s > 600)
-		return cli_fail(EXIT_USAGE, "--timeout: %lu is not within 0..600", s);
-	int status =
-		cli_request(c, "GET", NULL, &v, "/v1/vms/%s?wait=ready&timeout_ms=%lu", c->pos[0], s * 1000);
-	js_free(v);
-	return status;
-}
-
-int cli_wait(struct cli *c)
-{
-	uint64_t deadline_ns = mv_now_ns() + (c->has_timeout ? c->timeout_s : 30) * 1000000000ull;
-	if (!cli_name_ok(c->pos[0]))
-		return EXIT_USAGE;
-	if (!!c->state + !!c->console + c->ready != 1)
-		return cli_fail(EXIT_USAGE, "wait: give one of --ready, --state STATE and --console TEXT");
-	if (c->ready)
-		return wait_ready(c);
-	return c->state ? wait_state(c, deadline_ns) : wait_console(c, deadline_ns);
 }

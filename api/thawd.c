@@ -25,6 +25,7 @@
 #include "api/paths.h"
 #include "api/pool.h"
 #include "api/routes.h"
+#include "api/service.h"
 #include "api/spare.h"
 #include "api/templates.h"
 #include "api/vmrec.h"
@@ -38,8 +39,8 @@
 struct options {
 	char socket[PATH_MAX], state_dir[PATH_MAX], vmm[PATH_MAX], pager[PATH_MAX];
 	const char *kvm, *cgroup;
-	bool no_userfaultfd;
-	uint64_t pool_max_bytes; // 0: the default
+	bool no_userfaultfd, activated; // activated: the socket is the service manager's
+	uint64_t pool_max_bytes;        // 0: the default
 	unsigned spares;
 	uint32_t orphan_s, keep_s;
 	enum mv_level level;
@@ -67,8 +68,9 @@ static const char help[] =
 	"  --openapi         print the interface as an OpenAPI document, as GET /v1/openapi.json, and end\n"
 	"  --version, --help\n\n"
 	"SIGTERM or SIGINT ends it and all its VMs. SIGHUP ends it alone: its VMs go on, and the next\n"
-	"daemon with this state directory takes them over, as after a crash. Exit status: 0 ended as\n"
-	"asked, 1 an error, 2 wrong usage.\n";
+	"daemon with this state directory takes them over, as after a crash.\n"
+	"Started by systemd (LISTEN_FDS) it takes the one socket it is given, and it says READY=1 to\n"
+	"NOTIFY_SOCKET. Exit status: 0 ended as asked, 1 an error, 2 wrong usage.\n";
 
 enum {
 	OPT_SOCKET = 256,
@@ -258,13 +260,14 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
-	if (!r)
+	if (!r && !o->activated)
 		r = listen_unix(o->socket, ret_listen_fd, err);
 	if (r)
 		return r;
 	r = http_new(&s->loop, *ret_listen_fd, api_dispatch, s, &s->http, err);
 	if (r) {
-		unlink(o->socket);
+		if (!o->activated)
+			unlink(o->socket);
 		return r;
 	}
 	http_set_uploads(s->http, api_is_upload);
@@ -315,6 +318,7 @@ static void on_signal(void *arg, uint32_t events)
 	mv_log(MV_INFO, "ending on signal %u; %u VMs have a process%s", si.ssi_signo, g->s->n_live,
 	       leave ? "; they go on if they can" : "");
 	g->s->stopping = true;
+	service_tell("STOPPING=1");
 	if (g->s->http)
 		http_quiesce(g->s->http);
 	pools_stop(g->s);
@@ -361,7 +365,8 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	worker_fini(&s->worker); // jobs in progress end and answer
 	if (listening) {
 		http_free(s->http);
-		unlink(o->socket);
+		if (!o->activated)
+			unlink(o->socket);
 	}
 	idem_free(s);
 	events_free(s);
@@ -388,6 +393,25 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	mv_loop_fini(&s->loop);
 }
 
+static int take_service(struct options *o, int *ret_listen_fd, struct mv_err *err)
+{
+	char path[PATH_MAX];
+	int fd = -1, r = service_init(err);
+	if (!r)
+		r = service_socket(&fd, path, err);
+	if (r || fd < 0)
+		return r;
+	if (o->socket[0] && strcmp(o->socket, path))
+		return mv_fail(err, EINVAL,
+			       "--socket %.100s, but the service manager's socket is %.100s; "
+			       "give one of them",
+			       o->socket, path);
+	mv_strcpy(o->socket, sizeof o->socket, path);
+	o->activated = true;
+	*ret_listen_fd = fd;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static struct server s;
@@ -404,8 +428,8 @@ int main(int argc, char **argv)
 	stdio_is_open();
 	mv_log_init("thawd", o.level);
 	raise_fd_limit();
-	if (paths_default_socket(o.socket, &err) || paths_default_state(o.state_dir, &err) ||
-	    paths_default_vmm(o.vmm, &err)) {
+	if (take_service(&o, &listen_fd, &err) || paths_default_socket(o.socket, &err) ||
+	    paths_default_state(o.state_dir, &err) || paths_default_vmm(o.vmm, &err)) {
 		mv_log(MV_ERROR, "%s", err.msg);
 		return 1;
 	}
@@ -432,6 +456,7 @@ int main(int argc, char **argv)
 		mv_log(MV_ERROR, "%s", err.msg);
 	} else {
 		mv_log(MV_INFO, "version %s listens on %s", THAW_VERSION, o.socket);
+		service_tell("READY=1");
 		r = mv_loop_run(&s.loop);
 	}
 	stop(&s, &o, &g, s.http != NULL);

@@ -17,7 +17,7 @@ static int usage(FILE *to, int status)
 	fprintf(to,
 		"usage: thaw-vmm [--version] [--help]\n"
 		"One VM of thaw. Started by thawd, with a control socket as descriptor %d;\n"
-		"see thawd(1) and thaw(1).\n",
+		"see thawd(8) and thaw(1).\n",
 		VMM_CONTROL_FD);
 	return status;
 }
