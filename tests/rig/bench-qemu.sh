@@ -75,6 +75,7 @@ measured() {
 }
 # terse version 3: error is the fifth field, of reads kB, kB/s, IOPS and ms begin at 6, of writes at 47.
 disk() { # VM WHAT BLOCK DEPTH
+	sync # what the one before wrote is not this one's to wait for
 	guest "$1" "fio --name=x --filename=/dev/vda --direct=1 --ioengine=io_uring --rw=$2 --bs=$3 --iodepth=$4 --time_based \
 		--runtime=$SECONDS_EACH --minimal --terse-version=3" >"$DIR/fio" 2>&1 &&
 		awk -F';' -v bs="$3" '$1 == 3 { if ($5) exit 1; n = ($8 * $9 + $49 * $50) / 1000
