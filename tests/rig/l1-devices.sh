@@ -205,6 +205,7 @@ net() {
 	kill $server
 }
 
+PIECES='echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory' # Linux reports and hints only whole blocks of 4 MiB
 balloon_is() { has "actual: *$2 MiB" t balloon "$1"; } # VM MIB
 freed() { # VM MIB: at least
 	mib=$(t balloon "$1" --json | tr -d ' ",' | sed -n 's/^freed_mib://p')
@@ -223,7 +224,7 @@ balloon() {
 	check "40 MiB are in use" guest dev "$FILL"
 	check "snapshot" t snapshot dev much || return 1
 	mib=$(t balloon dev --json | tr -d ' ",' | sed -n 's/^freed_mib://p')
-	check "they are free" guest dev "rm /run/much"
+	check "they are free" guest dev "rm /run/much; $PIECES"
 	check "they are given back" until_ok freed dev $((mib + 24))
 	check "snapshot" t snapshot dev less || return 1
 	a=$(($(du -k "$DIR/state/snapshots/much/memory" | cut -f1))) b=$(($(du -k "$DIR/state/snapshots/less/memory" | cut -f1)))
@@ -253,7 +254,6 @@ hints_meanwhile() { # VM
 	[ $n -ge 2 ] && grep -q well "$DIR/wrote"
 }
 kib_of() { du -k "$DIR/state/snapshots/$1/memory" | cut -f1; }
-PIECES='echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory' # Linux hints blocks of 4 MiB only
 # One VM without reporting, which would give the same back some seconds later.
 hints() {
 	check "hints: a VM with them" t create h --kernel "$KERNEL" --initrd "$INITRD-devices" \
