@@ -16,6 +16,7 @@
 #include "api/error.h"
 #include "api/policy.h"
 #include "api/server.h"
+#include "api/spawner.h"
 #include "microvm/base/log.h"
 #include "microvm/base/msg.h"
 #include "microvm/base/vmcfg.h"
@@ -71,9 +72,10 @@ struct vm {
 	uint32_t n_console_tail;
 	uint64_t console_end;
 	// the process
-	pid_t pid; // 0: none
+	pid_t pid; // 0: none, or not yet
 	int pidfd, socket;
 	struct mv_watch pid_watch, socket_watch;
+	struct spawn_job starting; // theirs >= 0: it is being started
 	bool kill_sent, timed_out, exit_told, owns_sockets;
 	// how long, and how much (lifetime.c, cgroup.c)
 	struct vm_policy policy;
