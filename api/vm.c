@@ -95,6 +95,7 @@ void vm_unref(struct vm *vm)
 	mv_close(&vm->record.fd);
 	free(vm->console_tail);
 	free(vm->metadata);
+	free(vm->text);
 	munmap(vm, sizeof *vm);
 }
 

@@ -58,7 +58,9 @@ struct vm {
 	bool confirmed;  // the last one that its process took was published
 	bool publishing; // that is being done, and the next one needs to know the result
 	// what it is now
-	uint64_t version;     // of all that vm_json() shows but ttl_left_ms
+	uint64_t version; // of all that vm_json() shows but ttl_left_ms
+	char *text;       // that, as of text_version; NULL: not yet (vm_text())
+	uint64_t text_version;
 	bool listed;          // in the table, so its name and id are taken
 	bool shown;           // completely loaded: the API shows it
 	bool shell;           // restored in advance, nobody's yet (pool.c)
