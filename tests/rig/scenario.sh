@@ -17,7 +17,7 @@
 export PATH=$PWD/bin:$PATH
 # passt becomes nobody.
 grep -qs ^nobody: /etc/passwd || echo 'nobody:x:65534:65534::/:/bin/false' >>/etc/passwd
-LIMITED=vmlinux1 # the round of each series in which limits are tried
+LIMITED=bzImage1 # the round of each series in which limits are tried
 DEVICES=vmlinux2 # and that of all devices (l1-devices.sh)
 STORED=20     # MiB: the most that the compressed memory of the 128 MiB guest takes
 NONCE=nonce-$$-7f3a
