@@ -6,14 +6,12 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "api/fc/outfile.h"
 #include "api/fc/snapfile.h"
 #include "microvm/dirty.h"
-
-extern char **environ;
 
 enum { FULL, CONFIRMED = 1, DIFF = 2 };
 enum { N_PAGES = T_MEM_BYTES / T_MEM_PAGE };
@@ -294,9 +292,14 @@ static pid_t start_handler(const char *socket_path, const char *memory_path)
 	char program[200];
 	const char *vmm = t_vmm_path(), *slash = strrchr(vmm, '/');
 	snprintf(program, sizeof program, "%.*sthaw-page-handler", slash ? (int)(slash - vmm) + 1 : 0, vmm);
-	char *argv[] = { program, (char *)(uintptr_t)socket_path, (char *)(uintptr_t)memory_path, NULL };
-	pid_t pid = 0;
-	assert_int_equal(posix_spawn(&pid, program, NULL, NULL, argv, environ), 0);
+	pid_t parent = getpid(), pid = fork();
+	if (!pid) { // ends with us, also when a test fails
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() == parent)
+			execl(program, program, socket_path, memory_path, NULL);
+		_exit(127);
+	}
+	assert_true(pid > 0);
 	for (int i = 0; i < 1000 && access(socket_path, F_OK); i++)
 		usleep(5000);
 	return pid;
