@@ -12,9 +12,11 @@
 
 #include "microvm/base/bytes.h"
 #include "microvm/cpu_report.h"
+#include "microvm/sections.h"
+#include "snapshot/memory_map.h"
 
 // Part of the format: never renumbered, never reused.
-enum { SECTION_ABOUT = 1, SECTION_STATE = 2, SECTION_SKIP = 0x8000 };
+enum { FC_ABOUT = 1, FC_STATE = 2, FC_SKIP = 0x8000 };
 
 enum {
 	STATE_MAX = SNAP_STATE_MAX_BYTES + 4096, // with its container's header
@@ -65,13 +67,13 @@ static int sort_sections(struct parts *p, size_t len, struct mv_err *err)
 	size_t pos = 0;
 	int r;
 	while ((r = snap_section_next(p->payload, len, &pos, &sec, err)) > 0) {
-		if (sec.kind == SECTION_ABOUT && !sec.index && !p->about) {
+		if (sec.kind == FC_ABOUT && !sec.index && !p->about) {
 			if ((r = load_about(p, &sec, err)))
 				return r;
-		} else if (sec.kind == SECTION_STATE && !sec.index && !p->state) {
+		} else if (sec.kind == FC_STATE && !sec.index && !p->state) {
 			p->state = sec.bytes;
 			p->state_len = sec.len;
-		} else if (sec.kind < SECTION_SKIP)
+		} else if (sec.kind < FC_SKIP)
 			return mv_fail(err, EINVAL, "section %u.%u does not belong there", sec.kind,
 				       sec.index);
 	}
@@ -129,7 +131,7 @@ static int take_state(int fd, struct mv_buf *out, struct mv_err *err)
 	r = all ? mv_pread_full(fd, all, (size_t)st.st_size, 0) : -ENOMEM;
 	if (r)
 		return mv_fail(err, -r, "state: cannot read: %s", strerror(-r));
-	snap_section_append(out, SECTION_STATE, 0, all, (size_t)st.st_size);
+	snap_section_append(out, FC_STATE, 0, all, (size_t)st.st_size);
 	return 0;
 }
 
@@ -148,7 +150,7 @@ int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd, struct mv_e
 	mv_strcpy(about->thaw_version, sizeof about->thaw_version, THAW_VERSION);
 	about->created_unix_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	vmcfg_copy(&about->cfg, cfg);
-	size_t mark = snap_section_begin(&out, SECTION_ABOUT, 0);
+	size_t mark = snap_section_begin(&out, FC_ABOUT, 0);
 	mv_state_save(&about_table, about, &out);
 	snap_section_end(&out, mark);
 	int r = take_state(state_fd, &out, err);
@@ -172,6 +174,19 @@ int fc_snapfile_check_cpu(int state_fd, const char *kvm_path, struct mv_err *err
 	return r;
 }
 
+// Where memory is, if the state says so. (read_parts() does not look into the state: who uses it will.)
+static int find_map(int state_fd, struct memory_map *ret_map, struct mv_err *err)
+{
+	MV_FREE uint8_t *payload = NULL;
+	struct snap_section sec;
+	size_t len = 0, pos = 0;
+	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,
+				    err);
+	while (!r && (r = snap_section_next(payload, len, &pos, &sec, err)) > 0)
+		r = sec.kind == SECTION_MEMORY ? memory_map_parse(sec.bytes, sec.len, ret_map, err) : 0;
+	return r;
+}
+
 __attribute__((format(printf, 3, 4))) static void print(char *buf, size_t n, const char *fmt, ...)
 {
 	size_t at = strlen(buf);
@@ -185,13 +200,15 @@ int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err)
 {
 	PARTS p = { 0 };
 	MV_FD state_fd = -1;
-	struct cpu_report cpu = { 0 };
+	__attribute__((cleanup(cpu_report_fini))) struct cpu_report cpu = { 0 };
+	struct memory_map map = { 0 };
 	struct tm tm;
 	char when[32] = "";
 	le16_t version[2]; // in the container's header, behind its magic
 
 	int r = read_parts(fd, &p, err);
 	r = r ? r : state_file(&p, &state_fd, err);
+	r = r ? r : find_map(state_fd, &map, err);
 	r = r ? r : cpu_report(state_fd, NULL, &cpu, err);
 	if (!r && mv_pread_full(fd, version, sizeof version, sizeof FC_SNAPFILE_MAGIC - 1))
 		r = mv_fail(err, EIO, "snapshot: cannot read");
@@ -205,6 +222,10 @@ int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err)
 	      p.about->thaw_version);
 	print(buf, n, "vm: %s, %u vCPUs, %u MiB of memory\n", c->name, c->vcpus, c->mem_mib);
 	print(buf, n, "cpu: %s %s\n", cpu.vendor, cpu.model);
+	for (uint32_t i = 0; i < map.n_regions; i++)
+		print(buf, n, "memory: 0x%llx bytes at guest address 0x%llx, 0x%llx in the file\n",
+		      (unsigned long long)map.region[i].size_bytes, (unsigned long long)map.region[i].gpa,
+		      (unsigned long long)map.region[i].file_offset);
 	for (uint32_t i = 0; i < c->n_drives; i++)
 		print(buf, n, "drive %s: %s%s\n", c->drive[i].id, c->drive[i].path,
 		      c->drive[i].read_only ? " (read-only)" : "");
@@ -214,6 +235,5 @@ int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err)
 		print(buf, n, "pmem %s: %s\n", c->pmem[i].id, c->pmem[i].path);
 	if (c->vsock.present)
 		print(buf, n, "vsock: CID %u, %s\n", c->vsock.cid, c->vsock.path);
-	cpu_report_fini(&cpu);
 	return 0;
 }

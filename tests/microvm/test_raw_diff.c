@@ -12,6 +12,8 @@
 #include "api/fc/outfile.h"
 #include "api/fc/snapfile.h"
 #include "microvm/dirty.h"
+#include "microvm/sections.h"
+#include "snapshot/memory_map.h"
 
 enum { FULL, CONFIRMED = 1, DIFF = 2 };
 enum { N_PAGES = T_MEM_BYTES / T_MEM_PAGE };
@@ -423,7 +425,50 @@ static void by_name(void **state)
 	assert_int_equal(fc_snapfile_describe(file, text, sizeof text, &err), 0);
 	assert_non_null(strstr(text, FC_SNAPFILE_VERSION "\ncreated: 20"));
 	assert_non_null(strstr(text, "vm: tiny, 1 vCPUs, 32 MiB"));
+	assert_non_null(strstr(text, "memory: 0x2000000 bytes at guest address 0x0, 0x0 in the file\n"));
 	assert_non_null(strstr(text, "drive disk: /disk\n"));
+}
+
+// A state says where its memory was; a thaw that has it elsewhere can't use the file.
+static void of_another_layout(void **state)
+{
+	struct gmem other = { 0 };
+	struct snap_section sec;
+	struct mv_err err = { 0 };
+	struct vmcfg c;
+	struct vm_fds f;
+	MV_BUF out = { 0 };
+	MV_FREE uint8_t *payload = NULL;
+	size_t len, pos = 0;
+	int fds[2];
+	(void)state;
+	need_kvm();
+	config(&c, false);
+	boot(&a, &c);
+	full(&a, FULL, fds);
+	assert_int_equal(t_vmm_end(&a), 0);
+	assert_int_equal(gmem_add(&other, 0, T_MEM_BYTES / 2), 0);
+	assert_int_equal(gmem_add(&other, T_MEM_BYTES, T_MEM_BYTES / 2), 0);
+	assert_int_equal(snap_container_read(fds[0], SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES,
+					     &payload, &len, &err),
+			 0);
+	while (snap_section_next(payload, len, &pos, &sec, &err) > 0) {
+		size_t mark = snap_section_begin(&out, sec.kind, sec.index);
+		if (sec.kind == SECTION_MEMORY)
+			memory_map_save(&other, &out);
+		else
+			mv_buf_append(&out, sec.bytes, sec.len);
+		snap_section_end(&out, mark);
+	}
+	machine_fds(&f);
+	f.state = t_file();
+	f.memory = dup(fds[1]);
+	assert_int_equal(snap_container_write(f.state, SNAP_MAGIC_STATE, out.p, out.len, &err), 0);
+	assert_int_equal(t_vmm_start(&a, t_vmm_path()), 0);
+	assert_int_equal(t_vmm_setup(&a, MSG_RESTORE, &c, &f, true), EINVAL);
+	assert_non_null(strstr(a.reply.text, "in 2 regions, this thaw makes 1"));
+	t_vmm_end(&a);
+	close_both(fds);
 }
 
 int main(void)
@@ -433,7 +478,7 @@ int main(void)
 		cmocka_unit_test(tracked_from_boot), cmocka_unit_test(zeros_are_data),
 		cmocka_unit_test(merged_in_place),   cmocka_unit_test(untracked_from_boot),
 		cmocka_unit_test(of_clones),         cmocka_unit_test(with_a_page_handler),
-		cmocka_unit_test(by_name),
+		cmocka_unit_test(by_name),           cmocka_unit_test(of_another_layout),
 	};
 	memory = malloc(T_MEM_BYTES);
 	if (!memory)
