@@ -15,7 +15,8 @@ static int usage(FILE *to, int status)
 	fputs("usage: thaw-snapshot-editor edit-memory rebase --memory-path FILE --diff-path FILE\n"
 	      "       thaw-snapshot-editor info-vmstate version|vm-state --vmstate-path FILE\n"
 	      "       thaw-snapshot-editor --version | --help\n"
-	      "rebase lays the memory of a Diff snapshot over the memory of the snapshot before it; VMs that run\n"
+	      "rebase lays the memory of a Diff snapshot over the memory of the snapshot before it; VMs that "
+	      "run\n"
 	      "from that go on with what they had.\n",
 	      to);
 	return status;
@@ -64,7 +65,8 @@ int main(int argc, char **argv)
 	if (argc == 2 && !strcmp(argv[1], "--help"))
 		return usage(stdout, 0);
 	if (argc == 7 && !strcmp(argv[1], "edit-memory") && !strcmp(argv[2], "rebase")) {
-		const char *memory = option(argv + 3, 4, "--memory-path"), *diff = option(argv + 3, 4, "--diff-path");
+		const char *memory = option(argv + 3, 4, "--memory-path"),
+			   *diff = option(argv + 3, 4, "--diff-path");
 		if (memory && diff)
 			return fc_memory_rebase(memory, diff, &err) ? fail(&err) : 0;
 	}
