@@ -23,6 +23,7 @@
 #include <sys/queue.h>
 #include <sys/socket.h>
 
+#include "api/metrics.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
@@ -111,6 +112,7 @@ static void before_wait(void *arg)
 	struct http *h = arg;
 	if (h->work)
 		pump(h);
+	metrics_observe(M_LOOP_SECONDS, mv_now_ns() - h->loop->woke_ns);
 }
 
 // The mark of a connection that came when there were enough.
@@ -488,6 +490,7 @@ int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, stru
 		http_free(h);
 		return r;
 	}
+	l->timed = true;
 	l->before_wait = before_wait;
 	l->before_wait_arg = h;
 	*ret_http = h;

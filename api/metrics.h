@@ -75,6 +75,8 @@
 	  "VMs that wait in pools")                                                                  \
 	X(HTTP_SECONDS, HISTOGRAM, NS, NONE, "thaw_http_request_seconds",                            \
 	  "arrival of a request to its answer")                                                      \
+	X(LOOP_SECONDS, HISTOGRAM, NS, NONE, "thaw_loop_busy_seconds",                               \
+	  "how long the daemon's loop took for what it woke for; so long nothing else is looked at") \
 	X(HTTP_PENDING, GAUGE, ONE, NONE, "thaw_http_requests_in_flight",                            \
 	  "requests that wait for their answer")                                                     \
 	X(HTTP_CONNECTIONS, GAUGE, ONE, NONE, "thaw_http_connections",                               \

@@ -21,6 +21,7 @@
 struct console_op {
 	struct http_req *req;
 	uint64_t offset, until_ns;
+	struct vm_waiter end;
 };
 
 static void reply_bytes(struct http_req *r, const uint8_t *data, uint32_t n, uint64_t offset)
@@ -67,14 +68,25 @@ static void on_read(void *arg, struct vm *vm, const struct api_err *err, const s
 	free(o);
 }
 
+static void on_end(void *arg, struct vm *vm)
+{
+	struct console_op *o = arg;
+	reply_tail(vm, o->req, o->offset);
+	free(o);
+}
+
 static int read_turn(struct console_op *o, struct vm *vm, struct api_err *err)
 {
 	struct msg_console_read q = { .offset = o->offset, .max_bytes = MSG_CONSOLE_BYTES };
 	uint64_t now = mv_now_ns();
 	uint64_t left_ms = now < o->until_ns ? (o->until_ns - now) / 1000000 + 1 : 0;
 	q.wait_ms = (uint32_t)(left_ms < TURN_MS ? left_ms : TURN_MS);
-	return vm_call(vm, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, TURN_MS + GRACE_MS,
-		       "console read", on_read, o, err);
+	int r = vm_call(vm, MSG_CONSOLE_READ, &msg_console_read_table, &q, NULL, 0, TURN_MS + GRACE_MS,
+			"console read", on_read, o, err);
+	if (!r || err->code != API_VM_GONE || !vm_has_process(vm))
+		return r;
+	vm_wait_end(vm, &o->end, on_end, o); // it is ending: its last words come with that
+	return 0;
 }
 
 static void on_written(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
@@ -95,7 +107,9 @@ static struct console_op *op_new(struct http_req *r, uint64_t offset, uint64_t w
 		api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
 		return NULL;
 	}
-	*o = (struct console_op){ r, offset, wait_ms ? mv_now_ns() + wait_ms * 1000000u : 0 };
+	*o = (struct console_op){ .req = r,
+				  .offset = offset,
+				  .until_ns = wait_ms ? mv_now_ns() + wait_ms * 1000000u : 0 };
 	return o;
 }
 

@@ -74,6 +74,7 @@ struct server {
 	struct mv_loop loop;
 	struct http *http;
 	struct worker worker;
+	struct worker spawner; // starts VM processes (spawner.c)
 	struct store store;
 	struct store_index index;               // of store, for counts
 	struct worker transfers[MAX_TRANSFERS]; // ops_store.c: a thread per export or import
@@ -109,6 +110,7 @@ struct server {
 	// processes that are to be anybody's VM (spare.c)
 	struct vm_process spare[MAX_SPARES];
 	unsigned n_spares, want_spares;
+	int spare_socket; // of the one that is being started; -1: none
 	struct mv_timer spare_timer;
 	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
 	struct lazy_list lazy_templates;

@@ -27,6 +27,7 @@
 #include "api/routes.h"
 #include "api/service.h"
 #include "api/spare.h"
+#include "api/spawner.h"
 #include "api/templates.h"
 #include "api/vmrec.h"
 #include "api/vms.h"
@@ -260,6 +261,8 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
+	if (!r)
+		r = spawner_init(s, err);
 	if (!r && !o->activated)
 		r = listen_unix(o->socket, ret_listen_fd, err);
 	if (r)
@@ -363,6 +366,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 		worker_fini(&s->transfers[i]);
 	worker_fini(&s->usage_worker);
 	worker_fini(&s->worker); // jobs in progress end and answer
+	spawner_fini(s);
 	if (listening) {
 		http_free(s->http);
 		if (!o->activated)
@@ -444,7 +448,7 @@ int main(int argc, char **argv)
 	s.idem.keep_s = o.keep_s;
 	TAILQ_INIT(&s.idem.kept);
 	s.store = (struct store)STORE_CLOSED;
-	s.layers_fd = s.cgroup.fd = s.vms_fd = -1;
+	s.layers_fd = s.cgroup.fd = s.vms_fd = s.spare_socket = -1;
 	r = mv_loop_init(&s.loop);
 	if (!r)
 		r = take_signals(&s, &g); // before any thread: all inherit the mask

@@ -73,7 +73,7 @@ struct vm *vm_new(struct server *s, const struct vmcfg *cfg)
 	vm->refs = 1;
 	vmcfg_copy(&vm->cfg, cfg);
 	vm->created_unix_ns = unix_ns();
-	vm->pidfd = vm->socket = vm->cgroup.fd = vm->record.fd = vm->orphan_fd = -1;
+	vm->pidfd = vm->socket = vm->cgroup.fd = vm->record.fd = vm->orphan_fd = vm->starting.theirs = -1;
 	LIST_INIT(&vm->calls);
 	LIST_INIT(&vm->user_nets);
 	LIST_INIT(&vm->waiters);
@@ -95,10 +95,11 @@ void vm_unref(struct vm *vm)
 	mv_close(&vm->record.fd);
 	free(vm->console_tail);
 	free(vm->metadata);
+	free(vm->text);
 	munmap(vm, sizeof *vm);
 }
 
-bool vm_has_process(const struct vm *vm) { return vm->pid > 0; }
+bool vm_has_process(const struct vm *vm) { return vm->pid > 0 || vm->starting.theirs >= 0; }
 
 // What the VM process refuses while it loads: its own checks of what the request gave.
 static enum api_code load_refusal(bool boot, uint32_t code)
@@ -476,12 +477,15 @@ static void note_reason(struct vm *vm, const siginfo_t *si)
 		snprintf(vm->exit_detail, sizeof vm->exit_detail, "VM process ended unexpectedly");
 }
 
-static void fail_calls(struct vm *vm)
+// why: NULL, or why it never ran.
+static void fail_calls(struct vm *vm, const struct api_err *why)
 {
 	struct vm_call *c;
 	while ((c = LIST_FIRST(&vm->calls))) {
 		struct api_err err = { 0 };
-		if (vm->state != VM_EXITED)
+		if (why)
+			err = *why;
+		else if (vm->state != VM_EXITED)
 			api_fail(&err, API_SHUTTING_DOWN, "the daemon is ending; VM %s goes on (%s)",
 				 vm->cfg.name, c->what);
 		else if (c->timed_out)
@@ -507,12 +511,13 @@ static int by_pid(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-// A process that is known has a pidfd, which brings it to finish(), and that to here again.
+// A process that is known has a pidfd, which brings it to finish(), and that to here again; the spawner does
+// when all it started are known.
 void vm_reap_strays(struct server *s)
 {
 	static struct vm key; // the loop's thread only
 	siginfo_t si = { 0 };
-	while (!waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid) {
+	while (!s->spawner.n_jobs && !waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid) {
 		key.pid = si.si_pid;
 		if (si.si_pid == s->pager.pid || usernet_is(si.si_pid) || tfind(&key, &s->by_pid, by_pid))
 			return;
@@ -535,10 +540,10 @@ static void forget_process(struct vm *vm)
 }
 
 // The last of a process, also of one that goes on.
-static void end_waits(struct vm *vm)
+static void end_waits(struct vm *vm, const struct api_err *why)
 {
 	struct vm_waiter *w;
-	fail_calls(vm);
+	fail_calls(vm, why);
 	while ((w = LIST_FIRST(&vm->waiters))) {
 		vm_wait_cancel(w);
 		w->fn(w->arg, vm);
@@ -551,17 +556,17 @@ static void end_waits(struct vm *vm)
 
 void vm_leave(struct vm *vm)
 {
-	if (!vm->pid || vm->kill_sent)
+	if (!vm_has_process(vm) || vm->kill_sent)
 		return;
 	if (!vm->outlives || !vm->shown) {
 		vm_kill(vm);
 		return;
 	}
 	forget_process(vm);
-	end_waits(vm);
+	end_waits(vm, NULL);
 }
 
-static void finish(struct vm *vm, const siginfo_t *si)
+static void finish(struct vm *vm, const siginfo_t *si, const struct api_err *why)
 {
 	int r = 0;
 	for (int i = 0; !r && vm->socket_watch.loop && i < MESSAGES_AT_END; i++)
@@ -581,7 +586,7 @@ static void finish(struct vm *vm, const siginfo_t *si)
 		mv_log(vm->exit_reason == VM_EXIT_CRASHED ? MV_WARN : MV_INFO, "vm %s: exited, %s%s%s",
 		       vm->cfg.name, vm_exit_name(vm->exit_reason), vm->exit_detail[0] ? ": " : "",
 		       vm->exit_detail);
-	end_waits(vm);
+	end_waits(vm, why);
 }
 
 static void on_pidfd(void *arg, uint32_t events)
@@ -593,15 +598,16 @@ static void on_pidfd(void *arg, uint32_t events)
 	int r = waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG);
 	if (r ? errno != ECHILD : !si.si_pid)
 		return;
-	finish(vm, &si);
+	finish(vm, &si, NULL);
 }
 
 void vm_kill(struct vm *vm)
 {
-	if (!vm->pid)
+	if (!vm_has_process(vm))
 		return;
-	vm->kill_sent = true;
-	syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
+	vm->kill_sent = true; // on_started() sends it to one that is being started
+	if (vm->pid)
+		syscall(SYS_pidfd_send_signal, vm->pidfd, SIGKILL, NULL, 0);
 }
 
 void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg)
@@ -658,16 +664,36 @@ static int watch(struct vm *vm, struct api_err *err)
 	return r ? api_fail(err, API_LIMIT_REACHED, "can't watch the VM process: %s", strerror(-r)) : 0;
 }
 
-static int spawn(struct vm *vm, int theirs, struct api_err *err)
+// The process is there, or will never be. Nothing that it said was read before.
+static void on_started(struct spawn_job *j)
+{
+	struct vm *vm = (struct vm *)(void *)((char *)j - offsetof(struct vm, starting));
+	struct api_err err;
+	vm->pid = j->pid;
+	vm->pidfd = j->pidfd;
+	int r = j->pid ? watch(vm, &err) : api_from(&err, &j->err, API_INTERNAL);
+	if (!r && !tsearch(vm, &vm->srv->by_pid, by_pid))
+		r = api_fail(&err, API_OUT_OF_MEMORY, "no memory for another VM");
+	if (!r && vm->kill_sent)
+		vm_kill(vm);
+	if (!r)
+		return;
+	siginfo_t si = { 0 };
+	mv_watch_del(&vm->socket_watch);
+	if (vm->pid) {
+		vm_kill(vm);
+		waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED); // just started: dies at once
+	}
+	finish(vm, &si, &err);
+}
+
+static int make_cgroup(struct vm *vm, struct api_err *err)
 {
 	struct mv_err e = { 0 };
-	const struct vm_limits *limits = vm->policy.has_limits ? &vm->policy.limits : NULL;
-	if (limits && cgroup_make(&vm->srv->cgroup, vm->cfg.id, limits, &vm->cgroup, &e))
-		return api_from(err, &e, API_LIMITS_UNAVAILABLE);
-	if (!spawn_vmm(vm->srv->vmm_path, theirs, vm->cgroup.fd, &vm->pidfd, &vm->pid, &e))
+	if (!vm->policy.has_limits ||
+	    !cgroup_make(&vm->srv->cgroup, vm->cfg.id, &vm->policy.limits, &vm->cgroup, &e))
 		return 0;
-	vm->pid = 0;
-	return api_from(err, &e, API_INTERNAL);
+	return api_from(err, &e, API_LIMITS_UNAVAILABLE);
 }
 
 static int send_setup(struct vm *vm, enum msg_type type, bool run, struct vm_fds *fds, vm_done_fn *done,
@@ -715,22 +741,30 @@ static int start_process(struct vm *vm, enum msg_type type, bool run, struct vm_
 	if (spawn_socket(&vm->socket, &theirs, &e))
 		return api_from(err, &e, API_INTERNAL);
 	int r = send_setup(vm, type, run, fds, done, arg, err);
-	r = r ? r : spawn(vm, theirs, err);
-	return r ? r : watch(vm, err);
+	r = r ? r : make_cgroup(vm, err);
+	if (!r)
+		vm->starting = (struct spawn_job){ .s = vm->srv,
+						   .theirs = MV_TAKE_FD(theirs),
+						   .cgroup_fd = vm->cgroup.fd,
+						   .done = on_started };
+	return r;
 }
 
 // After one of the two above.
 static int started(struct vm *vm, struct vm_fds *fds, int r, struct api_err *err)
 {
 	vm_fds_close(fds);
-	if (!r && (lifetime_reserve(vm->srv, vm) || !tsearch(vm, &vm->srv->by_pid, by_pid)))
+	if (!r && (lifetime_reserve(vm->srv, vm) || (vm->pid && !tsearch(vm, &vm->srv->by_pid, by_pid))))
 		r = api_fail(err, API_OUT_OF_MEMORY, "no memory for another VM");
 	if (!r) {
 		vm->srv->n_live++;
 		vm_ref(vm); // the process's, until finish()
+		if (vm->starting.theirs >= 0)
+			spawner_start(&vm->starting);
 		return 0;
 	}
 	abandon_process(vm);
+	mv_close(&vm->starting.theirs);
 	vmrec_remove(vm);
 	if (vm->owns_sockets)
 		vmfds_unlink(&vm->cfg);

@@ -16,6 +16,7 @@
 #include "api/error.h"
 #include "api/policy.h"
 #include "api/server.h"
+#include "api/spawner.h"
 #include "microvm/base/log.h"
 #include "microvm/base/msg.h"
 #include "microvm/base/vmcfg.h"
@@ -57,7 +58,9 @@ struct vm {
 	bool confirmed;  // the last one that its process took was published
 	bool publishing; // that is being done, and the next one needs to know the result
 	// what it is now
-	uint64_t version;     // of all that vm_json() shows but ttl_left_ms
+	uint64_t version; // of all that vm_json() shows but ttl_left_ms
+	char *text;       // that, as of text_version; NULL: not yet (vm_text())
+	uint64_t text_version;
 	bool listed;          // in the table, so its name and id are taken
 	bool shown;           // completely loaded: the API shows it
 	bool shell;           // restored in advance, nobody's yet (pool.c)
@@ -71,9 +74,10 @@ struct vm {
 	uint32_t n_console_tail;
 	uint64_t console_end;
 	// the process
-	pid_t pid; // 0: none
+	pid_t pid; // 0: none, or not yet
 	int pidfd, socket;
 	struct mv_watch pid_watch, socket_watch;
+	struct spawn_job starting; // theirs >= 0: it is being started
 	bool kill_sent, timed_out, exit_told, owns_sockets;
 	// how long, and how much (lifetime.c, cgroup.c)
 	struct vm_policy policy;

@@ -183,3 +183,17 @@ js *vm_json(const struct vm *vm)
 	js_put(o, "config", js_encode(&config_table, &vm->cfg));
 	return o;
 }
+
+void vm_text(struct vm *vm, struct mv_buf *out)
+{
+	bool moves = lifetime_left_ns(vm) != UINT64_MAX; // ttl_left_ms
+	if (!vm->text || vm->text_version != vm->version || moves) {
+		free(vm->text);
+		vm->text = js_text(vm_json(vm), false);
+		vm->text_version = vm->version;
+	}
+	if (vm->text)
+		mv_buf_append(out, vm->text, strlen(vm->text) - 1); // without its newline
+	else
+		out->failed = true;
+}

@@ -16,6 +16,9 @@ void vms_each(struct server *s, void (*fn)(void *arg, struct vm *vm), void *arg)
 
 // As the API shows it.
 js *vm_json(const struct vm *vm);
+// Appends the same as text. It is kept until it changes: a list of a thousand costs a copy, not 70 ms of the
+// loop.
+void vm_text(struct vm *vm, struct mv_buf *out);
 // Microseconds from t0; nothing is put when the time is not there or before t0.
 void put_us(js *o, const char *key, uint64_t t_ns, uint64_t t0_ns);
 void put_time(js *o, const char *key, uint64_t unix_ns); // RFC 3339, UTC

@@ -22,7 +22,7 @@
 #define VIRTIO_F_EVENT_IDX (1ULL << 29)
 
 #define VQ_SIZE_MAX 1024u
-#define VQ_MAX_DATA 128u             // pieces of data a driver may send at once, e.g. blk seg_max
+#define VQ_MAX_DATA 254u             // pieces of data a driver may send at once, e.g. blk seg_max
 #define VQ_MAX_IOV (VQ_MAX_DATA + 2) // and a header and a status
 
 // The rings as they lie in guest memory (sections 2.7.5, 2.7.6, 2.7.8).

@@ -67,6 +67,8 @@ static int run_batch(struct mv_loop *l)
 	int n = epoll_wait(l->epoll_fd, ev, MV_ARRAY_LEN(ev), -1);
 	if (n < 0 && errno != EINTR)
 		return -errno;
+	if (l->timed)
+		l->woke_ns = mv_now_ns();
 	mv_loop_lock(l);
 	for (int i = 0; i < n; i++)
 		dispatch(l, &ev[i]);

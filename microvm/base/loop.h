@@ -26,6 +26,8 @@ struct mv_watch { // zero-initialised = not watching
 struct mv_loop {
 	int epoll_fd, wake_fd;
 	bool stop;
+	bool timed;       // woke_ns is kept
+	uint64_t woke_ns; // when the events of this batch came
 	pthread_mutex_t lock;
 	struct mv_loop_slot *slots;
 	uint32_t n_slots;

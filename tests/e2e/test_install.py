@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from thawlib import B, BIN, ROOT, SANITIZED, Skip, UnixConnection, alive, main
+from thawlib import B, BIN, ROOT, SANITIZED, Skip, UnixConnection, alive, children, main, wait_until
 
 PAGES = ("man1/thaw.1", "man8/thawd.8", "man8/thaw-vmm.8")
 # Becomes its command, with the socket argv[1] as descriptor 3 and its own pid as LISTEN_PID.
@@ -147,9 +147,8 @@ def test_socket_activation():
                         early = None
                     r = run(os.path.join(folder, "p/bin/thaw"), "--socket", path, "info", "--json")
                     assert r.returncode == 0 and f'"pid": {a.process.pid}' in r.stdout, r
-                    with open(f"/proc/{a.process.pid}/task/{a.process.pid}/children", encoding="ascii") as f:
-                        spares = f.read().split()
-                    assert spares
+                    wait_until("spares", lambda: children(a.process.pid))
+                    spares = children(a.process.pid)
                     for pid in spares:  # what was meant for thawd is not handed on
                         with open(f"/proc/{pid}/environ", "rb") as f:
                             assert b"LISTEN_" not in (text := f.read()) and b"NOTIFY_SOCKET" not in text, text

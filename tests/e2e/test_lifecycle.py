@@ -393,6 +393,22 @@ def test_no_growth_over_create_and_delete():
 
 
 # --- the client ---
+def test_console_of_a_vm_that_ends():
+    """Whoever reads while it ends gets what is left, not an error."""
+    need_kvm()
+    with Daemon() as d:
+        for _ in range(8):
+            d.create("vm")
+            d.expect("vm", "READY\n")
+            t = threading.Thread(target=lambda: d.post("/v1/vms/vm/stop", {"mode": "kill"}))
+            t.start()
+            while d.state("vm") == "running":
+                r = d.get("/v1/vms/vm/console?offset=0&wait_ms=0")
+                assert r.status == 200, r
+            t.join()
+            assert d.delete("/v1/vms/vm").status == 204
+
+
 def test_client_commands():
     need_kvm()
     from thawlib import GUEST  # pylint: disable=import-outside-toplevel

@@ -2,6 +2,7 @@
 """Helpers of the end-to-end tests: a daemon in a folder of its own, HTTP over its Unix
 socket, TAP output. Standard library only."""
 import functools
+import glob
 import http.client
 import json
 import os
@@ -231,10 +232,13 @@ class Daemon:
     # --- what must not be left behind ---
     def vm_processes(self):
         """Children of the daemon, but those that are nobody's VM yet."""
-        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as f:
-            children = f.read().split()
+        for _ in range(100):  # one that is being started is not told of yet; without KVM there are none
+            if len(self.get("/v1/info").json["spare_pids"]) == self.spares():
+                break
+            time.sleep(0.02)
+        found = children(self.process.pid)
         spares = self.get("/v1/info").json["spare_pids"]
-        return [c for c in children if int(c) not in spares]
+        return [c for c in found if int(c) not in spares]
 
     def spares(self):
         """How many processes the daemon keeps for the next VMs."""
@@ -277,6 +281,15 @@ def thaw(d, *args, timeout=60, env=None):
     e.update(env or {})
     return subprocess.run([os.path.join(BIN, "thaw"), *args], capture_output=True, text=True,
                           timeout=timeout, env=e, stdin=subprocess.DEVNULL, check=False)
+
+
+def children(pid):
+    """Those of all its threads."""
+    found = []
+    for task in glob.glob(f"/proc/{pid}/task/*/children"):
+        with open(task, encoding="ascii") as f:
+            found += f.read().split()
+    return found
 
 
 def need_kvm():

@@ -104,7 +104,7 @@ drives() {
 	q="queue/logical_block_size queue/physical_block_size queue/minimum_io_size"
 	same "its blocks: logical, physical, best" "512 $own $own" block vda "$q"
 	same "those of the other one" "4096 4096 4096" block vdb "$q"
-	same "pieces of a request, unit of a discard" "128 $own" block vda "queue/max_segments queue/discard_granularity"
+	same "pieces of a request, unit of a discard" "254 $own" block vda "queue/max_segments queue/discard_granularity"
 
 	same "a cache that is written back" "write back write back" block vda "cache_type queue/write_cache"
 	check "switched off" guest dev 'echo "write through" >/sys/block/vda/cache_type'
