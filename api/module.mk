@@ -21,6 +21,14 @@ $(THAW): $(call objs,api/thaw.c microvm/arch/$(ARCH)/kvm_probe.c) $(API_CLI_O) $
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcurl -ljansson -luring -o $@
 
+# Snapshot files of the Firecracker-compatible mode; with CPU_REPORT_O.
+FC_FILES_O := $(call objs,api/fc/snapfile.c api/fc/outfile.c)
+SNAPSHOT_EDITOR := $(B)/bin/thaw-snapshot-editor
+PROGRAMS += $(SNAPSHOT_EDITOR)
+$(SNAPSHOT_EDITOR): $(call objs,api/fc/editor/main.c) $(FC_FILES_O) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
+	$(Q)mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -luring -lxxhash -llz4 -o $@
+
 PAGE_HANDLER := $(B)/bin/thaw-page-handler
 PROGRAMS += $(PAGE_HANDLER)
 $(PAGE_HANDLER): $(call objs,api/page_handler.c api/listen.c) $(API_SHARED_O) $(SANDBOX_O) $(SNAP_O) $(BASE_O)

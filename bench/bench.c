@@ -34,7 +34,8 @@ int main(int argc, char **argv)
 		      { "lazy", bench_lazy },     { "rest", bench_rest },
 		      { "pool", bench_pool },     { "working-set", bench_working_set },
 		      { "memory", bench_memory }, { "net", bench_net },
-		      { "blk", bench_blk },       { "idle", bench_idle } };
+		      { "blk", bench_blk },       { "diff", bench_diff },
+		      { "idle", bench_idle } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };
 	const char *only = NULL;

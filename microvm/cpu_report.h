@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU that a snapshot's guest has, and what of it this host's KVM can't give. Needs no VM:
 // the daemon asks once per snapshot, so that restores need not. Any thread. KVM is asked at the
-// first call (0.5 ms) and its answer kept.
+// first call and its answer kept: 0.1 ms for its list; milliseconds where the list does not have all that
+// the guest has, since then a vCPU is asked as well.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>

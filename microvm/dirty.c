@@ -39,10 +39,8 @@ int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *
 {
 	if (how->confirmed && d->taken && !d->lost)
 		d->has_parent = true;
-	if (!how->incremental)
+	if (!how->incremental || !how->lz4) // a raw one: dirty_complete()
 		return 0;
-	if (!how->lz4)
-		return mv_fail(err, EINVAL, "an incremental snapshot has to be of format lz4");
 	if (!d->set && !d->from_file)
 		return mv_fail(err, EINVAL,
 			       "not made from a snapshot, and without track_dirty, so nobody knows what "
@@ -85,6 +83,24 @@ static int note(void *arg, const struct gmem_region *r, const uint8_t *from, con
 		private[page / 64] |= 1ULL << page % 64;
 	}
 	return 0;
+}
+
+int dirty_complete(struct dirty *d, const struct gmem *m, struct mv_err *err)
+{
+	if (d->set && !d->forked)
+		return 0;
+	uint64_t n = (m->total_bytes + WORD_BYTES - 1) / WORD_BYTES;
+	uint64_t *pages = calloc(n, sizeof *pages);
+	int r = pages ? 0 : -ENOMEM;
+	if (!r && d->from_file)
+		r = snap_private_walk(SNAP_MEMORY_AUTO, m, note, pages);
+	else if (!r && m->discarded)
+		memset(pages, 0xff, n * sizeof *pages);
+	else if (!r)
+		r = snap_pages_walk(SNAP_MEMORY_AUTO, m, note, pages);
+	free(d->set);
+	d->set = pages;
+	return r ? mv_fail(err, -r, "cannot tell which pages changed: %s", strerror(-r)) : 0;
 }
 
 int dirty_keep_private(uint64_t *set, const struct gmem *m, struct mv_err *err)

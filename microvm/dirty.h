@@ -29,13 +29,15 @@ struct dirty {
 	bool has_parent;  // made from a snapshot, or one of its own was confirmed
 	bool taken, lost; // a snapshot was begun; and it is known to have failed
 	bool from_file;   // restored: private pages are those that changed since
+	bool forked;      // its memory is older than its set
 };
 
 // Memory mapped, nothing written yet; from_file: MAP_PRIVATE of a snapshot's memory. -ENOMEM.
 int dirty_init(struct dirty *d, struct gmem *m, bool track, bool from_file, struct mv_err *err);
 void dirty_fini(struct dirty *d, struct gmem *m); // idempotent
 
-// First for every snapshot: takes note of `confirmed`; -EINVAL: it can't be incremental.
+// First for every snapshot: takes note of `confirmed`; -EINVAL: it can't be incremental (a raw one always
+// can).
 int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *err);
 
 // In the pause, when nothing writes guest memory until it is frozen: makes d->set. What KVM's log
@@ -44,6 +46,13 @@ int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struc
 
 // The snapshot that dirty_take() was called for will not come; whatever is said later.
 void dirty_failed(struct dirty *d);
+
+// For a raw file with changes, in the frozen copy: makes d->set what it is to have. Nobody keeps a word
+// about what such a file is laid over, so the beginning is where the set's is: the snapshot before that was
+// confirmed, or where memory begins: a boot (all zeros), or the files it was restored from. Where nothing is
+// tracked it is every page that may have changed since then, which is right over any later snapshot too:
+// a clone's private pages; else all that may hold something, and if memory was given back to the host, all.
+int dirty_complete(struct dirty *d, const struct gmem *m, struct mv_err *err);
 
 // Keeps of a set what is private to this process's mapping. -ENOTSUP: can't be told.
 int dirty_keep_private(uint64_t *set, const struct gmem *m, struct mv_err *err);

@@ -37,18 +37,26 @@ static void keep_only(int state_fd, int memory_fd, int result_fd)
 
 // No userfaultfd in here: what a lazily loaded VM lacks is not touched. It was never written, so
 // it is not in the set either, but for what a device gave back unwritten.
-static int write_changed(const struct vm *vm, bool high, struct live_result *result, struct mv_err *err)
+static int write_changed(struct vm *vm, uint32_t kind, struct live_result *result, struct mv_err *err)
 {
-	uint64_t *set = vm->dirty.set;
-	// A page handler's memory was loaded whole by the full snapshot before.
-	int r = set && vm->uffd_fd >= 0 && vm->dirty.from_file ? dirty_keep_private(set, &vm->mem, err) : 0;
-	r = r ? r : chunk_write_changed(FD_MEMORY, &vm->mem, set, high, 0, &result->memory_bytes, err);
+	struct dirty *d = &vm->dirty;
+	bool raw = kind == SNAP_MEMORY_RAW;
+	int r = raw ? dirty_complete(d, &vm->mem, err) : 0;
+	// A page handler's memory was loaded whole, by the full snapshot before or for this one.
+	if (!r && d->set && vm->uffd_fd >= 0 && d->from_file)
+		r = dirty_keep_private(d->set, &vm->mem, err);
+	if (!r && raw)
+		return snap_memory_write_changed(FD_MEMORY, &vm->mem, d->set, &result->memory_bytes,
+						 &result->memory_data_bytes, err);
+	r = r ? r
+	      : chunk_write_changed(FD_MEMORY, &vm->mem, d->set, kind == SNAP_MEMORY_LZ4_HIGH, 0,
+				    &result->memory_bytes, err);
 	result->memory_data_bytes = result->memory_bytes;
 	return r;
 }
 
 static void __attribute__((noreturn))
-child_main(const struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *state, pid_t parent)
+child_main(struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *state, pid_t parent)
 {
 	struct live_result result = { .state_bytes = state->len };
 	struct mv_err err = { 0 };
@@ -60,7 +68,7 @@ child_main(const struct vm *vm, const struct msg_snapshot *how, const struct mv_
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
 	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
 	if (!r && how->incremental)
-		r = write_changed(vm, how->lz4 == SNAP_MEMORY_LZ4_HIGH, &result, &err);
+		r = write_changed(vm, how->lz4, &result, &err);
 	else if (!r)
 		r = snap_memory_write_as(how->lz4, FD_MEMORY, &vm->mem, &result.memory_bytes,
 					 &result.memory_data_bytes, &err);
@@ -223,8 +231,11 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
 	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1, .vm = vm };
 	struct split w = { s, vm, fds[0], fds[1], how };
+	// Of a page handler's memory nobody can tell pages that were given back, which are zeros, from those
+	// that were not loaded: so it is loaded for a raw file, whose first one may come before any full one.
+	bool whole = !how->incremental || (!how->lz4 && !vm->dirty.from_file);
 	int r = dirty_check(&vm->dirty, how, err);
-	r = r ? r : live_freeze(vm, !how->incremental, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
+	r = r ? r : live_freeze(vm, whole, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
 	if (r)
 		live_abort(s);
 	return r;

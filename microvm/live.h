@@ -45,8 +45,9 @@ int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_
 // used are taken and set to -1, the others stay the caller's, the child has copies. `how` asks
 // for a compressed memory file, and for an incremental one: of what changed since the snapshot
 // before, or where that was not confirmed, since the one before that, and so on (dirty.h); in a
-// VM that does not track that, since it was restored. -EBUSY: one is under way, or the VM is in
-// no state for it; -EINVAL: there is nothing that an incremental one could refer to.
+// VM that does not track that, since it was restored; in a raw file always (dirty_complete()). -EBUSY: one is
+// under way, or the VM is in no state for it; -EINVAL: there is nothing that an incremental one could refer
+// to.
 int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	       const struct msg_snapshot *how,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),

@@ -6,6 +6,7 @@
 
 #include "microvm/sections.h"
 #include "snapshot/format.h"
+#include "snapshot/memory_map.h"
 
 // What must be the same in the configuration for the rest to fit.
 struct shape {
@@ -74,6 +75,7 @@ static struct saved_section *place(struct saved_vm *s, uint32_t kind, uint32_t i
 	case SECTION_ARCH: return index == 0 ? &s->arch : NULL;
 	case SECTION_SERIAL: return index == 0 ? &s->serial : NULL;
 	case SECTION_VIRTIO: return index < shape->n_devs ? &s->dev[index] : NULL;
+	case SECTION_MEMORY: return index == 0 ? &s->memory : NULL;
 	default: return NULL;
 	}
 }
@@ -94,7 +96,7 @@ static int sort_sections(struct saved_vm *s, size_t len, const struct vmcfg *cfg
 				return r;
 			continue;
 		}
-		if (sec.kind >= SECTION_SKIP)
+		if (sec.kind >= SECTION_SKIP && sec.kind != SECTION_MEMORY)
 			continue;
 		struct saved_section *p = place(s, sec.kind, sec.index, &shape);
 		if (!p || p->bytes)
@@ -150,9 +152,16 @@ void saved_vm_fini(struct saved_vm *s)
 	*s = (struct saved_vm){ 0 };
 }
 
+static int check_memory(const struct vm *vm, const struct saved_section *s, struct mv_err *err)
+{
+	struct memory_map map;
+	int r = memory_map_parse(s->bytes, s->len, &map, err);
+	return r ? mv_wrap(err, "state") : memory_map_check(&map, &vm->mem, err);
+}
+
 int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err)
 {
-	int r = 0;
+	int r = s->memory.bytes ? check_memory(vm, &s->memory, err) : 0;
 	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
 		r = arch_vcpu_load(&vm->vcpu[i], s->vcpu[i].bytes, s->vcpu[i].len, err);
 	r = r ? r : arch_vm_load(vm, s->arch.bytes, s->arch.len, err);
@@ -183,6 +192,9 @@ int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 	snap_section_end(out, mark);
 	if (r)
 		return r;
+	mark = snap_section_begin(out, SECTION_MEMORY, 0);
+	memory_map_save(&vm->mem, out);
+	snap_section_end(out, mark);
 	mark = snap_section_begin(out, SECTION_SERIAL, 0);
 	serial_save(&vm->serial, out);
 	snap_section_end(out, mark);

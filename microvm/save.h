@@ -13,6 +13,7 @@ struct saved_section {
 struct saved_vm {
 	uint8_t *payload; // what the sections point into
 	struct saved_section vcpu[VMCFG_MAX_VCPUS], dev[VM_MAX_DEVICES], arch, serial;
+	struct saved_section memory; // bytes NULL: of an older thaw
 };
 
 // Reads and checks a state file against the configuration: same memory size, vCPUs,

@@ -12,4 +12,5 @@ enum {
 	SECTION_SERIAL = 4, // serial_table
 	SECTION_VIRTIO = 5, // by slot
 	SECTION_SKIP = 0x8000,
+	SECTION_MEMORY = SECTION_SKIP, // snapshot/memory_map.h
 };

@@ -402,8 +402,10 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	    (vm->lazy && (r = watch_memory(vm, f, err))))
 		return r;
 	record_prepare(&vm->record, MV_TAKE_FD(f->record), &vm->mem, vm->lazy, f->uffd);
-	if ((r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, vm->mem.from_file, err)) ||
-	    (r = kvm_set_memory(vm->vm_fd, &vm->mem, cfg->track_dirty, err)) || (r = arch_vm_init(vm, err)))
+	r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, vm->mem.from_file, err);
+	vm->dirty.forked = vm->seed != NULL;
+	if (r || (r = kvm_set_memory(vm->vm_fd, &vm->mem, cfg->track_dirty, err)) ||
+	    (r = arch_vm_init(vm, err)))
 		return r;
 	for (unsigned i = 0; i < cfg->vcpus; i++)
 		if ((r = vcpu_open(vm, i, err)))

@@ -247,7 +247,7 @@ static int hash_file(struct file_hash *f, int fd, uint64_t size_bytes)
 	return 0;
 }
 
-static int count_data(int fd, uint64_t size_bytes, uint64_t *ret_data_bytes)
+int snap_data_bytes(int fd, uint64_t size_bytes, uint64_t *ret_data_bytes)
 {
 	uint64_t at = 0, start, end, data = 0;
 
@@ -283,7 +283,7 @@ int snap_xxh3_file(int fd, uint64_t size_bytes, uint64_t *ret_xxh3, uint64_t *re
 	XXH3_64bits_reset(f.list);
 	int r = hash_file(&f, fd, size_bytes);
 	if (!r)
-		r = count_data(fd, size_bytes, &data_bytes);
+		r = snap_data_bytes(fd, size_bytes, &data_bytes);
 	if (!r) {
 		*ret_xxh3 = XXH3_64bits_digest(f.list);
 		*ret_data_bytes = data_bytes;

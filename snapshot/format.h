@@ -68,5 +68,8 @@ int snap_xxh3_file(int fd, uint64_t size_bytes, uint64_t *ret_xxh3, uint64_t *re
 // is left. A file system that knows no holes says that all is data.
 int snap_next_data(int fd, uint64_t at, uint64_t size_bytes, uint64_t *ret_start, uint64_t *ret_end);
 
+// How many bytes are data, by the same word.
+int snap_data_bytes(int fd, uint64_t size_bytes, uint64_t *ret_data_bytes);
+
 // XXH3-64 of `bytes`, seeded with that of a head before them.
 uint64_t snap_xxh3_record(const void *head, size_t head_len, const void *bytes, size_t len);

@@ -22,6 +22,14 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gmem *m, uint64_t *ret_bytes,
 			 uint64_t *ret_data_bytes, struct mv_err *err);
 
-// The same, or a compressed memory file (snapshot/chunk.h), of which all bytes are data.
+// The pages that `changed` names, a bit each by their place in the file, zeros like others. An empty file
+// becomes as long as all memory, and only these pages are data in it (lseek(2), SEEK_DATA): laid over an
+// older complete file it makes the new one. -ENOTSUP: the file system's holes are coarser than a page, so
+// that would be wrong. A complete file (any of m->total_bytes) is brought up to date in place. The caller has
+// pages that are in `changed` and not loaded yet loaded first.
+int snap_memory_write_changed(int fd, const struct gmem *m, const uint64_t *changed, uint64_t *ret_bytes,
+			      uint64_t *ret_data_bytes, struct mv_err *err);
+
+// As snap_memory_write(), or a compressed memory file (snapshot/chunk.h), of which all bytes are data.
 int snap_memory_write_as(enum snap_memory_kind kind, int fd, const struct gmem *m, uint64_t *ret_bytes,
 			 uint64_t *ret_data_bytes, struct mv_err *err);

@@ -17,8 +17,8 @@ $(call in,base,$(TEST_PROGRAMS)): $(BASE_O) $(call in,base,$(T_O))
 $(call in,devices,$(TEST_PROGRAMS)): $(DEV_O) $(BASE_O) $(call in,devices,$(T_O))
 $(call in,snapshot,$(TEST_PROGRAMS)): $(SNAP_O) $(BASE_O) $(call in,snapshot,$(T_O))
 $(B)/tests/snapshot/test_sandbox: $(SANDBOX_O)
-$(call in,api,$(TEST_PROGRAMS)): $(API_COMMON) $(SNAP_O) $(BASE_O) $(call in,api,$(T_O))
-$(call in,microvm,$(TEST_PROGRAMS)): $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) $(call in,microvm,$(T_O))
+$(call in,api,$(TEST_PROGRAMS)): $(FC_FILES_O) $(API_COMMON) $(SNAP_O) $(BASE_O) $(call in,api,$(T_O))
+$(call in,microvm,$(TEST_PROGRAMS)): $(FC_FILES_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) $(call in,microvm,$(T_O))
 
 # Preloaded into the daemon by tests/e2e/test_store.py.
 FAULTS := $(B)/tests/faults/shim.so

@@ -82,6 +82,7 @@ int gmem_discard(struct gmem *m, void *start, size_t len)
 			result = e;
 		else
 			gmem_wrote(m, p, n);
+		m->discarded |= whole;
 		p += n;
 		page = to;
 	}

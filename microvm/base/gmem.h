@@ -47,6 +47,7 @@ struct gmem {
 	} file[GMEM_MAX_FILES];
 	unsigned n_files;
 	bool from_file;
+	bool discarded; // anonymous pages that held something may be gone, and nobody marked which
 	uint64_t *replaced;
 	uint32_t n_pieces;
 };

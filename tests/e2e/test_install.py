@@ -38,7 +38,8 @@ def test_files_and_their_modes():
         install(DESTDIR=dest, PREFIX="/usr")
         assert os.listdir(dest) == ["usr"]
         found = {os.path.relpath(os.path.join(d, f), dest) for d, _, files in os.walk(dest) for f in files}
-        programs = {"usr/bin/" + p for p in ("thaw", "thawd", "thaw-vmm", "thaw-pager", "thaw-page-handler")}
+        programs = {"usr/bin/" + p for p in ("thaw", "thawd", "thaw-vmm", "thaw-pager", "thaw-page-handler",
+                                             "thaw-snapshot-editor")}
         others = {"usr/share/bash-completion/completions/thaw", "usr/share/zsh/site-functions/_thaw",
                   "usr/share/fish/vendor_completions.d/thaw.fish", "usr/lib/systemd/system/thawd.service",
                   "usr/lib/systemd/system/thawd.socket", "usr/lib/sysusers.d/thaw.conf",

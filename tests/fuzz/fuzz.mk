@@ -4,9 +4,11 @@
 #   make fuzz && build/tests/fuzz/fuzz_state -max_total_time=600 some-corpus-folder/
 FUZZ_CC ?= clang
 FUZZ_RT := $(wildcard $(shell $(FUZZ_CC) -print-runtime-dir 2>/dev/null)/libclang_rt.fuzzer*.a)
-FUZZ_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -O1 -g
+FUZZ_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined \
+	-Wno-gnu-variable-sized-type-not-at-end -O1 -g
 FUZZ_OBJ := $(B)/tests/fuzz/obj
-FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(filter-out snapshot/sandbox.c,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c)) api/json.c api/error.c api/vmjson.c)
+FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(filter-out snapshot/sandbox.c,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c)) api/json.c api/error.c api/vmjson.c \
+	api/fc/snapfile.c $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state))
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_PROGRAMS := $(if $(FUZZ_RT),$(patsubst %.c,$(B)/%,$(FUZZ_SRC)))
 OBJECTS += $(FUZZ_O) $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(FUZZ_SRC))

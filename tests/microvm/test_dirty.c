@@ -15,13 +15,10 @@
 
 #include "microvm/dirty.h"
 #include "microvm/kvm.h"
-#include "tests/microvm/t_vmm.h"
+#include "tests/microvm/t_work.h"
 
-enum { MEM_MIB = 32, MEM_BYTES = MEM_MIB << 20 };
-// Pages that a guest at work writes besides those it is told to: stack, data, rings, tables.
-enum { FEW = 40 };
+enum { MEM_BYTES = T_MEM_BYTES };
 
-static const char *vmm, *guest;
 static struct t_vmm a, b; // large; every test starts and ends what it uses
 static uint8_t *memory;   // what the files taken so far make of the memory
 
@@ -67,8 +64,7 @@ static void a_parent_is_needed(void **state)
 	struct dirty d;
 	(void)state;
 	assert_int_equal(dirty_init(&d, &m, true, false, &err), 0);
-	assert_int_equal(dirty_check(&d, &raw, &err), -EINVAL);
-	assert_message(err, "lz4");
+	assert_int_equal(dirty_check(&d, &raw, &err), 0); // whoever has the files knows the parent
 	assert_int_equal(dirty_check(&d, &inc, &err), -EINVAL);
 	assert_message(err, "must be full");
 	assert_int_equal(dirty_check(&d, &yes, &err), -EINVAL); // there is nothing to be confirmed
@@ -105,14 +101,6 @@ static void a_failing_kvm_loses_nothing(void **state)
 }
 
 // --- the tiny guest ---
-
-static void need_kvm(void)
-{
-	if (!access("/dev/kvm", R_OK | W_OK))
-		return;
-	print_message("# SKIP no access to /dev/kvm\n");
-	skip();
-}
 
 // A machine with two slots, whose words follow each other in the set; a few instructions of real mode.
 static void two_slots(void **state)
@@ -166,65 +154,6 @@ static void two_slots(void **state)
 	gmem_fini(&m);
 }
 
-static void config(struct vmcfg *c, bool track)
-{
-	t_tiny_config(c);
-	c->mem_mib = MEM_MIB;
-	c->track_dirty = track;
-	c->n_drives = 1;
-	snprintf(c->drive[0].id, sizeof c->drive[0].id, "disk");
-	snprintf(c->drive[0].path, sizeof c->drive[0].path, "/disk");
-}
-
-static void machine_fds(struct vm_fds *f)
-{
-	uint64_t seed = 6;
-	uint8_t block[8192];
-	for (size_t i = 0; i < sizeof block; i++)
-		block[i] = (uint8_t)('a' + t_rand(&seed) % 26);
-	vm_fds_init(f);
-	f->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	f->drive[0] = t_file();
-	assert_int_equal(write(f->drive[0], block, sizeof block), sizeof block);
-}
-
-static void boot(struct t_vmm *v, const struct vmcfg *c)
-{
-	struct vm_fds f;
-	machine_fds(&f);
-	f.kernel = open(guest, O_RDONLY | O_CLOEXEC);
-	assert_int_equal(t_vmm_start(v, vmm), 0);
-	assert_int_equal(t_vmm_setup(v, MSG_BOOT, c, &f, true), 0);
-	assert_int_equal(t_vmm_expect(v, "READY\n", 10000), 0);
-}
-
-static void ask(struct t_vmm *v, const char *command)
-{
-	char line[600];
-	assert_int_equal(t_vmm_ask(v, command, line, sizeof line), 0);
-	assert_memory_equal(line, "OK", 2);
-}
-
-static void order(struct t_vmm *v, uint16_t type)
-{
-	assert_int_equal(t_vmm_call(v, type, NULL, NULL, NULL, 0, 10000), 0);
-}
-
-// By the guest's user and kernel mode, by virtio-rng and by virtio-blk's io_uring.
-static void work(struct t_vmm *v, unsigned round)
-{
-	char command[100];
-	snprintf(command, sizeof command, "fill %u 20 %u", 100 + round * 300, round + 1);
-	ask(v, command);
-	snprintf(command, sizeof command, "touch 50 w %u", round + 1);
-	ask(v, command);
-	snprintf(command, sizeof command, "store round %u", round);
-	ask(v, command);
-	ask(v, "rand 64");
-	snprintf(command, sizeof command, "blk p %u %u", round % 16, 2000 + round % 3);
-	ask(v, command);
-}
-
 enum { FULL, INCREMENTAL = 1, CONFIRMED = 2 };
 
 static int snapshot(struct t_vmm *v, unsigned flags, int state_fd, int memory_fd)
@@ -242,12 +171,6 @@ static void full(struct t_vmm *v, unsigned flags, int ret_fds[2])
 	ret_fds[0] = t_file();
 	ret_fds[1] = t_file();
 	assert_int_equal(snapshot(v, flags, ret_fds[0], ret_fds[1]), 0);
-}
-
-static void close_both(const int fds[2])
-{
-	close(fds[0]);
-	close(fds[1]);
 }
 
 static void load_base(const int fds[2]) { assert_int_equal(mv_pread_full(fds[1], memory, MEM_BYTES, 0), 0); }
@@ -379,16 +302,6 @@ static void what_failed_comes_again(void **state)
 	close_both(fds);
 }
 
-static void restore(struct t_vmm *v, const struct vmcfg *c, int state_fd, int memory_fd)
-{
-	struct vm_fds f;
-	machine_fds(&f);
-	f.state = dup(state_fd);
-	f.memory = dup(memory_fd);
-	assert_int_equal(t_vmm_setup(v, MSG_RESTORE, c, &f, true), 0);
-	assert_int_equal(t_vmm_expect(v, "RESTORED\n", 10000), 0);
-}
-
 static void of_clones(void **state)
 {
 	struct vmcfg c;
@@ -406,7 +319,7 @@ static void of_clones(void **state)
 	assert_int_equal(t_vmm_end(&a), 0);
 	for (unsigned track = 0; track < 2; track++) {
 		c.track_dirty = track;
-		assert_int_equal(t_vmm_start(&b, vmm), 0);
+		assert_int_equal(t_vmm_start(&b, t_vmm_path()), 0);
 		restore(&b, &c, fds[0], fds[1]);
 		load_base(fds);
 		work(&b, 1);
@@ -564,7 +477,7 @@ static void of_lazy_clones_without_loading_all(void **state)
 		pager.template_fd = t_file();
 		assert_int_equal(pipe(pager.stop), 0);
 		assert_int_equal(ftruncate(pager.template_fd, MEM_BYTES), 0);
-		assert_int_equal(t_vmm_start(&b, vmm), 0);
+		assert_int_equal(t_vmm_start(&b, t_vmm_path()), 0);
 		b.on_lazy = on_lazy;
 		b.lazy = true;
 		restore(&b, &c, fds[0], pager.template_fd);
@@ -609,8 +522,6 @@ int main(void)
 		cmocka_unit_test(of_forks),
 		cmocka_unit_test(of_lazy_clones_without_loading_all),
 	};
-	vmm = getenv("THAW_VMM") ? getenv("THAW_VMM") : "build/bin/thaw-vmm";
-	guest = getenv("THAW_GUEST") ? getenv("THAW_GUEST") : "build/tests/guest/tiny";
 	memory = malloc(MEM_BYTES);
 	if (!memory)
 		return 1;

@@ -25,6 +25,7 @@
 #include "microvm/save.h"
 #include "microvm/sections.h"
 #include "snapshot/format.h"
+#include "snapshot/memory_map.h"
 #include "snapshot/store.h"
 #include "tests/microvm/t_vmm.h"
 
@@ -35,7 +36,7 @@
 enum { DISK_BYTES = 64 << 10, MEMORY_MIB = 4, ANY_SECTION = -1 };
 
 static const char *const formats[] = { "1.0" };
-static const char *const names[] = { "plain", "net", "devices" };
+static const char *const names[] = { "plain", "net", "devices", "map" };
 static const char *const files[] = { "manifest", "state", "memory" };
 
 static bool may_tap;
@@ -384,6 +385,7 @@ static int load_section(const struct golden *g, const struct snap_section *sec, 
 		serial_fini(&serial);
 		return r;
 	case SECTION_VIRTIO: return load_device(g, sec, err);
+	case SECTION_MEMORY: return memory_map_parse(sec->bytes, sec->len, &(struct memory_map){ 0 }, err);
 	default: return 0;
 	}
 }

@@ -181,6 +181,129 @@ static void refuses_a_file_with_content(void **state)
 	gmem_fini(&m);
 }
 
+// --- what changed ---
+
+static uint64_t set[TOTAL / PAGE / 64];
+static bool in_set(unsigned i) { return set[i / 64] >> i % 64 & 1; }
+
+// What is in the set is data and as in memory, zeros as well, and nothing else is.
+static void check_changes(int fd, const struct gmem *m)
+{
+	static uint8_t buf[PAGE];
+	struct stat st;
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_size, TOTAL);
+	for (unsigned i = 0; i < TOTAL / PAGE; i++) {
+		off_t at = (off_t)i * PAGE;
+		assert_int_equal(lseek(fd, at, SEEK_DATA) == at, in_set(i));
+		assert_int_equal(pread(fd, buf, PAGE, at), PAGE);
+		if (in_set(i))
+			assert_memory_equal(buf, page(m, i), PAGE);
+	}
+}
+
+static uint64_t write_changes(int fd, const struct gmem *m)
+{
+	struct mv_err err = { 0 };
+	uint64_t bytes = 0, data = 0;
+	if (snap_memory_write_changed(fd, m, set, &bytes, &data, &err))
+		fail_msg("%s", err.msg);
+	assert_int_equal(bytes, TOTAL);
+	return data / PAGE;
+}
+
+static void changes_are_data(void **state)
+{
+	uint64_t seed = 5;
+	char dir[64], path[80];
+	(void)state;
+	t_tmpdir(dir);
+	snprintf(path, sizeof path, "%s/memory", dir);
+	for (unsigned round = 0; round < 12; round++) {
+		struct gmem m;
+		unsigned n = 0;
+		make(&m, -1);
+		memset(set, 0, sizeof set);
+		for (unsigned i = 0; i < TOTAL / PAGE;) {
+			unsigned run = (unsigned)(t_rand(&seed) % (round % 2 ? 500 : 4)) + 1;
+			unsigned kind = (unsigned)(t_rand(&seed) % 3);
+			for (; run && i < TOTAL / PAGE; run--, i++) {
+				if (kind)
+					page(&m, i)[t_rand(&seed) % PAGE] = (uint8_t)(kind - 1); // also zeros
+				if (round == 0 || (round > 1 && t_rand(&seed) % 8 < kind * 4)) {
+					set[i / 64] |= 1ULL << i % 64;
+					n++;
+				}
+			}
+		}
+		// On the disk's file system, and in memory.
+		int fd = round % 3 ? open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : t_file();
+		assert_int_equal(write_changes(fd, &m), n);
+		check_changes(fd, &m);
+		close(fd);
+		gmem_fini(&m);
+	}
+	t_remove_tree(dir);
+}
+
+static void changes_over_a_complete_file(void **state)
+{
+	struct gmem m;
+	struct mv_err err = { 0 };
+	uint64_t bytes, data;
+	(void)state;
+	make(&m, -1);
+	int fd = t_file();
+	for (unsigned i = 0; i < TOTAL / PAGE; i += 2)
+		memset(page(&m, i), 'a', PAGE);
+	assert_int_equal(snap_memory_write(fd, &m, &bytes, &data, &err), 0);
+	memset(set, 0, sizeof set);
+	for (unsigned i = 0; i < TOTAL / PAGE; i += 7) {
+		memset(page(&m, i), i % 3 ? 'b' : 0, PAGE);
+		set[i / 64] |= 1ULL << i % 64;
+	}
+	assert_int_equal(write_changes(fd, &m), (TOTAL / PAGE + 6) / 7);
+	check_file(fd, &m);
+	assert_int_equal(ftruncate(fd, TOTAL - PAGE), 0);
+	assert_int_equal(snap_memory_write_changed(fd, &m, set, &bytes, &data, &err), -EINVAL);
+	assert_message(err, "over one of 12 MiB");
+	close(fd);
+	gmem_fini(&m);
+}
+
+// There a page that is written makes 2 MiB of data: laid over another file it would delete 511 pages.
+static void coarse_holes_are_refused(void **state)
+{
+	char dir[64], path[80];
+	struct gmem m;
+	struct mv_err err = { 0 };
+	uint64_t bytes, data;
+	(void)state;
+	t_tmpdir(dir);
+	if (mount("none", dir, "tmpfs", 0, "huge=always")) {
+		print_message("# SKIP mounting a tmpfs with huge pages: %s\n", strerror(errno));
+		t_remove_tree(dir);
+		skip();
+	}
+	snprintf(path, sizeof path, "%s/memory", dir);
+	make(&m, -1);
+	memset(set, 0, sizeof set);
+	set[3] = 1;
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	int r = snap_memory_write_changed(fd, &m, set, &bytes, &data, &err);
+	off_t first = lseek(fd, 0, SEEK_DATA);
+	close(fd);
+	umount(dir);
+	t_remove_tree(dir);
+	gmem_fini(&m);
+	if (first == 3 * 64 * PAGE) {
+		print_message("# SKIP this kernel's tmpfs has no huge pages to give\n");
+		skip();
+	}
+	assert_int_equal(r, -ENOTSUP);
+	assert_message(err, "holes");
+}
+
 static void full_file_system(void **state)
 {
 	char dir[64], path[80];
@@ -237,6 +360,9 @@ int main(void)
 		cmocka_unit_test(private_mapping_of_a_file),
 		cmocka_unit_test(random_patterns),
 		cmocka_unit_test(refuses_a_file_with_content),
+		cmocka_unit_test(changes_are_data),
+		cmocka_unit_test(changes_over_a_complete_file),
+		cmocka_unit_test(coarse_holes_are_refused),
 		cmocka_unit_test(full_file_system),
 		cmocka_unit_test(file_size_limit),
 	};

@@ -39,20 +39,12 @@ static int read_guest(int state_fd, struct x86_cpuid *ret_list, struct mv_err *e
 	return r ? r : mv_fail(err, EINVAL, "state: has no vCPU");
 }
 
-// What a vCPU of this host gets: what KVM says that it supports, and what it shows of its own
-// accord (kvm-pvm shows the guest's user mode the bare CPU, whatever is set).
-static bool ask_kvm(const char *kvm_path, struct x86_cpuid *ret_list)
+// What KVM says that it supports.
+static bool ask_list(int kvm_fd, struct x86_cpuid *ret_list)
 {
-	struct x86_cpuid shown = { .head.nent = X86_MAX_CPUID };
-	MV_FD kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC);
 	ret_list->head = (struct kvm_cpuid2){ .nent = X86_MAX_CPUID };
 	if (kvm_fd < 0 || ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, ret_list))
 		return false;
-	MV_FD vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0L);
-	MV_FD vcpu_fd = vm_fd < 0 ? -1 : ioctl(vm_fd, KVM_CREATE_VCPU, 0L);
-	if (vcpu_fd < 0 || ioctl(vcpu_fd, KVM_SET_CPUID2, ret_list) || ioctl(vcpu_fd, KVM_GET_CPUID2, &shown))
-		return false;
-	x86_features_add(ret_list, &shown);
 	// Not always among what KVM lists (KVM API 4.46).
 	struct kvm_cpuid_entry2 *e = x86_cpuid_find(ret_list, 1, 0);
 	if (e && ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
@@ -60,19 +52,49 @@ static bool ask_kvm(const char *kvm_path, struct x86_cpuid *ret_list)
 	return true;
 }
 
-// Asked once per process: it takes a VM, and the answer stays the same.
-static bool read_host(const char *kvm_path, struct x86_cpuid *ret_list)
+// Adds what a vCPU shows of its own accord (kvm-pvm shows the guest's user mode the bare CPU, whatever is
+// set).
+static bool ask_vcpu(int kvm_fd, struct x86_cpuid *list)
+{
+	struct x86_cpuid shown = { .head.nent = X86_MAX_CPUID };
+	MV_FD vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0L);
+	MV_FD vcpu_fd = vm_fd < 0 ? -1 : ioctl(vm_fd, KVM_CREATE_VCPU, 0L);
+	if (vcpu_fd < 0 || ioctl(vcpu_fd, KVM_SET_CPUID2, list) || ioctl(vcpu_fd, KVM_GET_CPUID2, &shown))
+		return false;
+	x86_features_add(list, &shown);
+	return true;
+}
+
+// Each is asked once per process, since the answer stays the same; and the vCPU only for what the list lacks:
+// it takes a VM, whose end takes milliseconds.
+static bool read_host(const char *kvm_path, bool vcpu_too, struct x86_cpuid *ret_list)
 {
 	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 	static struct x86_cpuid host;
-	static bool known;
+	static bool has_list, has_vcpu;
 	pthread_mutex_lock(&lock);
-	known = known || ask_kvm(kvm_path, &host);
-	bool ok = known;
+	MV_FD kvm_fd = has_list && (has_vcpu || !vcpu_too) ? -1 : open(kvm_path, O_RDWR | O_CLOEXEC);
+	has_list = has_list || ask_list(kvm_fd, &host);
+	has_vcpu = has_vcpu || (vcpu_too && has_list && ask_vcpu(kvm_fd, &host));
+	bool ok = has_list && (has_vcpu || !vcpu_too);
 	if (ok)
 		*ret_list = host;
 	pthread_mutex_unlock(&lock);
 	return ok;
+}
+
+// Fills compared, n_missing and missing.
+static void compare(const struct x86_cpuid *guest, const char *kvm_path, struct cpu_report *r)
+{
+	struct x86_cpuid host;
+	bool vcpu_too = false;
+	do {
+		mv_buf_fini(&r->missing);
+		r->missing = (struct mv_buf){ 0 };
+		r->compared = read_host(kvm_path, vcpu_too, &host);
+		r->n_missing = r->compared ? x86_features_missing(guest, &host, &r->missing) : 0;
+		vcpu_too = !vcpu_too;
+	} while (r->n_missing && vcpu_too);
 }
 
 static void describe(struct x86_cpuid *guest, struct cpu_report *r)
@@ -95,14 +117,13 @@ static void describe(struct x86_cpuid *guest, struct cpu_report *r)
 int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err)
 {
 	struct cpu_report report = { 0 };
-	struct x86_cpuid guest, host;
+	struct x86_cpuid guest;
 	int r = read_guest(state_fd, &guest, err);
 	if (r)
 		return r;
 	describe(&guest, &report);
-	report.compared = kvm_path && read_host(kvm_path, &host);
-	if (report.compared)
-		report.n_missing = x86_features_missing(&guest, &host, &report.missing);
+	if (kvm_path)
+		compare(&guest, kvm_path, &report);
 	mv_buf_append(&report.features, "", 1);
 	mv_buf_append(&report.missing, "", 1);
 	if (report.features.failed || report.missing.failed) {

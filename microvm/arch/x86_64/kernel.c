@@ -57,6 +57,7 @@ static int load(struct vm *vm, const struct image *im, uint64_t offset, uint64_t
 			       "%s: does not fit: needs guest memory 0x%llx-0x%llx; give the VM more "
 			       "memory_mib",
 			       what, (unsigned long long)to, (unsigned long long)(to + len));
+	gmem_wrote(&vm->mem, p, len); // it is a change since the start, when all was zeros
 	int r = mv_pread_full(im->fd, p, len, offset);
 	return r ? mv_fail(err, -r, "%s: cannot read: %s", what, strerror(-r)) : 0;
 }
