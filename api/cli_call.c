@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include "api/cli.h"
 
@@ -20,7 +21,9 @@ int cli_open(struct cli *c)
 		return cli_fail(EXIT_UNREACHABLE,
 				"no place for the socket: XDG_RUNTIME_DIR is not set; give --socket PATH");
 	if (r == -ENAMETOOLONG)
-		return cli_fail(EXIT_USAGE, "the path of the socket is too long");
+		return cli_fail(EXIT_DAEMON_ERROR,
+				"the path of the socket (--socket, THAW_SOCKET) is longer than %zu bytes",
+				sizeof((struct sockaddr_un *)0)->sun_path - 1);
 	return r ? cli_fail(EXIT_DAEMON_ERROR, "%s", strerror(-r)) : EXIT_OK;
 }
 
