@@ -85,7 +85,9 @@ static int configure(struct cli *c, const struct cli_command *cmd, const bool *g
 	int r = (size_t)n < sizeof path
 			? conf_read(path, take_setting, &f, &err)
 			: mv_fail(&err, ENAMETOOLONG, "the path of the configuration file is too long");
-	return !r || (r == -ENOENT && !named) ? EXIT_OK : cli_fail(EXIT_USAGE, "%s", err.msg);
+	// A file that this user may not even see is somebody else's: HOME is, after su.
+	return !r || ((r == -ENOENT || r == -EACCES) && !named) ? EXIT_OK
+								: cli_fail(EXIT_USAGE, "%s", err.msg);
 }
 
 static int wrong_usage(const struct cli_command *cmd)

@@ -18,7 +18,7 @@
 #define MAX_PATH 600
 #define MAX_KEY 128
 #define MAX_FDS 4
-#define STEP_MS 1000 // so that progress is told
+#define STEP_MS 250 // so that progress is told
 #define STREAM_BLOCK (512l * 1024)
 
 struct transfer {

@@ -25,7 +25,8 @@ enum lib_slot { LIB_MAIN, LIB_BESIDE, LIB_N_SLOTS };
 
 // http.c. All fill the client's error when they fail.
 int lib_begin(struct thaw_client *c, enum lib_slot slot, const struct thaw_request *q);
-// Moves what is in progress; waits up to about a second for it, or for one of fds, whose revents it sets.
+// Moves what is in progress; waits up to a quarter of a second for it, or for one of fds, whose revents it
+// sets.
 int lib_step(struct thaw_client *c, struct pollfd *fds, unsigned n);
 bool lib_in_progress(const struct thaw_client *c, enum lib_slot slot);
 // What is not in progress any more. *ret_reply, NULL allowed, is to be freed.

@@ -42,12 +42,13 @@ THAW_API const char *thaw_version(void);
 // export, import, attach). A request that timed out may have been done: see thaw_set_idempotency_key().
 THAW_API void thaw_set_timeout_ms(struct thaw_client *c, unsigned timeout_ms);
 
-// The Idempotency-Key of the next POST, and of that alone: 1 to 128 visible ASCII characters, NULL: none.
-// A POST that is repeated with the key of the first is done once, and gets the first one's answer.
-// -EINVAL: it is no such key.
+// The Idempotency-Key of the next POST that is sent, and of that alone: 1 to 128 visible ASCII characters,
+// NULL: none. A POST that is repeated with the key of the first is done once, and gets the first one's
+// answer. Without one a request may be done twice: a kept connection that ends before the first byte of an
+// answer has it sent anew. -EINVAL: it is no such key.
 THAW_API int thaw_set_idempotency_key(struct thaw_client *c, const char *key);
 
-// Called about once a second while a request is in progress and whenever bytes have moved, with those of
+// Called some times a second while a request is in progress and whenever bytes have moved, with those of
 // bodies; anything but 0 ends the request with -ECANCELED. It must not use the client. NULL: none.
 typedef int thaw_progress_fn(void *arg, uint64_t sent_bytes, uint64_t received_bytes);
 THAW_API void thaw_set_progress(struct thaw_client *c, thaw_progress_fn *fn, void *arg);
@@ -187,8 +188,9 @@ THAW_API int thaw_console_read(struct thaw_client *c, const char *vm, uint64_t *
 			       struct thaw_reply **ret);
 THAW_API int thaw_console_write(struct thaw_client *c, const char *vm, const void *bytes, size_t n);
 
-// Both at once: what comes from in_fd to the guest, what it says to out_fd, until one of the ends below. The
-// terminal's modes are the caller's business, who can make stop_fd a signalfd(2).
+// Both at once: what comes from in_fd to the guest, what it says to out_fd, until one of the ends below.
+// While out_fd takes nothing, both wait. The terminal's modes are the caller's business, who can make stop_fd
+// a signalfd(2).
 struct thaw_attach {
 	size_t size;         // sizeof(struct thaw_attach)
 	int in_fd, out_fd;   // -1: none

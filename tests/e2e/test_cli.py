@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """thaw: verbs and their other names, run, ps, top, what errors say, and that docs/cli.md has it all."""
 import contextlib
+import grp
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 
 from thawlib import BIN, GUEST, ROOT, Daemon, Skip, main, need_kvm, thaw, wait_until
 
@@ -87,6 +89,25 @@ def test_errors_have_a_remedy():
                            (("create", "a", "--kernel", __file__), "bzImage for this CPU")):
             r = thaw(d, *args)
             assert r.returncode == 1 and says in r.stderr.splitlines()[1], (args, r)
+
+
+def test_a_socket_for_others():
+    if os.geteuid():
+        raise Skip("only root can be somebody else")
+    with Daemon(folder=tempfile.mkdtemp(prefix="thaw-")) as d:
+        try:
+            os.chmod(d.folder, 0o755)
+            os.chown(d.socket, 0, grp.getgrnam("daemon").gr_gid)
+            r = subprocess.run([os.path.join(BIN, "thaw"), "--socket", d.socket, "ls"], capture_output=True, text=True,
+                               timeout=30, check=False, user=65534, group=65534, extra_groups=[])
+            assert r.returncode == 3 and "Permission denied" in r.stderr and "usermod -aG daemon" in r.stderr, r
+            os.chmod(d.folder, 0o700)
+            r = subprocess.run([os.path.join(BIN, "thaw"), "--socket", d.socket, "ls"], capture_output=True, text=True,
+                               timeout=30, check=False, user=65534, group=65534, extra_groups=[])
+            assert r.returncode == 3 and "give the socket's group to yours" in r.stderr, r
+        finally:
+            d.stop()
+            shutil.rmtree(d.folder)
 
 
 def test_snapshot_verbs():
@@ -299,21 +320,17 @@ def test_progress_is_for_terminals():
         d.expect("vm", "READY\n")
         d.say("vm", "touch 15000 w 1")
         ok(d, "snapshot", "create", "vm", "warm")
-        fifo = os.path.join(d.folder, "fifo")
-        os.mkfifo(fifo)
 
-        def exported(*args):
-            """What is said on a terminal while nobody takes the bytes for a second."""
+        def told_by(*args):
+            """What is said on a terminal while the bytes are taken slowly."""
             main_fd, terminal = pty.openpty()
-            with subprocess.Popen([os.path.join(BIN, "thaw"), "--socket", d.socket, "snapshot", "export", "warm", "-", *args],
+            with subprocess.Popen([os.path.join(BIN, "thaw"), "--socket", d.socket, *args],
                                   stdout=subprocess.PIPE, stderr=terminal, stdin=subprocess.DEVNULL) as p:
                 os.close(terminal)
-                told, n = b"", 0
-                while chunk := p.stdout.read(1 << 20):
-                    n += len(chunk)
-                    if n < 60 << 20:
-                        select.select([], [], [], 0.02)
-                assert p.wait(30) == 0 and n > 1 << 20
+                told = b""
+                while p.stdout.read(1 << 20):
+                    select.select([], [], [], 0.02)
+                assert p.wait(60) == 0
             while select.select([main_fd], [], [], 0.2)[0]:
                 try:
                     told += os.read(main_fd, 4096)
@@ -322,9 +339,12 @@ def test_progress_is_for_terminals():
             os.close(main_fd)
             return told.decode()
 
-        told = exported()
+        export = ("snapshot", "export", "warm", "-")
+        told = told_by(*export)
         assert re.search(r"exporting warm: \d+ MiB, \d+ MiB/s, \d+ s", told) and told.endswith("\r\033[K"), told
-        assert exported("--no-progress") == "" and exported("--json") == ""
+        assert told_by(*export, "--no-progress") == "" and told_by(*export, "--json") == ""
+        told = told_by("prepare", "warm", "--wait", "--pool", "size=400")
+        assert re.search(r"preparing warm: \d+ s, \d+ of 400 in the pool", told) and told.endswith("\r\033[K"), told
 
 
 def test_configuration_file():

@@ -194,7 +194,7 @@ static int count_bytes(void *arg, uint64_t sent, uint64_t received)
 static int cancel(void *arg, uint64_t sent, uint64_t received)
 {
 	(void)arg;
-	return sent + received == 0; // nothing came for a second
+	return sent + received == 0; // nothing came for a while
 }
 
 static void streams(void)
