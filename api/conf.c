@@ -2,6 +2,7 @@
 #include "api/conf.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,20 +30,26 @@ static const char *take_line(char *line, conf_fn *fn, void *arg)
 
 int conf_read(const char *path, conf_fn *fn, void *arg, struct mv_err *err)
 {
-	FILE *f = fopen(path, "re");
-	char *line = NULL;
+	static char *text; // what was taken points into it
 	size_t cap = 0;
-	int r = 0;
+	FILE *f = fopen(path, "re");
 	if (!f)
 		return mv_fail(err, errno, "%s: %s", path, strerror(errno));
-	for (unsigned n = 1; !r && (errno = 0, getline(&line, &cap, f)) >= 0; n++) {
+	text = NULL;
+	errno = 0;
+	ssize_t len = getdelim(&text, &cap, 0, f); // all of it
+	bool whole = feof(f) && (len < 1 || text[len - 1]);
+	int error = errno;
+	fclose(f);
+	if (!whole)
+		return mv_fail(err, error ? error : EINVAL, "%s: %s", path,
+			       error ? strerror(error) : "there is a NUL byte in it");
+	char *rest = len < 1 ? NULL : text;
+	for (unsigned n = 1; rest; n++) {
+		char *line = strsep(&rest, "\n");
 		const char *wrong = take_line(line, fn, arg);
 		if (wrong)
-			r = mv_fail(err, EINVAL, "%s:%u: %s: %s", path, n, trim(line), wrong);
+			return mv_fail(err, EINVAL, "%s:%u: %s: %s", path, n, trim(line), wrong);
 	}
-	if (!r && ferror(f))
-		r = mv_fail(err, errno ? errno : EIO, "%s: can't be read", path);
-	free(line);
-	fclose(f);
-	return r;
+	return 0;
 }

@@ -63,8 +63,7 @@ static const char *take_setting(void *arg, const char *key, const char *value)
 	struct cli checked = { 0 };
 	if (o->kind == KIND_FLAG && !on && !off)
 		return "it takes true or false";
-	const char *kept = strdup(value); // for as long as the program runs
-	if (!kept || !*kept || !take(applies && !off ? f->c : &checked, o, kept))
+	if (!*value || !take(applies && !off ? f->c : &checked, o, value))
 		return "that value won't do";
 	return NULL;
 }

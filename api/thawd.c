@@ -203,8 +203,7 @@ static const char *take_setting(void *arg, const char *key, const char *value)
 		return "it takes true or false";
 	if (k->val == OPT_SOCKET && getenv("THAW_SOCKET"))
 		return NULL;
-	char *kept = *value ? strdup(value) : NULL; // for as long as the program runs
-	return kept && set_option(arg, k->val, kept) ? NULL : "that value won't do";
+	return *value && set_option(arg, k->val, value) ? NULL : "that value won't do";
 }
 
 static bool read_config(int argc, char **argv, struct options *o, struct mv_err *err)

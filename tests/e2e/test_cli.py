@@ -370,9 +370,10 @@ def test_configuration_file():
         assert json.loads(r.stdout)["config"]["vcpus"] == 1
         for text, says in (("frob = 1\n", ":1: frob: there is no such setting"), ("\nforce = true\n", ":2: force: there is no"),
                            ("vcpus = two\n", ":1: vcpus: that value won't do"), ("json\n", ":1: json: a line is: key = value"),
-                           ("no-progress = yes\n", ":1: no-progress: it takes true or false"), ("kernel =\n", "won't do")):
+                           ("no-progress = yes\n", ":1: no-progress: it takes true or false"), ("kernel =\n", "won't do"), ("# \0\n", "NUL byte")):
             r = run(text, "ls")
             assert r.returncode == 2 and says in r.stderr and not r.stdout, (text, r)
+        assert run("", "ls", THAW_SOCKET=d.socket).returncode == run("\n#", "ls", THAW_SOCKET=d.socket).returncode == 0
         assert run("frob = 1\n", "help").returncode == 0
         assert run("frob = 1\n", "ls", THAW_CONFIG="", THAW_SOCKET=d.socket).returncode == 0
         r = run("", "ls", THAW_CONFIG=path + "x")
