@@ -18,6 +18,7 @@ Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-7s %s\n' $(1) '$(2)';)
 
 CC ?= cc
+OBJCOPY ?= objcopy
 CFLAGS ?= -O2 -g
 BASE_CFLAGS := -std=gnu11 -D_GNU_SOURCE -I. -MMD -MP -pthread \
 	-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wvla \
@@ -38,15 +39,15 @@ all: programs
 # objs FILES: their object files, remembered for the dependency includes.
 objs = $(eval OBJECTS += $(patsubst %.c,$(B)/%.o,$(1)))$(patsubst %.c,$(B)/%.o,$(1))
 
-include devices/module.mk snapshot/module.mk microvm/module.mk api/module.mk
+include lib/module.mk devices/module.mk snapshot/module.mk microvm/module.mk api/module.mk
 include bench/module.mk tests/module.mk
 
 .PHONY: all programs deps demo check bench format lint docs man install clean
-programs: $(PROGRAMS)
+programs: $(PROGRAMS) $(LIBRARIES)
 
 $(B)/%.o: %.c
 	$(Q)mkdir -p $(@D)
-	$(call say,CC,$<)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS) $(CFLAGS_$<) -c $< -o $@
+	$(call say,CC,$<)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS) $(CFLAGS_LIB) $(CFLAGS_$<) -c $< -o $@
 
 deps:
 	$(Q)scripts/deps.sh
@@ -85,22 +86,28 @@ bench-rig: | ensure-deps
 ensure-deps:
 	$(Q)scripts/deps.sh --missing-only
 
-# From what the programs say of themselves.
-MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8
+# From what the programs and libthaw's header say of themselves.
+MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8 $(B)/man/libthaw.3
 man: $(MAN)
-$(MAN) &: scripts/man.py $(PROGRAMS)
+$(MAN) &: scripts/man.py lib/thaw.h $(PROGRAMS)
 	$(call say,MAN,$(B)/man)scripts/man.py $(B)/bin $(B)/man
 
 INSTALL := install
 SHARE = $(DESTDIR)$(PREFIX)/share
 LIB = $(DESTDIR)$(PREFIX)/lib
 install: programs man
-	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(SHARE)/man/man8 \
+	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(LIB)/pkgconfig \
+		$(SHARE)/man/man1 $(SHARE)/man/man3 $(SHARE)/man/man8 \
 		$(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
 		$(SHARE)/fish/vendor_completions.d $(LIB)/systemd/system $(LIB)/sysusers.d
 	$(Q)$(INSTALL) -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	$(Q)$(INSTALL) -m 644 $(filter %.1,$(MAN)) $(SHARE)/man/man1
+	$(Q)$(INSTALL) -m 644 $(filter %.3,$(MAN)) $(SHARE)/man/man3
 	$(Q)$(INSTALL) -m 644 $(filter %.8,$(MAN)) $(SHARE)/man/man8
+	$(Q)$(INSTALL) -m 644 lib/thaw.h $(DESTDIR)$(PREFIX)/include
+	$(Q)$(INSTALL) -m 644 $(LIBRARIES) $(LIB)
+	$(Q)for l in $(LIBTHAW_LINKS); do ln -sf $(notdir $(LIBTHAW_SO)) $(LIB)/$$l; done
+	$(Q)umask 022; sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/libthaw.pc.in >$(LIB)/pkgconfig/libthaw.pc
 	$(Q)umask 022; $(THAW) completion bash >$(SHARE)/bash-completion/completions/thaw
 	$(Q)umask 022; $(THAW) completion zsh >$(SHARE)/zsh/site-functions/_thaw
 	$(Q)umask 022; $(THAW) completion fish >$(SHARE)/fish/vendor_completions.d/thaw.fish

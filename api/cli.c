@@ -24,41 +24,6 @@ int cli_fail(int status, const char *fmt, ...)
 	return status;
 }
 
-int cli_open(struct cli *c)
-{
-	struct mv_err err;
-	if (!c->client && client_new(c->socket, &c->client, &err))
-		return cli_fail(EXIT_DAEMON_ERROR, "%s", err.msg);
-	return EXIT_OK;
-}
-
-int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, int out_fd,
-	       struct client_reply *ret_r)
-{
-	struct mv_err err;
-	int status = cli_open(c);
-	if (status)
-		return status;
-	int r = client_stream(c->client, method, path, in_fd, out_fd, ret_r, &err);
-	if (r)
-		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);
-	return cli_check(c, ret_r);
-}
-
-int cli_follow(struct cli *c, const char *path, client_data_fn *fn, void *arg, struct client_reply *ret_r)
-{
-	struct mv_err err;
-	int stop, status = cli_open(c);
-	if (status)
-		return status;
-	int r = client_follow(c->client, path, fn, arg, &stop, ret_r, &err);
-	if (stop)
-		return stop;
-	if (r)
-		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);
-	return cli_check(c, ret_r);
-}
-
 int cli_put_policy(struct cli *c, js *o)
 {
 	if (c->has_ttl)
@@ -75,69 +40,6 @@ int cli_put_policy(struct cli *c, js *o)
 		return EXIT_USAGE;
 	js_put(o, "limits", v);
 	return EXIT_OK;
-}
-
-int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
-	    struct client_reply *ret_r)
-{
-	struct mv_err err;
-	int status = cli_open(c);
-	if (status)
-		return status;
-	int r = client_call(c->client, method, path, body, len, ret_r, &err);
-	if (r)
-		return cli_fail(r == -ECONNREFUSED ? EXIT_UNREACHABLE : EXIT_DAEMON_ERROR, "%s", err.msg);
-	return EXIT_OK;
-}
-
-// What to do next, as docs/api.md has it, unless the message says so itself: behind a semicolon.
-static void print_remedy(const char *code, const char *message)
-{
-	if (!strcmp(code, "vm_not_found") || !strcmp(code, "snapshot_not_found")) {
-		fprintf(stderr, "  (list them: thaw %s)\n", code[0] == 'v' ? "ls" : "snapshot ls");
-		return;
-	}
-	for (unsigned i = 1; i < API_N_CODES && !strchr(message, ';'); i++) {
-		const struct api_code_info *info = api_code_info((enum api_code)i);
-		if (!strcmp(info->name, code) && strncmp(info->remedy, "see the message", 15) &&
-		    strncmp(info->remedy, "the message says", 16))
-			fprintf(stderr, "  (%.*s)\n", (int)strcspn(info->remedy, ";"), info->remedy);
-	}
-}
-
-// The message for people; the whole answer with --json.
-int cli_check(struct cli *c, const struct client_reply *r)
-{
-	struct api_err err;
-	if (r->status / 100 == 2)
-		return EXIT_OK;
-	js *v = js_parse(r->body ? r->body : "", r->len, &err);
-	if (c->json && v)
-		fwrite(r->body, 1, r->len, stdout);
-	cli_fail(0, "%s", js_str(v, "error.message", "the daemon's answer makes no sense"));
-	print_remedy(js_str(v, "error.code", ""), js_str(v, "error.message", ""));
-	js_free(v);
-	return r->status == 408 ? EXIT_TIMED_OUT : EXIT_DAEMON_ERROR;
-}
-
-int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const char *path_fmt, ...)
-{
-	char path[400];
-	va_list ap;
-	struct client_reply r = { 0 };
-	struct api_err err;
-	va_start(ap, path_fmt);
-	vsnprintf(path, sizeof path, path_fmt, ap);
-	va_end(ap);
-	char *text = body ? js_text(body, false) : NULL;
-	int status = cli_raw(c, method, path, text, text ? strlen(text) : 0, &r);
-	free(text);
-	if (!status)
-		status = cli_check(c, &r);
-	if (!status && r.len && !(*ret_v = js_parse(r.body, r.len, &err)))
-		status = cli_fail(EXIT_DAEMON_ERROR, "the daemon's answer is no JSON: %s", err.msg);
-	client_reply_fini(&r);
-	return status;
 }
 
 int cli_print_json(js *v)

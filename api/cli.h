@@ -6,8 +6,8 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-#include "api/client.h"
 #include "api/json.h"
+#include "lib/thaw.h"
 
 enum {
 	EXIT_OK,
@@ -20,18 +20,19 @@ enum {
 };
 
 #define CLI_MAX_MULTI 8
+#define CLI_POOL_KEYS "size min max idle_s"                        // of --pool
 #define CLI_NET_RATES " rx_bandwidth rx_iops tx_bandwidth tx_iops" // keys of --net
 
 struct cli {
-	char socket[PATH_MAX];
-	bool json;
-	struct client *client;  // opened at the first call
-	const char *const *pos; // positional arguments, as many as the command has
+	char socket[PATH_MAX]; // "": libthaw's default
+	bool json, no_progress;
+	struct thaw_client *client; // opened at the first call
+	const char *const *pos;     // positional arguments, as many as the command has
 	int n_pos;
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *rootfs, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write,
 		*console, *state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit,
-		*ready_when, *huge_pages;
+		*ready_when, *huge_pages, *idempotency_key;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI], *port[CLI_MAX_MULTI], *pmem[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets, n_ports, n_pmems;
 	const char *pool, *size, *link, *rx_limit, *tx_limit;
@@ -54,6 +55,7 @@ cli_fn cli_ps, cli_top;                                        // cli_top.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
 	cli_snapshot_delete, cli_snapshot_flatten, cli_clone, cli_fork; // cli_snapshot.c
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc;                // cli_store.c
+cli_fn cli_bench;                                                       // cli_bench.c
 cli_fn cli_events;                                                      // cli_events.c
 cli_fn cli_doctor;                                                      // doctor.c
 cli_fn cli_help;                                                        // cli_help.c
@@ -66,40 +68,47 @@ void cli_print_command_help(const struct cli_command *cmd);
 // Prints "thaw: ..." on standard error and returns status.
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-// A request. body is taken over (NULL: none). EXIT_OK: *ret_v holds the decoded answer (or
-// NULL when it has no JSON), to be freed. Otherwise the error has been printed.
+// --- cli_call.c
+int cli_open(struct cli *c); // the client; the calls below do it by themselves
+// The exit status for what a function of libthaw returned; its error is printed.
+int cli_result(struct cli *c, int r);
+// The decoded answer, to be freed, or NULL when it is empty. r is freed.
+int cli_take(struct thaw_reply *r, js **ret_v);
+// A request. body is taken over (NULL: none). EXIT_OK: *ret_v as cli_take(). Otherwise the error has been
+// printed.
 int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const char *path_fmt, ...)
 	__attribute__((format(printf, 5, 6)));
-int cli_open(struct cli *c); // the client; the calls below do it by themselves
-int cli_raw(struct cli *c, const char *method, const char *path, const void *body, size_t len,
-	    struct client_reply *ret_r);
-// A body from in_fd or an answer to out_fd; -1: none. Otherwise the error has been printed.
-int cli_stream(struct cli *c, const char *method, const char *path, int in_fd, int out_fd,
-	       struct client_reply *ret_r);
-// A GET whose answer goes to fn as it comes; an exit status of fn ends it and is returned.
-int cli_follow(struct cli *c, const char *path, client_data_fn *fn, void *arg, struct client_reply *ret_r);
-// EXIT_OK for 2xx; otherwise prints the daemon's error.
-int cli_check(struct cli *c, const struct client_reply *r);
+
+// --- cli_progress.c: a line on the terminal during the next requests, unless --no-progress or --json. What
+// is given lives until cli_progress_end().
+struct cli_progress {
+	bool moves_bytes, prepares; // what else is told
+	uint64_t total_bytes;       // 0: not known
+	// its own
+	const char *doing, *what, *socket;
+	struct thaw_client *beside;
+	uint64_t start_ns, next_ns;
+	bool shown;
+};
+int cli_progress_begin(struct cli *c, struct cli_progress *p, const char *doing, const char *what);
+void cli_progress_end(struct cli *c, struct cli_progress *p);
 
 // The body of POST /v1/vms; NULL: a complaint was printed.
 js *cli_create_body(struct cli *c, const char *name, bool start);
 void cli_print_names(js *list); // of VMs or snapshots, a line each
 
 // The terminal, or standard input and output, as the console of VM `name`: until the guest ends, Ctrl-] is
-// typed at a terminal, or a signal comes. The caller has blocked the signals of cli_block_signals().
-enum cli_left {
-	LEFT_EXITED, // all it said was shown
-	LEFT_TYPED,  // Ctrl-], or the end of the input if `wait_input` is false
-	LEFT_SIGNAL, // *ret_signal
+// typed at a terminal, a signal comes, or the input ends (ends_with_input). The caller has blocked the
+// signals of cli_block_signals(). Other than EXIT_OK: a complaint was printed.
+struct cli_attached {
+	enum thaw_attach_end end; // stopped: by a signal
+	int signal_number;
+	uint64_t offset; // what was said behind it is not shown yet
 };
-struct cli_attach;
 void cli_block_signals(void);
-// Other than EXIT_OK: a complaint was printed. A thread goes on with the output after LEFT_TYPED and
-// LEFT_SIGNAL; cli_detach() waits until the guest has ended (wait) or leaves it alone, until this process
-// ends.
-int cli_attach(struct cli *c, const char *name, bool wait_input, enum cli_left *ret_left, int *ret_signal,
-	       struct cli_attach **ret_a);
-void cli_detach(struct cli_attach *a, bool wait); // NULL allowed
+int cli_attach(struct cli *c, const char *name, bool ends_with_input, struct cli_attached *ret_a);
+// What was said from an offset on, and with follow what is said until the VM's end.
+int cli_show_output(struct cli *c, const char *name, uint64_t offset, bool follow);
 
 void cli_print_snapshot(js *v);
 void cli_print_tree(js *list); // of snapshots

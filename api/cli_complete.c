@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "api/cli_table.h"
-#include "api/paths.h"
 #include "microvm/base/util.h"
 
 static const char bash_script[] =
@@ -81,10 +80,7 @@ static void offer(const char *cur, const char *prefix, const char *text, size_t 
 
 static void offer_names(struct cli *c, const char *cur, const char *kind)
 {
-	struct mv_err err;
 	js *v = NULL;
-	if (!*c->socket && paths_default_socket(c->socket, &err))
-		return;
 	if (cli_request(c, "GET", NULL, &v, "/v1/%s", kind))
 		return;
 	js *list = js_get(v, kind);

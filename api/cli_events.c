@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw events: one line per event, as they come.
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/cli.h"
-#include "microvm/base/util.h"
 
 struct printer {
 	bool json, lost;
-	struct mv_buf rest; // of a line that has not ended
+	int status;
 };
 
 static void print_word(const char *before, const char *text)
@@ -36,59 +37,39 @@ static void print_event(js *e)
 	putchar('\n');
 }
 
-static int take_line(struct printer *p, const char *line, size_t len)
+static int on_event(void *arg, const char *line)
 {
+	struct printer *p = arg;
 	struct api_err err;
-	js *e = js_parse(line, len, &err);
-	if (!e)
-		return cli_fail(EXIT_DAEMON_ERROR, "the daemon's answer is no JSON: %s", err.msg);
+	js *e = js_parse(line, strlen(line), &err);
+	if (!e) {
+		p->status = cli_fail(EXIT_DAEMON_ERROR, "the daemon's answer is no JSON: %s", err.msg);
+		return 1;
+	}
 	const char *type = js_str(e, "type", "");
 	p->lost |= !strcmp(type, "lost") && js_get(e, "reason");
 	if (p->json)
-		fwrite(line, 1, len, stdout);
+		puts(line);
 	else if (strcmp(type, "heartbeat"))
 		print_event(e);
 	js_free(e);
-	return fflush(stdout) ? EXIT_DAEMON_ERROR : EXIT_OK;
-}
-
-static int on_data(void *arg, const char *data, size_t n)
-{
-	struct printer *p = arg;
-	int status = EXIT_OK;
-	while (n && !status) {
-		const char *end = memchr(data, '\n', n);
-		size_t part = end ? (size_t)(end - data) + 1 : n;
-		mv_buf_append(&p->rest, data, part);
-		if (p->rest.failed)
-			return EXIT_DAEMON_ERROR;
-		if (end) {
-			status = take_line(p, (const char *)p->rest.p, p->rest.len);
-			p->rest.len = 0;
-		}
-		data += part;
-		n -= part;
-	}
-	return status;
+	if (fflush(stdout))
+		p->status = EXIT_DAEMON_ERROR; // nobody reads it any more
+	return p->status;
 }
 
 int cli_events(struct cli *c)
 {
 	struct printer p = { .json = c->json };
-	struct client_reply r = { 0 };
-	char path[300], since[40] = "";
-	if (c->since || !c->follow)
-		snprintf(since, sizeof since, "&since=%s", c->since ? c->since : "0");
-	if (c->types && strspn(c->types, "abcdefghijklmnopqrstuvwxyz.,") != strlen(c->types))
-		return cli_fail(EXIT_USAGE, "--types: \"%s\" is no list of types", c->types);
-	if (c->since && strspn(c->since, "0123456789") != strlen(c->since))
+	char *end = NULL;
+	errno = 0;
+	int64_t since = c->since ? strtoll(c->since, &end, 10) : c->follow ? -1 : 0;
+	if (c->since && (*c->since < '0' || *c->since > '9' || *end || errno))
 		return cli_fail(EXIT_USAGE, "--since: \"%s\" is not a number", c->since);
-	if ((size_t)snprintf(path, sizeof path, "/v1/events?follow=%s%s%s%s", c->follow ? "true" : "false",
-			     since, c->types ? "&types=" : "", c->types ? c->types : "") >= sizeof path)
-		return cli_fail(EXIT_USAGE, "--types: too long");
-	int status = cli_follow(c, path, on_data, &p, &r);
-	client_reply_fini(&r);
-	mv_buf_fini(&p.rest);
+	int status = cli_open(c);
+	if (!status)
+		status = cli_result(c, thaw_events(c->client, since, c->types, c->follow, on_event, &p));
+	status = status ? status : p.status;
 	if (!status && p.lost)
 		return cli_fail(EXIT_DAEMON_ERROR, "this client was too slow, the daemon has cut it off");
 	return status;

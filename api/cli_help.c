@@ -12,8 +12,13 @@ void cli_print_help(FILE *f)
 		if (!cli_commands[i].hidden)
 			fprintf(f, "  %-16s %s\n", cli_commands[i].name, cli_commands[i].what);
 	fputs("\nthaw COMMAND --help shows its arguments. --json prints the daemon's answer as it is.\n"
-	      "The socket is --socket, THAW_SOCKET, or thawd's default.\n\nExit status:\n",
+	      "The socket is --socket, THAW_SOCKET, or thawd's default.\n\n"
+	      "~/.config/thaw/config, or the file that THAW_CONFIG names, has lines \"key = value\" for\n"
+	      "what is not given on the command line. Keys:\n ",
 	      f);
+	for (const uint8_t *o = cli_configurable; *o != O_END; o++)
+		fprintf(f, " %s", cli_options[*o].name);
+	fputs(".\n\nExit status:\n", f);
 	for (size_t i = 0; i < cli_n_exit_statuses; i++)
 		fprintf(f, "  %-6s %s\n", cli_exit_statuses[i].status, cli_exit_statuses[i].what);
 }
@@ -82,6 +87,7 @@ int cli_help(struct cli *c)
 	js_put(o, "commands", commands);
 	js_put(o, "options", options);
 	js_put(o, "for_all", option_names(cli_for_all));
+	js_put(o, "configurable", option_names(cli_configurable));
 	js_put(o, "exit_statuses", statuses);
 	for (size_t i = 0; i < cli_n_commands; i++)
 		if (!cli_commands[i].hidden)

@@ -24,7 +24,6 @@ static int judge(struct cli *c, const char *name)
 	return status;
 }
 
-// Ends it, so that the thread that shows its output comes to an end, too.
 static int end(struct cli *c, const char *name)
 {
 	js *o = js_object(), *v = NULL;
@@ -37,20 +36,21 @@ static int end(struct cli *c, const char *name)
 
 static int attend(struct cli *c, const char *name)
 {
-	struct cli_attach *a = NULL;
-	enum cli_left left = LEFT_TYPED; // an error leaves it so
-	int signal_number = 0, ended = EXIT_OK;
+	struct cli_attached a = { .end = THAW_ATTACH_ESCAPED }; // an error leaves it so
+	int ended = EXIT_OK;
 	js *v = NULL;
-	int status = cli_attach(c, name, true, &left, &signal_number, &a);
-	if (left != LEFT_EXITED)
+	int status = cli_attach(c, name, false, &a);
+	if (a.end != THAW_ATTACH_EXITED) {
 		ended = end(c, name);
-	else if (!status)
+		if (!status && !ended)
+			status = cli_show_output(c, name, a.offset, false);
+	} else if (!status) {
 		status = judge(c, name);
-	cli_detach(a, !ended);
+	}
 	ended = cli_request(c, "DELETE", NULL, &v, "/v1/vms/%s", name);
 	js_free(v);
-	if (left == LEFT_SIGNAL)
-		return EXIT_SIGNAL + signal_number;
+	if (a.end == THAW_ATTACH_STOPPED)
+		return EXIT_SIGNAL + a.signal_number;
 	return status ? status : ended;
 }
 

@@ -91,7 +91,13 @@ int cli_snapshot(struct cli *c)
 		js_put_str(o, "format", c->format);
 	if (c->incremental)
 		js_put_bool(o, "incremental", true);
-	int status = cli_request(c, "POST", o, &v, "/v1/snapshots");
+	struct cli_progress p = { 0 };
+	int status = cli_progress_begin(c, &p, "taking snapshot", c->pos[1]);
+	if (status)
+		js_free(o);
+	else
+		status = cli_request(c, "POST", o, &v, "/v1/snapshots");
+	cli_progress_end(c, &p);
 	return finish(c, status, v);
 }
 
@@ -128,6 +134,19 @@ int cli_snapshots(struct cli *c)
 	return EXIT_OK;
 }
 
+// A POST of it that takes long; body is taken over.
+static int work_on(struct cli *c, struct cli_progress *p, const char *doing, const char *verb, js *body)
+{
+	js *v = NULL;
+	int status = cli_name_ok(c->pos[0]) ? cli_progress_begin(c, p, doing, c->pos[0]) : EXIT_USAGE;
+	if (status)
+		js_free(body);
+	else
+		status = cli_request(c, "POST", body, &v, "/v1/snapshots/%s/%s", c->pos[0], verb);
+	cli_progress_end(c, p);
+	return finish(c, status, v);
+}
+
 static int by_name(struct cli *c, const char *method, const char *tail, js **ret_v)
 {
 	if (!cli_name_ok(c->pos[0]))
@@ -144,41 +163,32 @@ int cli_snapshot_show(struct cli *c)
 
 int cli_snapshot_verify(struct cli *c)
 {
-	js *v = NULL;
-	int status = by_name(c, "POST", "/verify", &v);
-	return finish(c, status, v);
+	return work_on(c, &(struct cli_progress){ 0 }, "verifying", "verify", NULL);
 }
 
 int cli_snapshot_flatten(struct cli *c)
 {
-	js *o = js_object(), *v = NULL;
+	js *o = js_object();
 	if (c->format)
 		js_put_str(o, "format", c->format);
 	if (c->name)
 		js_put_str(o, "name", c->name);
-	if (!cli_name_ok(c->pos[0])) {
-		js_free(o);
-		return EXIT_USAGE;
-	}
-	int status = cli_request(c, "POST", o, &v, "/v1/snapshots/%s/flatten", c->pos[0]);
-	return finish(c, status, v);
+	return work_on(c, &(struct cli_progress){ 0 }, "flattening", "flatten", o);
 }
 
 int cli_snapshot_prepare(struct cli *c)
 {
-	static const char pool_keys[] = "size min max idle_s";
-	js *o = js_object(), *v = NULL;
+	js *o = js_object();
 	js_put_bool(o, "fill", !c->no_fill);
 	js_put_bool(o, "wait", c->wait);
-	js *pool = c->pool ? cli_parse_pairs("pool", c->pool, pool_keys, pool_keys, 0) : NULL;
+	js *pool = c->pool ? cli_parse_pairs("pool", c->pool, CLI_POOL_KEYS, CLI_POOL_KEYS, 0) : NULL;
 	if (pool)
 		js_put(o, "pool", pool);
-	if ((c->pool && !pool) || !cli_name_ok(c->pos[0])) {
+	if (c->pool && !pool) {
 		js_free(o);
 		return EXIT_USAGE;
 	}
-	int status = cli_request(c, "POST", o, &v, "/v1/snapshots/%s/prepare", c->pos[0]);
-	return finish(c, status, v);
+	return work_on(c, &(struct cli_progress){ .prepares = true }, "preparing", "prepare", o);
 }
 
 int cli_snapshot_delete(struct cli *c)
@@ -352,7 +362,13 @@ static int clone_of(struct cli *c, const char *kind)
 		js_free(o);
 		return status;
 	}
-	status = cli_request(c, "POST", o, &v, "/v1/%s/%s/clone", kind, c->pos[0]);
+	struct cli_progress p = { 0 };
+	status = cli_progress_begin(c, &p, "cloning", c->pos[0]);
+	if (status)
+		js_free(o);
+	else
+		status = cli_request(c, "POST", o, &v, "/v1/%s/%s/clone", kind, c->pos[0]);
+	cli_progress_end(c, &p);
 	if (status)
 		return status;
 	failed = count_failed(js_get(v, "clones"));

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "api/cli.h"
@@ -17,11 +18,11 @@ enum { MAX_DEPTH = 64 };
 // --- export and import ----------------------------------------------------------------
 static int fetch(struct cli *c, int fd)
 {
-	char path[128];
-	struct client_reply r = { 0 };
-	snprintf(path, sizeof path, "/v1/snapshots/%s/export", c->pos[0]);
-	int status = cli_stream(c, "GET", path, -1, fd, &r);
-	client_reply_fini(&r);
+	struct cli_progress p = { .moves_bytes = true };
+	int status = cli_progress_begin(c, &p, "exporting", c->pos[0]);
+	if (!status)
+		status = cli_result(c, thaw_snapshot_export(c->client, c->pos[0], fd));
+	cli_progress_end(c, &p);
 	return status;
 }
 
@@ -50,26 +51,30 @@ int cli_snapshot_export(struct cli *c)
 int cli_snapshot_import(struct cli *c)
 {
 	const char *file = c->pos[1];
-	char path[128];
-	struct client_reply r = { 0 };
-	struct api_err err;
+	struct cli_progress p = { .moves_bytes = true };
+	struct thaw_reply *r = NULL;
+	struct stat st;
+	js *v = NULL;
 	bool from_stdin = !strcmp(file, "-");
 	if (!cli_name_ok(c->pos[0]))
 		return EXIT_USAGE;
 	MV_FD opened = from_stdin ? -1 : open(file, O_RDONLY | O_CLOEXEC);
 	if (!from_stdin && opened < 0)
 		return cli_fail(EXIT_DAEMON_ERROR, "%s: %s", file, strerror(errno));
-	snprintf(path, sizeof path, "/v1/snapshots/%s/import", c->pos[0]);
-	int status = cli_stream(c, "PUT", path, from_stdin ? STDIN_FILENO : opened, -1, &r);
-	js *v = status ? NULL : js_parse(r.body ? r.body : "", r.len, &err);
-	if (v && c->json) {
-		status = cli_print_json(v);
-	} else if (v) {
-		cli_print_snapshot(v);
-		js_free(v);
-	}
-	client_reply_fini(&r);
-	return status;
+	int fd = from_stdin ? STDIN_FILENO : opened;
+	if (!fstat(fd, &st) && S_ISREG(st.st_mode))
+		p.total_bytes = (uint64_t)st.st_size;
+	int status = cli_progress_begin(c, &p, "importing", c->pos[0]);
+	if (!status)
+		status = cli_result(c, thaw_snapshot_import(c->client, c->pos[0], fd, &r));
+	cli_progress_end(c, &p);
+	if (status || (status = cli_take(r, &v)))
+		return status;
+	if (c->json)
+		return cli_print_json(v);
+	cli_print_snapshot(v);
+	js_free(v);
+	return EXIT_OK;
 }
 
 // --- the tree ---------------------------------------------------------------------------

@@ -19,6 +19,9 @@ const struct cli_option cli_options[N_OPTS] = {
 	FLAG(O_JSON, "json", json, "print the daemon's answer as JSON"),
 	[O_SOCKET] = { "socket", "SOCKET", "where thawd listens (default: $THAW_SOCKET, or thawd's default)",
 		       KIND_PATH, AT(socket), 0 },
+	FLAG(O_NO_PROGRESS, "no-progress", no_progress, "no line on the terminal about what takes long"),
+	TEXT(O_IDEM_KEY, "idempotency-key", "KEY", idempotency_key,
+	     "do it once: what repeats it with the same KEY gets the first one's answer"),
 	[O_HELP] = { "help", NULL, "show what the command takes", KIND_OWN, 0, 0 },
 	[O_VERSION] = { "version", NULL, "show the version", KIND_OWN, 0, 0 },
 	// of VMs
@@ -112,16 +115,21 @@ const struct cli_option cli_options[N_OPTS] = {
 #define LIFETIME O_TTL, O_IDLE, O_LIMIT
 #define MACHINE O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, DEVICES, \
 	O_BALLOON, O_CPU, O_METADATA, O_READY_WHEN, O_HUGE_PAGES, O_NO_RNG, O_TRACK_DIRTY
-#define CLONES O_COUNT, O_NAME, O_PAUSED, DEVICES, O_METADATA
+#define CLONES O_COUNT, O_NAME, O_PAUSED, DEVICES, O_METADATA, O_IDEM_KEY, O_NO_PROGRESS
 
 const uint8_t cli_for_all[] = { O_JSON, O_SOCKET, O_HELP, O_VERSION, O_END };
+const uint8_t cli_configurable[] = {
+	O_SOCKET, O_NO_PROGRESS, O_KERNEL, O_INITRD, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, O_CPU,
+	O_HUGE_PAGES, O_FORMAT, O_INTERVAL, O_SORT, O_END
+};
 
 const struct cli_command cli_commands[] = {
 	{ "run", "", "", OPTIONS(O_ROOTFS, O_NAME, MACHINE, LIFETIME), cli_run,
 	  "boot a new VM with its console here; delete it when it has ended",
 	  "Ctrl-] ends the VM. Without --cmdline the console is ttyS0, a panic ends the VM, and --rootfs "
 	  "is the root file system. Without --name it is run- and some digits.", false, false },
-	{ "create", "NAME", "", OPTIONS(MACHINE, O_START, LIFETIME, O_AUTO_DELETE), cli_create,
+	{ "create", "NAME", "", OPTIONS(MACHINE, O_START, LIFETIME, O_AUTO_DELETE, O_IDEM_KEY),
+	  cli_create,
 	  "load a kernel into a new VM", "", false, false },
 	{ "start", "VM", "", NONE, cli_start, "start a created VM", "", false, false },
 	{ "pause", "VM", "", NONE, cli_pause, "stop its vCPUs", "", false, false },
@@ -152,26 +160,30 @@ const struct cli_command cli_commands[] = {
 	{ "balloon", "VM", "", OPTIONS(O_TARGET, O_STATS_INTERVAL, O_HINT, O_TIMEOUT), cli_balloon,
 	  "its balloon and the guest's statistics, or another size of it; what the guest has free goes back",
 	  "", false, false },
-	{ "snapshot create", "VM NAME", "snapshot", OPTIONS(O_FORMAT, O_INCREMENTAL), cli_snapshot,
+	{ "snapshot create", "VM NAME", "snapshot",
+	  OPTIONS(O_FORMAT, O_INCREMENTAL, O_IDEM_KEY, O_NO_PROGRESS), cli_snapshot,
 	  "take a snapshot; the VM goes on",
 	  "The alias does not take a VM whose name is one of the words behind \"snapshot\".", false, false },
 	{ "snapshot ls", "", "snapshots", OPTIONS(O_TREE, O_QUIET), cli_snapshots, "list snapshots", "",
 	  false, false },
 	{ "snapshot show", "SNAPSHOT", "snapshot-show", NONE, cli_snapshot_show, "show a snapshot", "",
 	  false, false },
-	{ "snapshot verify", "SNAPSHOT", "snapshot-verify", NONE, cli_snapshot_verify,
+	{ "snapshot verify", "SNAPSHOT", "snapshot-verify", OPTIONS(O_NO_PROGRESS), cli_snapshot_verify,
 	  "check all its bytes", "",
 	  false, false },
 	{ "snapshot rm", "SNAPSHOT", "snapshot-delete", OPTIONS(O_FORCE), cli_snapshot_delete,
 	  "delete a snapshot", "", false, false },
-	{ "snapshot flatten", "SNAPSHOT", "snapshot-flatten", OPTIONS(O_FORMAT, O_NAME), cli_snapshot_flatten,
+	{ "snapshot flatten", "SNAPSHOT", "snapshot-flatten",
+	  OPTIONS(O_FORMAT, O_NAME, O_IDEM_KEY, O_NO_PROGRESS), cli_snapshot_flatten,
 	  "give it all of its memory, so that it needs no parent", "With --name in a new snapshot.",
 	  false, false },
-	{ "snapshot export", "SNAPSHOT FILE|-", "snapshot-export", NONE, cli_snapshot_export,
+	{ "snapshot export", "SNAPSHOT FILE|-", "snapshot-export", OPTIONS(O_NO_PROGRESS),
+	  cli_snapshot_export,
 	  "write it as one stream to a new file or standard output", "", false, false },
-	{ "snapshot import", "NAME FILE|-", "snapshot-import", NONE, cli_snapshot_import,
+	{ "snapshot import", "NAME FILE|-", "snapshot-import", OPTIONS(O_NO_PROGRESS), cli_snapshot_import,
 	  "make a snapshot from such a stream", "", false, false },
-	{ "prepare", "SNAPSHOT", "snapshot prepare,snapshot-prepare", OPTIONS(O_NO_FILL, O_WAIT, O_POOL),
+	{ "prepare", "SNAPSHOT", "snapshot prepare,snapshot-prepare",
+	  OPTIONS(O_NO_FILL, O_WAIT, O_POOL, O_NO_PROGRESS),
 	  cli_snapshot_prepare, "make its template, and a pool of clones to claim", "", false, false },
 	{ "clone", "SNAPSHOT", "",
 	  OPTIONS(CLONES, O_PAGE_HANDLER, O_RECORD, O_NO_POPULATE, O_HUGE_PAGES, LIFETIME, O_AUTO_DELETE),
@@ -181,6 +193,10 @@ const struct cli_command cli_commands[] = {
 	{ "fork", "VM", "", OPTIONS(CLONES, LIFETIME, O_AUTO_DELETE), cli_fork,
 	  "start VMs from one that runs, as it is now", "Options are as of clone.",
 	  false, false },
+	{ "bench", "SNAPSHOT", "", OPTIONS(O_COUNT, O_POOL, O_NO_PROGRESS), cli_bench,
+	  "clone it and end the clone, N times; how long each stage took",
+	  "-n is --count, 20 by default. --pool makes a pool first and waits before each clone until it is "
+	  "full; a snapshot that had another pool, or none, has that again.", false, false },
 	{ "events", "", "", OPTIONS(O_FOLLOW, O_SINCE, O_TYPES), cli_events, "what happened, one line each",
 	  "Without --follow those that are kept; with it what comes, and what is kept only with --since.",
 	  false, false },
@@ -200,7 +216,7 @@ const struct cli_exit_status cli_exit_statuses[] = {
 	{ "0", "done; of run: the guest powered off or asked for a reset, or Ctrl-] ended it" },
 	{ "1", "the daemon says no, some clones failed, or a check of doctor failed" },
 	{ "2", "wrong usage" },
-	{ "3", "no daemon answers" },
+	{ "3", "no daemon can be reached" },
 	{ "4", "time-out of wait, or of stop with --timeout" },
 	{ "5", "of run: the guest ended in another way, which standard error tells" },
 	{ "128+N", "of run and console: signal N ended it" },

@@ -11,6 +11,8 @@ enum cli_opt {
 	O_END, // of a list of options
 	O_JSON,
 	O_SOCKET,
+	O_NO_PROGRESS,
+	O_IDEM_KEY,
 	O_HELP,
 	O_VERSION,
 	O_KERNEL,
@@ -93,6 +95,7 @@ struct cli_option {
 };
 extern const struct cli_option cli_options[N_OPTS]; // [O_END] is empty
 extern const uint8_t cli_for_all[];                 // the options that every verb has; O_END ends it
+extern const uint8_t cli_configurable[];            // those that a configuration file may have
 
 enum { CLI_ANY_ARGS = -1 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw ps and thaw top: all VMs and what each uses of the host, by one request per VM. A VM that is gone
 // between the list and its request is left out of what is measured, not an error.
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,23 +50,20 @@ static int64_t age_of(const char *created)
 
 static int measure(struct cli *c, struct row *row)
 {
-	char path[128];
-	struct client_reply r = { 0 };
-	struct api_err err;
-	snprintf(path, sizeof path, "/v1/vms/%s/metrics", row->id);
-	int status = cli_raw(c, "GET", path, NULL, 0, &r);
-	if (!status && r.status != 404 && !(status = cli_check(c, &r))) {
-		js *v = js_parse(r.body ? r.body : "", r.len, &err);
-		row->measured = js_true(v, "measured");
-		row->cpu_us = js_int(v, "cpu_us", 0);
-		row->resident = js_int(v, "resident_bytes", 0);
-		row->private = js_int(v, "private_bytes", 0);
-		row->minor = js_int(v, "minor_faults", 0);
-		row->major = js_int(v, "major_faults", 0);
-		js_free(v);
-	}
-	client_reply_fini(&r);
-	return status;
+	struct thaw_reply *r = NULL;
+	int e = thaw_vm_metrics(c->client, row->id, &r);
+	if (e == -EREMOTEIO && thaw_last_error(c->client)->status == 404)
+		return EXIT_OK;
+	if (e)
+		return cli_result(c, e);
+	row->measured = thaw_reply_bool(r, "measured", false);
+	row->cpu_us = thaw_reply_int(r, "cpu_us", 0);
+	row->resident = thaw_reply_int(r, "resident_bytes", 0);
+	row->private = thaw_reply_int(r, "private_bytes", 0);
+	row->minor = thaw_reply_int(r, "minor_faults", 0);
+	row->major = thaw_reply_int(r, "major_faults", 0);
+	thaw_reply_free(r);
+	return EXIT_OK;
 }
 
 static int read_all(struct cli *c, struct reading *ret_r)

@@ -259,7 +259,10 @@ js *cli_create_body(struct cli *c, const char *name, bool start)
 int cli_create(struct cli *c)
 {
 	js *o = cli_create_body(c, c->pos[0], c->start), *v = NULL;
-	return o ? finish(c, cli_request(c, "POST", o, &v, "/v1/vms"), v, NULL) : EXIT_USAGE;
+	if (!o)
+		return EXIT_USAGE;
+	int status = cli_request(c, "POST", o, &v, "/v1/vms");
+	return finish(c, status, v, NULL);
 }
 
 // --rx-limit and --tx-limit: keys as in --net, "none", or not given.

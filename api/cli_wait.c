@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw wait: until a VM is ready, is in a state, or has said something.
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,38 +39,38 @@ static int wait_console(struct cli *c, uint64_t deadline_ns)
 {
 	MV_BUF seen = { 0 };
 	uint64_t offset = 0;
-	char path[200], state[32];
-	for (;;) {
-		struct client_reply r = { 0 };
+	char state[32];
+	int status = cli_open(c);
+	while (!status) {
+		struct thaw_reply *r = NULL;
+		size_t got = 0;
 		uint64_t now = mv_now_ns();
 		uint64_t wait_ms = now < deadline_ns ? (deadline_ns - now) / 1000000 : 0;
-		snprintf(path, sizeof path, "/v1/vms/%s/console?offset=%" PRIu64 "&wait_ms=%" PRIu64,
-			 c->pos[0], offset, wait_ms < 5000 ? wait_ms : 5000);
-		int status = cli_raw(c, "GET", path, NULL, 0, &r);
-		if (!status)
-			status = cli_check(c, &r);
-		size_t got = r.len;
-		mv_buf_append(&seen, r.body, r.len);
-		offset = r.console_next;
-		client_reply_fini(&r);
-		if (status || memmem(seen.p, seen.len, c->console, strlen(c->console)))
-			return status;
+		unsigned turn_ms = wait_ms < 5000 ? (unsigned)wait_ms : 5000;
+		status = cli_result(c, thaw_console_read(c->client, c->pos[0], &offset, turn_ms, &r));
+		if (status)
+			break;
+		const char *bytes = thaw_reply_body(r, &got);
+		mv_buf_append(&seen, bytes, got);
+		thaw_reply_free(r);
+		if (memmem(seen.p, seen.len, c->console, strlen(c->console)))
+			break;
 		if (!got && !(status = get_state(c, state, sizeof state)) && !strcmp(state, "exited"))
 			return cli_fail(EXIT_DAEMON_ERROR, "%s has exited without saying that", c->pos[0]);
 		if (mv_now_ns() >= deadline_ns)
 			return cli_fail(EXIT_TIMED_OUT, "%s has not said that in time", c->pos[0]);
 	}
+	return status;
 }
 
 static int wait_ready(struct cli *c)
 {
-	js *v = NULL;
 	unsigned long s = c->has_timeout ? c->timeout_s : 30;
 	if (s > 600)
 		return cli_fail(EXIT_USAGE, "--timeout: %lu is not within 0..600", s);
-	int status =
-		cli_request(c, "GET", NULL, &v, "/v1/vms/%s?wait=ready&timeout_ms=%lu", c->pos[0], s * 1000);
-	js_free(v);
+	int status = cli_open(c);
+	if (!status)
+		status = cli_result(c, thaw_vm_wait_ready(c->client, c->pos[0], (unsigned)s * 1000, NULL));
 	return status;
 }
 

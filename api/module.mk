@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# thawd.c, thaw.c and page_handler.c are the mains. The client side needs libcurl and nothing of the
+# thawd.c, thaw.c and page_handler.c are the mains. The client side needs libthaw and nothing of the
 # daemon; the daemon needs libmicrohttpd. API_COMMON is everything the daemon is made of.
-API_CLI_SRC := $(wildcard api/client.c api/cli*.c api/doctor*.c)
-API_SHARED_O := $(call objs,$(wildcard api/json.c api/error.c api/paths.c api/cgroup.c api/passt.c api/spawn.c api/hugepages.c))
+API_CLI_SRC := $(wildcard api/cli*.c api/doctor*.c)
+API_SHARED_O := $(call objs,$(wildcard api/json.c api/conf.c api/error.c api/paths.c api/cgroup.c api/passt.c api/spawn.c api/hugepages.c))
 CPU_REPORT_O := $(call objs,$(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state))
 API_COMMON := $(CPU_REPORT_O) $(call objs,$(filter-out api/thawd.c api/thaw.c api/page_handler.c $(API_CLI_SRC),$(wildcard api/*.c)))
 API_CLI_O := $(call objs,$(API_CLI_SRC))
@@ -17,9 +17,9 @@ endif
 $(THAWD): $(call objs,api/thawd.c) $(API_COMMON) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -llz4 -luring -o $@
-$(THAW): $(call objs,api/thaw.c microvm/arch/$(ARCH)/kvm_probe.c) $(API_CLI_O) $(API_SHARED_O) $(BASE_O)
+$(THAW): $(call objs,api/thaw.c microvm/arch/$(ARCH)/kvm_probe.c) $(API_CLI_O) $(API_SHARED_O) $(BASE_O) $(LIBTHAW_A)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcurl -ljansson -luring -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed $(LIB_LIBS) -luring -o $@
 
 # Snapshot files of the Firecracker-compatible mode; with CPU_REPORT_O.
 FC_FILES_O := $(call objs,api/fc/snapfile.c api/fc/outfile.c)

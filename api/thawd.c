@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "api/adopt.h"
+#include "api/conf.h"
 #include "api/events.h"
 #include "api/idem.h"
 #include "api/layers.h"
@@ -35,6 +36,7 @@
 #include "microvm/base/util.h"
 
 #define ORPHAN_S 600
+#define CONFIG "/etc/thaw/thawd.conf"
 #define STOP_WAIT_NS (5ull * 1000 * 1000 * 1000) // for VM processes to go when we end
 
 struct options {
@@ -65,6 +67,8 @@ static const char help[] =
 	"  --orphan-timeout SEC  how long VMs go on without a daemon (default 600; 0: they end with it)\n"
 	"  --idempotency-time SEC  how long the answer to a request with an Idempotency-Key is kept\n"
 	"                    (default 3600; at most 86400)\n"
+	"  --config FILE     lines \"key = value\" for what is not given here, with the names of these\n"
+	"                    options (default for root: /etc/thaw/thawd.conf, if it is there)\n"
 	"  --log-level L     error, warn, info or debug (default info); the log is standard error\n"
 	"  --openapi         print the interface as an OpenAPI document, as GET /v1/openapi.json, and end\n"
 	"  --version, --help\n\n"
@@ -84,6 +88,7 @@ enum {
 	OPT_NO_UFFD,
 	OPT_ORPHAN,
 	OPT_IDEM,
+	OPT_CONFIG,
 	OPT_LEVEL,
 	OPT_OPENAPI,
 	OPT_VERSION,
@@ -101,6 +106,7 @@ static const struct option long_options[] = {
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "orphan-timeout", required_argument, NULL, OPT_ORPHAN },
 	{ "idempotency-time", required_argument, NULL, OPT_IDEM },
+	{ "config", required_argument, NULL, OPT_CONFIG },
 	{ "log-level", required_argument, NULL, OPT_LEVEL },
 	{ "openapi", no_argument, NULL, OPT_OPENAPI },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -164,27 +170,76 @@ static int print_openapi(void)
 	return text && fputs(text, stdout) >= 0 && !fflush(stdout) ? 1 : 2;
 }
 
+// arg is kept.
+static bool set_option(struct options *o, int option, const char *arg)
+{
+	switch (option) {
+	case OPT_SOCKET: return set(o->socket, arg);
+	case OPT_STATE: return set(o->state_dir, arg);
+	case OPT_VMM: return set(o->vmm, arg);
+	case OPT_KVM: o->kvm = arg; return true;
+	case OPT_SPARES: return parse_spares(arg, &o->spares);
+	case OPT_POOL_MEMORY: return parse_mib(arg, &o->pool_max_bytes);
+	case OPT_CGROUP: o->cgroup = arg; return true;
+	case OPT_NO_UFFD: o->no_userfaultfd = true; return true;
+	case OPT_ORPHAN: return parse_seconds(arg, MSG_MAX_ORPHAN_S, &o->orphan_s);
+	case OPT_IDEM: return parse_seconds(arg, IDEM_MAX_KEEP_S, &o->keep_s);
+	case OPT_LEVEL: return parse_level(arg, &o->level);
+	default: return false;
+	}
+}
+
+// For what comes before the command line, so that that goes first.
+static const char *take_setting(void *arg, const char *key, const char *value)
+{
+	const struct option *k = long_options;
+	while (k->name && strcmp(k->name, key))
+		k++;
+	if (!k->name || (!k->has_arg && k->val != OPT_NO_UFFD) || k->val == OPT_CONFIG)
+		return "there is no such setting; thawd --help has their names";
+	if (k->val == OPT_NO_UFFD && !strcmp(value, "false"))
+		return NULL;
+	if (k->val == OPT_NO_UFFD && strcmp(value, "true"))
+		return "it takes true or false";
+	if (k->val == OPT_SOCKET && getenv("THAW_SOCKET"))
+		return NULL;
+	return *value && set_option(arg, k->val, value) ? NULL : "that value won't do";
+}
+
+static bool read_config(int argc, char **argv, struct options *o, struct mv_err *err)
+{
+	const char *given = NULL;
+	bool runs = true;
+	opterr = 0; // what is wrong is told when all is parsed
+	for (int c; (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
+		if (c == OPT_CONFIG)
+			given = optarg;
+		else if (c == OPT_HELP || c == OPT_VERSION || c == OPT_OPENAPI)
+			runs = false;
+	opterr = 1;
+	optind = 0;
+	if (!runs || (!given && geteuid() != 0))
+		return true;
+	int r = conf_read(given ? given : CONFIG, take_setting, o, err);
+	return !r || (r == -ENOENT && !given);
+}
+
 // 0: go on; otherwise the exit status + 1.
 static int parse_options(int argc, char **argv, struct options *o)
 {
+	struct mv_err err;
 	bool ok = true;
+	if (!read_config(argc, argv, o, &err)) {
+		fprintf(stderr, "thawd: %s\n", err.msg);
+		return 3;
+	}
 	for (int c; ok && (c = getopt_long(argc, argv, "", long_options, NULL)) != -1;) {
 		switch (c) {
-		case OPT_SOCKET: ok = set(o->socket, optarg); break;
-		case OPT_STATE: ok = set(o->state_dir, optarg); break;
-		case OPT_VMM: ok = set(o->vmm, optarg); break;
-		case OPT_KVM: o->kvm = optarg; break;
-		case OPT_SPARES: ok = parse_spares(optarg, &o->spares); break;
-		case OPT_POOL_MEMORY: ok = parse_mib(optarg, &o->pool_max_bytes); break;
-		case OPT_CGROUP: o->cgroup = optarg; break;
-		case OPT_NO_UFFD: o->no_userfaultfd = true; break;
-		case OPT_ORPHAN: ok = parse_seconds(optarg, MSG_MAX_ORPHAN_S, &o->orphan_s); break;
-		case OPT_IDEM: ok = parse_seconds(optarg, IDEM_MAX_KEEP_S, &o->keep_s); break;
-		case OPT_LEVEL: ok = parse_level(optarg, &o->level); break;
+		case OPT_CONFIG: break;
 		case OPT_OPENAPI: return print_openapi();
 		case OPT_VERSION: puts("thawd " THAW_VERSION); return 1;
 		case OPT_HELP: fputs(help, stdout); return 1;
-		default: ok = false;
+		default: ok = set_option(o, c, optarg);
 		}
 	}
 	if (ok && optind == argc)

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "api/client.h"
+#include "lib/thaw.h"
 #include "microvm/base/util.h"
 
 #define WAIT_STEPS 2000 // of 5 ms: until the socket is there
@@ -40,20 +40,26 @@ static void remove_tree(const char *dir)
 
 js *daemon_call(struct daemon *d, const char *method, const char *path, const char *body, int *ret)
 {
-	struct client_reply r = { 0 };
-	struct mv_err err = { 0 };
+	struct thaw_request q = THAW_REQUEST_INIT;
+	struct thaw_reply *r = NULL;
 	struct api_err parse_err;
 	js *v = NULL;
+	size_t len = 0;
 
-	*ret = client_call(d->client, method, path, body, body ? strlen(body) : 0, &r, &err);
-	if (*ret)
-		fprintf(stderr, "bench: %s %s: %s\n", method, path, err.msg);
-	else if (r.status >= 300) {
-		fprintf(stderr, "bench: %s %s: %u %s\n", method, path, r.status, r.body ? r.body : "");
-		*ret = -EIO;
-	} else if (r.len && r.body[0] == '{')
-		v = js_parse(r.body, r.len, &parse_err);
-	client_reply_fini(&r);
+	q.method = method;
+	q.path = path;
+	q.body = body;
+	q.body_len = body ? strlen(body) : 0;
+	*ret = thaw_request(d->client, &q, &r);
+	if (*ret) {
+		const struct thaw_error *e = thaw_last_error(d->client);
+		fprintf(stderr, "bench: %s %s: %u %s\n", method, path, e->status, e->message);
+		return NULL;
+	}
+	const char *text = thaw_reply_body(r, &len);
+	if (text[0] == '{')
+		v = js_parse(text, len, &parse_err);
+	thaw_reply_free(r);
 	return v;
 }
 
@@ -76,7 +82,6 @@ static bool listens(const char *path)
 int daemon_start(const struct bench_env *env, struct daemon *d)
 {
 	char program[1100], state[1400];
-	struct mv_err err = { 0 };
 
 	snprintf(d->dir, sizeof d->dir, "%.500s/rest-XXXXXX", env->out);
 	if (!mkdtemp(d->dir))
@@ -88,7 +93,7 @@ int daemon_start(const struct bench_env *env, struct daemon *d)
 	int r = posix_spawn(&d->pid, program, NULL, NULL, argv, environ);
 	if (r)
 		return -r;
-	r = client_new(d->socket, &d->client, &err);
+	r = thaw_open(d->socket, &d->client);
 	for (int i = 0; !r && !listens(d->socket); i++) {
 		daemon_pause_ms(5);
 		r = i < WAIT_STEPS ? 0 : -ETIMEDOUT;
@@ -98,7 +103,7 @@ int daemon_start(const struct bench_env *env, struct daemon *d)
 
 void daemon_stop(struct daemon *d)
 {
-	client_free(d->client);
+	thaw_close(d->client);
 	if (d->pid > 0) {
 		kill(d->pid, SIGTERM);
 		waitpid(d->pid, NULL, 0);

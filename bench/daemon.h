@@ -9,7 +9,7 @@
 struct daemon {
 	pid_t pid;
 	char dir[600], socket[700];
-	struct client *client;
+	struct thaw_client *client;
 };
 
 // 0 or -errno; daemon_stop() is to be called in both cases, and removes the folder.

@@ -10,8 +10,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "api/client.h"
 #include "bench/daemon.h"
+#include "lib/thaw.h"
 #include "microvm/base/util.h"
 
 enum {
@@ -198,22 +198,21 @@ static int in_a_row(const struct bench_env *env, struct daemon *d, struct bench_
 	struct bench_series *rate = bench_series(res, "clone_rate_sustained", "1/s",
 						 "claim, run, delete until gone, over 4 connections");
 	struct row row[4];
-	struct mv_err err;
 	int r = fill_pool(d, POOL), n = env->quick ? 100 : 500;
 	unsigned started = 0;
 	uint64_t start = mv_now_ns();
 	for (; !r && started < MV_ARRAY_LEN(row); started++) {
 		struct row *w = &row[started];
 		*w = (struct row){ .d = *d, .number = started, .n = n };
-		r = client_new(d->socket, &w->d.client, &err);
+		r = thaw_open(d->socket, &w->d.client);
 		if (!r && (r = -pthread_create(&w->thread, NULL, run_row, w)))
-			client_free(w->d.client);
+			thaw_close(w->d.client);
 		if (r)
 			break;
 	}
 	for (unsigned i = 0; i < started; i++) {
 		pthread_join(row[i].thread, NULL);
-		client_free(row[i].d.client);
+		thaw_close(row[i].d.client);
 		r = r ? r : row[i].result;
 	}
 	if (!r)

@@ -72,7 +72,7 @@ cpp_check() {
 		--inline-suppr --enable=warning,portability,performance --library=posix --library=gnu \
 		--suppress=missingInclude --suppress=missingIncludeSystem --suppress=resourceLeak \
 		--suppress=memleak --suppress=readdirCalled --suppress=nullPointer:devices/vsock_conn.c --suppress=nullPointer:api/page_handler.c ${queue:+--include="$queue"} \
-		--template='{file}:{line}: {id}: {message}' microvm devices snapshot api
+		--template='{file}:{line}: {id}: {message}' lib microvm devices snapshot api
 }
 
 check "includes go one way" scripts/check-includes.sh

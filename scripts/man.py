@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Manual pages from what the programs say of themselves: scripts/man.py BIN_DIR OUT_DIR writes thaw.1 (from
-`thaw help --json`), thawd.8 and thaw-vmm.8 (from --help: "usage:" line, prose, option lines, prose)."""
+`thaw help --json`), thawd.8 and thaw-vmm.8 (from --help: "usage:" line, prose, option lines, prose), and
+libthaw.3 (from lib/thaw.h)."""
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 import textwrap
 import time
 
-SEE = "thaw(1), thawd(8), thaw-vmm(8)"
+SEE = "thaw(1), libthaw(3), thawd(8), thaw-vmm(8)"
 
 
 def ask(program, *args):
@@ -85,6 +86,42 @@ def thaw(program):
         p.item(s["status"], s["what"])
     p.heading("ENVIRONMENT")
     p.item("THAW_SOCKET", "The socket of the daemon, when there is no --socket.")
+    p.item("THAW_CONFIG", "The configuration file; empty: none.")
+    p.heading("FILES")
+    p.item("~/.config/thaw/config", "Lines of the form key = value, for options that are not given; lines that begin with # "
+           "are comments. $XDG_CONFIG_HOME counts. A flag is true or false. THAW_SOCKET goes before the key socket. An "
+           "unknown key is an error. Keys: " + ", ".join(t["configurable"]) + ".")
+    return p
+
+
+def library(header, version):
+    """The text at the top; then each comment, with the declarations below it, under "// --- heading"."""
+    with open(header, encoding="ascii") as f:
+        text = f.read()
+    top, *parts = re.split(r"^// --- (.*?) -+\n", text, flags=re.M)
+    p = Page("libthaw", 3, "client library of thawd", version)
+    p.heading("SYNOPSIS")
+    p.command("#include <thaw.h>")
+    p.lines.append(".PP")
+    p.command("cc ... $(pkg-config --cflags --libs libthaw)")
+    p.heading("DESCRIPTION")
+
+    def prose(comment):
+        for paragraph in re.split(r"^//$", comment, flags=re.M):
+            p.text(" ".join(line.removeprefix("//").strip() for line in paragraph.strip().splitlines()))
+            p.lines.append(".PP")
+        p.lines.pop()
+
+    prose(re.match(r"// SPDX.*\n((?://.*\n)+)", top)[1])
+    for heading, part in zip(parts[::2], parts[1::2]):
+        p.heading(heading.upper())
+        for block in re.split(r"\n\n+", part.split("#ifdef __cplusplus")[0].strip()):
+            comment = re.match(r"(?://.*\n)*", block)[0]
+            if comment:
+                prose(comment)
+            p.lines += [".PP", ".nf"] + [roff(line.expandtabs(4).replace("THAW_API ", "")) for line in
+                                         block[len(comment):].splitlines()] + [".fi", ".PP"]
+        p.lines.pop()
     return p
 
 
@@ -119,6 +156,8 @@ def main():
     programs, out = sys.argv[1:]
     os.makedirs(out, exist_ok=True)
     thaw(os.path.join(programs, "thaw")).write(out)
+    version = ask(os.path.join(programs, "thaw"), "--version").split()[-1]
+    library(os.path.join(os.path.dirname(__file__), "../lib/thaw.h"), version).write(out)
     from_help(os.path.join(programs, "thawd"), 8, "daemon that runs and clones microVMs").write(out)
     from_help(os.path.join(programs, "thaw-vmm"), 8, "one microVM of thawd").write(out)
 

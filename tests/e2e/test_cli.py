@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """thaw: verbs and their other names, run, ps, top, what errors say, and that docs/cli.md has it all."""
 import contextlib
+import grp
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 
 from thawlib import BIN, GUEST, ROOT, Daemon, Skip, main, need_kvm, thaw, wait_until
 
@@ -87,6 +89,25 @@ def test_errors_have_a_remedy():
                            (("create", "a", "--kernel", __file__), "bzImage for this CPU")):
             r = thaw(d, *args)
             assert r.returncode == 1 and says in r.stderr.splitlines()[1], (args, r)
+
+
+def test_a_socket_for_others():
+    if os.geteuid():
+        raise Skip("only root can be somebody else")
+    with Daemon(folder=tempfile.mkdtemp(prefix="thaw-")) as d:
+        try:
+            os.chmod(d.folder, 0o755)
+            os.chown(d.socket, 0, grp.getgrnam("daemon").gr_gid)
+            r = subprocess.run([os.path.join(BIN, "thaw"), "--socket", d.socket, "ls"], capture_output=True, text=True,
+                               timeout=30, check=False, user=65534, group=65534, extra_groups=[])
+            assert r.returncode == 3 and "Permission denied" in r.stderr and "usermod -aG daemon" in r.stderr, r
+            os.chmod(d.folder, 0o700)
+            r = subprocess.run([os.path.join(BIN, "thaw"), "--socket", d.socket, "ls"], capture_output=True, text=True,
+                               timeout=30, check=False, user=65534, group=65534, extra_groups=[])
+            assert r.returncode == 3 and "give the socket's group to yours" in r.stderr, r
+        finally:
+            d.stop()
+            shutil.rmtree(d.folder)
 
 
 def test_snapshot_verbs():
@@ -249,6 +270,205 @@ def test_ps_and_top():
             seen = [p.stdout.readline() for _ in range(8)]
             p.stdout.close()
             assert p.wait(10) != 0 and sum(line.startswith("NAME") for line in seen) == 2, seen
+
+
+def test_bench():
+    need_kvm()
+    with Daemon() as d:
+        d.create("vm")
+        d.expect("vm", "READY\n")
+        ok(d, "snapshot", "create", "vm", "warm")
+        v = json.loads(ok(d, "bench", "warm", "-n", "7", "--json"))
+        assert (v["snapshot"], v["clones"], v["prepared"]) == ("warm", 7, 0), v
+        assert {"kvm_ready", "state_loaded", "ordered", "running", "request"} <= set(v["stages"]), v
+        for name, s in v["stages"].items():
+            assert set(s) == {"p50_us", "p90_us", "p99_us", "max_us", "count"}, s
+            assert 0 <= s["p50_us"] <= s["p90_us"] <= s["p99_us"] <= s["max_us"] and 0 < s["count"] <= 7, (name, s)
+        assert v["stages"]["request"]["p50_us"] >= v["stages"]["running"]["p50_us"] > 0, v
+        assert names(d) == ["vm"] and "pool" not in d.get("/v1/snapshots/warm").json
+        v = json.loads(ok(d, "bench", "warm", "--count", "5", "--pool", "size=2", "--json"))
+        assert v["prepared"] == v["clones"] == 5, v
+        assert d.get("/v1/snapshots/warm").json.get("pool", {}).get("target", 0) == 0
+        ok(d, "prepare", "warm", "--pool", "max=3,min=1,idle_s=9", "--wait")
+        lines = ok(d, "bench", "warm", "-n", "3", "--pool", "size=2").splitlines()
+        assert lines[0].split() == ["STAGE", "P50", "us", "P90", "us", "P99", "us", "MAX", "us", "CLONES"], lines
+        assert lines[-1] == "3 of 3 clones were claimed from a pool", lines
+        pool = d.get("/v1/snapshots/warm").json["pool"]
+        assert (pool["max"], pool["min"], pool["idle_s"]) == (3, 1, 9) and "size" not in pool, pool
+        assert thaw(d, "bench", "nothing").returncode == 1 and thaw(d, "bench", "warm", "-n", "0").returncode == 2
+
+
+def test_done_once():
+    need_kvm()
+    with Daemon() as d:
+        d.create("vm")
+        d.expect("vm", "READY\n")
+        first = ok(d, "snapshot", "create", "vm", "warm", "--idempotency-key", "a", "--json")
+        assert ok(d, "snapshot", "create", "vm", "warm", "--idempotency-key", "a", "--json") == first
+        for args in (("clone", "warm"), ("fork", "vm"), ("create", "new", "--kernel", GUEST, "--memory", "32")):
+            first = ok(d, *args, "--idempotency-key", args[0], "--json")
+            assert ok(d, *args, "--idempotency-key", args[0], "--json") == first
+        assert len(names(d)) == 4, names(d)
+        r = thaw(d, "clone", "warm", "--count", "2", "--idempotency-key", "clone")
+        assert r.returncode == 1 and len(names(d)) == 4, r
+
+
+def test_progress_is_for_terminals():
+    need_kvm()
+    with Daemon() as d:
+        d.create("vm", memory_mib=128)
+        d.expect("vm", "READY\n")
+        d.say("vm", "touch 15000 w 1")
+        ok(d, "snapshot", "create", "vm", "warm")
+
+        def told_by(*args):
+            """What is said on a terminal while the bytes are taken slowly."""
+            main_fd, terminal = pty.openpty()
+            with subprocess.Popen([os.path.join(BIN, "thaw"), "--socket", d.socket, *args],
+                                  stdout=subprocess.PIPE, stderr=terminal, stdin=subprocess.DEVNULL) as p:
+                os.close(terminal)
+                told = b""
+                while p.stdout.read(1 << 20):
+                    select.select([], [], [], 0.02)
+                assert p.wait(60) == 0
+            while select.select([main_fd], [], [], 0.2)[0]:
+                try:
+                    told += os.read(main_fd, 4096)
+                except OSError:  # all of it was read
+                    break
+            os.close(main_fd)
+            return told.decode()
+
+        export = ("snapshot", "export", "warm", "-")
+        told = told_by(*export)
+        assert re.search(r"exporting warm: \d+ MiB, \d+ MiB/s, \d+ s", told) and told.endswith("\r\033[K"), told
+        assert told_by(*export, "--no-progress") == "" and told_by(*export, "--json") == ""
+        told = told_by("prepare", "warm", "--wait", "--pool", "size=400")
+        assert re.search(r"preparing warm: \d+ s, \d+ of 400 in the pool", told) and told.endswith("\r\033[K"), told
+
+
+def test_configuration_file():
+    with Daemon() as d, Daemon() as other:
+        d.create("here", start=False)
+        path = os.path.join(d.folder, "config")
+
+        def run(text, *args, **env):
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text)
+            e = {k: v for k, v in os.environ.items() if k != "THAW_SOCKET"}
+            e.update({"THAW_CONFIG": path, **env})
+            return subprocess.run([os.path.join(BIN, "thaw"), *args], capture_output=True, text=True, timeout=30, env=e,
+                                  stdin=subprocess.DEVNULL, check=False)
+
+        r = run(f"# mine\n\n socket =  {d.socket} \r\nmemory=64\nno-progress = true\n", "ls", "--quiet")
+        assert (r.returncode, r.stdout) == (0, "here\n"), r
+        assert run(f"socket = {d.socket}\n", "ls", "--quiet", THAW_SOCKET=other.socket).stdout == ""
+        assert run(f"socket = {other.socket}\n", "--socket", d.socket, "ls", "--quiet").stdout == "here\n"
+        kernel = f"socket = {d.socket}\nkernel = {GUEST}\nmemory = 48\nvcpus = 2\n"
+        r = run(kernel, "create", "made", "--vcpus", "1", "--json")
+        assert r.returncode == 0 and json.loads(r.stdout)["config"]["memory_mib"] == 48, r
+        assert json.loads(r.stdout)["config"]["vcpus"] == 1
+        for text, says in (("frob = 1\n", ":1: frob: there is no such setting"), ("\nforce = true\n", ":2: force: there is no"),
+                           ("vcpus = two\n", ":1: vcpus: that value won't do"), ("json\n", ":1: json: a line is: key = value"),
+                           ("no-progress = yes\n", ":1: no-progress: it takes true or false"), ("kernel =\n", "won't do"), ("# \0\n", "NUL byte")):
+            r = run(text, "ls")
+            assert r.returncode == 2 and says in r.stderr and not r.stdout, (text, r)
+        assert run("", "ls", THAW_SOCKET=d.socket).returncode == run("\n#", "ls", THAW_SOCKET=d.socket).returncode == 0
+        assert run("frob = 1\n", "help").returncode == 0
+        assert run("frob = 1\n", "ls", THAW_CONFIG="", THAW_SOCKET=d.socket).returncode == 0
+        r = run("", "ls", THAW_CONFIG=path + "x")
+        assert r.returncode == 2 and "No such file" in r.stderr, r
+        os.mkdir(os.path.join(d.folder, "thaw"))
+        os.rename(path, os.path.join(d.folder, "thaw/config"))
+        with open(os.path.join(d.folder, "thaw/config"), "w", encoding="ascii") as f:
+            f.write(f"socket = {d.socket}\n")
+        e = {k: v for k, v in os.environ.items() if k not in ("THAW_SOCKET", "THAW_CONFIG")}
+        r = subprocess.run([os.path.join(BIN, "thaw"), "ls", "--quiet"], capture_output=True, text=True, timeout=30,
+                           env=dict(e, XDG_CONFIG_HOME=d.folder), stdin=subprocess.DEVNULL, check=False)
+        assert r.stdout == "here\nmade\n", r
+
+
+def test_configuration_file_of_thawd():
+    with Daemon() as d:
+        path = os.path.join(d.folder, "conf")
+
+        def says(text, *args):
+            with open(path, "w", encoding="ascii") as f:
+                f.write(text)
+            return subprocess.run([os.path.join(BIN, "thawd"), "--config", path, *args], capture_output=True, text=True,
+                                  timeout=30, check=False)
+
+        for text, what in (("frob = 1\n", "conf:1: frob: there is no such setting"), ("\nspares = 65\n", "conf:2: spares: that"),
+                           ("config = /x\n", "no such setting"), ("help = true\n", "no such setting"), ("kvm\n", "key = value"),
+                           ("no-userfaultfd = 1\n", "true or false"), ("log-level = loud\n", "won't do")):
+            r = says(text)
+            assert r.returncode == 2 and what in r.stderr, (text, r)
+        assert says("frob = 1\n", "--version").returncode == 0
+        r = says("", "--config", path + "x")
+        assert r.returncode == 2 and "No such file" in r.stderr, r
+        with open(path, "w", encoding="ascii") as f:
+            f.write("# as the command line has it\nspares = 0\norphan-timeout = 5\nsocket = /nonexistent/s\n")
+        with Daemon(["--config", path]) as of_file, Daemon(["--config", path, "--spares", "1"]) as of_both:
+            assert of_file.get("/v1/info").json["spare_pids"] == []
+            wait_until("a spare", lambda: len(of_both.get("/v1/info").json["spare_pids"]) == 1)
+
+
+# --- what scripts rely on ---
+def test_exit_statuses():
+    need_kvm()
+    with Daemon() as d:
+        d.create("vm")
+        d.expect("vm", "READY\n")
+        told = {s["status"] for s in table()["exit_statuses"]}
+        seen = {"0": thaw(d, "info"), "1": thaw(d, "pause", "nobody"), "2": thaw(d, "ls", "x"),
+                "3": thaw(None, "ls", env={"THAW_SOCKET": "/nonexistent/s"}),
+                "4": thaw(d, "wait", "vm", "--console", "never said", "--timeout", "1")}
+        for status, r in seen.items():
+            assert r.returncode == int(status) and bool(r.stderr) == (status != "0"), (status, r)
+        with piped(d, *RUN, "--name", "mine") as p:
+            assert "READY" in p.stdout.readline()
+            d.post("/v1/vms/mine/stop", {"mode": "kill"})
+            assert p.wait(30) == 5
+        with piped(d, "console", "vm") as p:
+            assert "READY" in p.stdout.readline()
+            p.send_signal(signal.SIGTERM)
+            assert p.wait(30) == 128 + signal.SIGTERM
+        assert told == {*seen, "5", "128+N"}, told
+        r = thaw(d, "pause", "nobody", "--json")
+        assert r.returncode == 1 and json.loads(r.stdout)["error"]["code"] == "vm_not_found" and "thaw ls" in r.stderr, r
+
+
+def test_tables_and_json():
+    """The headings; and of what is not the daemon's own answer, each key."""
+    need_kvm()
+    with Daemon() as d:
+        d.create("vm")
+        d.expect("vm", "READY\n")
+        ok(d, "snapshot", "create", "vm", "warm")
+        headings = {("ls",): "NAME STATE VCPUS MIB PID SNAPSHOT EXIT",
+                    ("ps",): "NAME STATE AGE VCPUS MIB RESIDENT KIB PRIVATE KIB CPU s SNAPSHOT EXIT",
+                    ("top", "--once", "--interval", "1"):
+                        "NAME STATE AGE CPU % RESIDENT KIB PRIVATE KIB FAULTS/s FROM DISK",
+                    ("snapshot", "ls"): "NAME VM VCPUS MIB KIB ON DISK CHAIN CREATED",
+                    ("clone", "warm"): "NAME STATE PROCESS us KVM us LOADED us RUNNING us VSOCK"}
+        for args, heading in headings.items():
+            assert ok(d, *args).splitlines()[0].split() == heading.split(), args
+        labels = [line.split(":")[0] for line in ok(d, "show", "vm").splitlines()]
+        assert labels[:4] == ["name", "id", "state", "pid"] and "memory" in labels, labels
+        labels = [line.split(":")[0] for line in ok(d, "snapshot", "show", "warm").splitlines()]
+        assert labels[:8] == ["name", "id", "vm", "created", "version", "vcpus", "state", "memory"], labels
+        v = json.loads(ok(d, "ps", "--json"))
+        assert set(v) == {"vms"} and {"name", "id", "state", "vcpus", "memory_mib", "age_s", "cpu_us", "resident_bytes",
+                                      "private_bytes", "minor_faults", "major_faults"} == set(v["vms"][0]), v
+        v = json.loads(ok(d, "top", "--once", "--interval", "1", "--json"))["vms"][0]
+        assert {"cpu_percent", "faults_per_s"} <= set(v), v
+        r = thaw(d, "doctor", "--json")
+        v = json.loads(r.stdout)
+        assert {"ok", "stock_kernel", "stock_kernel_reason", "checks"} == set(v), v
+        assert all(set(c) == {"name", "result", "text"} for c in v["checks"]), v
+        assert set(table()) == {"version", "commands", "options", "for_all", "configurable", "exit_statuses"}
+        for args, path in ((("ls",), "/v1/vms"), (("show", "vm"), "/v1/vms/vm"), (("snapshot", "show", "warm"), "/v1/snapshots/warm")):
+            assert set(json.loads(ok(d, *args, "--json"))) == set(d.get(path).json), args  # the daemon's, as it is
 
 
 # --- completion ---

@@ -36,7 +36,7 @@ run thaw wait web --console GUEST-READY --timeout 180
 in_guest web "uname -sr"
 in_guest web "echo 'warmed up' >/run/state; cat /run/state"
 run thaw pause web
-run thaw snapshot web warm
+run thaw snapshot create web warm
 for n in 1 2 3; do cp "$dir/disk.img" "$dir/disk-$n.img"; done
 run thaw resume web
 run thaw clone warm --count 3 --name c --drive "id=disk,path=$dir/disk-{n}.img" \

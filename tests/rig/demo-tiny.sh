@@ -51,7 +51,7 @@ run thaw wait web --console READY
 run thaw console web --write "store 42 is the answer"
 run thaw wait web --console "OK"
 say "Freeze it; it goes on running"
-run thaw snapshot web warm
+run thaw snapshot create web warm
 say "Thaw one copy (cold: a new process, a new VM, everything), and ask it"
 run thaw clone warm --name one
 run thaw wait one --console RESTORED
