@@ -216,7 +216,7 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 		js_put_bool(user_of(o), "host_loopback", true);
 		return 0;
 	}
-	if (!value && in_list("deflate_on_oom free_page_reporting free_page_hinting tty", key) &&
+	if (!value && in_list("deflate_on_oom free_page_reporting free_page_hinting tty imds_compat", key) &&
 	    in_list(keys, key)) {
 		js_put_bool(o, key, true);
 		return 0;
@@ -228,6 +228,10 @@ static int put_pair(js *o, const char *option, const char *key, char *value, con
 		if (*value < '0' || *value > '9' || *end)
 			return cli_fail(EXIT_USAGE, "--%s: %s=%s is not a number", option, key, value);
 		js_put_uint(o, key, v);
+	} else if (!strcmp(key, "net")) {
+		if (!js_get(o, "nets"))
+			js_put(o, "nets", js_list());
+		js_add(js_get(o, "nets"), js_string(value));
 	} else if (!strcmp(key, "forward")) {
 		return put_forward(user_of(o), value);
 	} else if (strstr(key, "bandwidth") || strstr(key, "iops")) {

@@ -31,8 +31,8 @@ struct cli {
 	int n_pos;
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *rootfs, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write,
-		*console, *state, *name, *format, *page_handler, *metadata, *set, *since, *types, *limit,
-		*ready_when, *huge_pages, *idempotency_key;
+		*console, *state, *name, *format, *page_handler, *metadata, *metadata_service, *set, *since,
+		*types, *limit, *ready_when, *huge_pages, *idempotency_key;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI], *port[CLI_MAX_MULTI], *pmem[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets, n_ports, n_pmems;
 	const char *pool, *size, *link, *rx_limit, *tx_limit;

@@ -54,7 +54,10 @@ const struct cli_option cli_options[N_OPTS] = {
 	     "a device by which the guest gives memory back"),
 	TEXT(O_CPU, "cpu", "template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...", cpu,
 	     "which features of the CPU the guest sees"),
-	TEXT(O_METADATA, "metadata", "FILE|-", metadata, "a JSON document that the guest reads over vsock"),
+	TEXT(O_METADATA, "metadata", "FILE|-", metadata,
+	     "a JSON document that the guest reads over vsock or by its metadata service"),
+	TEXT(O_METADATA_SERVICE, "metadata-service", "version=v1|v2[,address=IPV4][,imds_compat][,net=ID]...",
+	     metadata_service, "the document by HTTP, in these nets or in all; they need no tap for that"),
 	TEXT(O_READY_WHEN, "ready-when", "console=TEXT|vsock_port=N", ready_when,
 	     "what makes the guest ready"),
 	TEXT(O_HUGE_PAGES, "huge-pages", "none|thp|2M|1G", huge_pages, "pages of the guest's memory"),
@@ -114,7 +117,7 @@ const struct cli_option cli_options[N_OPTS] = {
 #define DEVICES O_DRIVE, O_NET, O_VSOCK, O_PORT, O_PMEM
 #define LIFETIME O_TTL, O_IDLE, O_LIMIT
 #define MACHINE O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, DEVICES, \
-	O_BALLOON, O_CPU, O_METADATA, O_READY_WHEN, O_HUGE_PAGES, O_NO_RNG, O_TRACK_DIRTY
+	O_BALLOON, O_CPU, O_METADATA, O_METADATA_SERVICE, O_READY_WHEN, O_HUGE_PAGES, O_NO_RNG, O_TRACK_DIRTY
 #define CLONES O_COUNT, O_NAME, O_PAUSED, DEVICES, O_METADATA, O_IDEM_KEY, O_NO_PROGRESS
 
 const uint8_t cli_for_all[] = { O_JSON, O_SOCKET, O_HELP, O_VERSION, O_END };
@@ -151,7 +154,7 @@ const struct cli_command cli_commands[] = {
 	{ "wait", "VM", "", OPTIONS(O_READY, O_CONSOLE, O_STATE, O_TIMEOUT), cli_wait,
 	  "wait until it is ready, for output, or for a state", "30 s, or --timeout.", false, false },
 	{ "metadata", "VM", "", OPTIONS(O_SET), cli_metadata,
-	  "the document that the guest reads over vsock", "",
+	  "the document that the guest reads over vsock or by its metadata service", "",
 	  false, false },
 	{ "net-set", "VM NET", "", OPTIONS(O_LINK, O_RX_LIMIT, O_TX_LIMIT), cli_net_set,
 	  "cut or restore the link of a network device; limit what passes it", "", false, false },

@@ -43,7 +43,7 @@ static void print_vm(js *v)
 	for (size_t i = 0; i < js_len(js_get(v, "config.nets")); i++) {
 		js *n = js_at(js_get(v, "config.nets"), i);
 		printf("net:       %s %s %s\n", js_str(n, "id", ""),
-		       js_get(n, "user") ? "user" : js_str(n, "tap", js_str(n, "socket", "")),
+		       js_get(n, "user") ? "user" : js_str(n, "tap", js_str(n, "socket", "metadata only")),
 		       js_str(n, "mac", ""));
 	}
 	if (js_get(v, "config.vsock"))
@@ -134,6 +134,12 @@ static int put_devices(struct cli *c, js *o)
 					  "mtu queues", 0)))
 			return EXIT_USAGE;
 		js_add(nets, v);
+	}
+	if (c->metadata_service) {
+		if (!(v = cli_parse_pairs("metadata-service", c->metadata_service,
+					  "address version imds_compat net", "", 0)))
+			return EXIT_USAGE;
+		js_put(o, "metadata_service", v);
 	}
 	if (c->vsock) {
 		if (!(v = cli_parse_pairs("vsock", c->vsock, "cid path", "cid", 0)))

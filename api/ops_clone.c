@@ -444,11 +444,20 @@ static int start_claim(struct clone_item *it, struct api_err *err)
 	return r;
 }
 
+static bool has_tap(const struct vmcfg *cfg, const char *id)
+{
+	for (uint32_t i = 0; i < cfg->n_nets; i++)
+		if (!strcmp(cfg->net[i].id, id))
+			return cfg->net[i].tap[0];
+	return false;
+}
+
 // What a shell has already can't be changed, nor the cgroup that it runs in.
 static bool can_claim(const struct clone_job *j, const struct clone_spec *spec)
 {
 	for (uint32_t i = 0; i < spec->n_nets; i++)
-		if (spec->net[i].has_socket || spec->net[i].user.present)
+		if (spec->net[i].has_socket || spec->net[i].user.present ||
+		    (spec->net[i].has_tap && !has_tap(&j->p->m.cfg, spec->net[i].id)))
 			return false;
 	uint32_t huge_pages = j->p->m.cfg.huge_pages;
 	if (clone_huge_pages(huge_pages, &j->body, spec) != huge_pages)

@@ -217,7 +217,7 @@ int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err)
 
 static int open_net(const struct vmcfg_net *n, int *fds, struct api_err *err)
 {
-	if (n->user.present)
+	if (n->user.present || vmcfg_net_alone(n))
 		return 0;
 	return n->socket[0] ? open_socket(n, fds, err) : tap_open(n, fds, err);
 }

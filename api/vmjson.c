@@ -119,6 +119,20 @@ static const struct js_field net_fields[] = {
 };
 static DEFINE_JS(net_table, net_fields);
 
+static const struct js_field metadata_fields[] = {
+	F_TEXT(struct vmcfg_metadata, address, "address", JS_STR, 0,
+	       "IPv4, 169.254.1.0 to 169.254.254.255; default " VMCFG_METADATA_ADDRESS),
+	F_WORD(struct vmcfg_metadata, version, "version", vmcfg_metadata_versions,
+	       "v2: with session tokens only (default); v1: also without"),
+	F_BOOL(struct vmcfg_metadata, imds_compat, "imds_compat",
+	       "plain text also to requests that accept JSON; default false"),
+	{ .name = "nets", .type = JS_STRS, .offset = MV_OFF(struct vmcfg_metadata, net),
+	  .size = VMCFG_NAME_LEN, .max_count = VMCFG_MAX_NETS,
+	  .count_offset = MV_OFF(struct vmcfg_metadata, n_nets),
+	  .doc = "ids of the nets that have it; default: all" },
+};
+static DEFINE_JS(metadata_table, metadata_fields);
+
 static const struct js_field vsock_fields[] = {
 	F_UINT(struct vmcfg_vsock, cid, "cid", JS_REQUIRED, 3, UINT32_MAX - 1,
 	       "the guest's context id, 3 or more"),
@@ -203,6 +217,9 @@ DEFINE_JS(balloon_hint_table, balloon_hint_fields);
 	F_WORD(s, cfg boot, "boot", boot_words, "default auto"),                                   \
 	F_LIST(s, cfg drive, cfg n_drives, "drives", drive_table, "default: none"),                \
 	F_LIST(s, cfg net, cfg n_nets, "nets", net_table, "default: none"),                        \
+	{ .name = "metadata_service", .type = JS_OBJ, .offset = MV_OFF(s, cfg metadata),            \
+	  .sub = &metadata_table, .size = sizeof(struct vmcfg_metadata),                           \
+	  PRESENT(s, cfg metadata.present), .doc = "default: none" },                               \
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(s, cfg vsock), .sub = &vsock_table,     \
 	  .size = sizeof(struct vmcfg_vsock), PRESENT(s, cfg vsock.present), .doc = "default: none" }, \
 	{ .name = "cpu", .type = JS_OBJ, .offset = MV_OFF(s, cfg cpu), .sub = &cpu_table,           \
@@ -461,6 +478,8 @@ int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struc
 	int r = js_decode(&create_table, bytes, len, ret_b, err);
 	if (r)
 		return r;
+	if (c->metadata.present && !c->metadata.address[0])
+		mv_strcpy(c->metadata.address, sizeof c->metadata.address, VMCFG_METADATA_ADDRESS);
 	for (uint32_t i = 0; i < c->n_nets; i++)
 		if (!memcmp(c->net[i].mac, zero, 6)) // the decoder refuses zero, so: not given
 			random_mac(c->net[i].mac);
@@ -471,10 +490,11 @@ int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struc
 
 int metadata_check(const struct vmcfg *cfg, const char *text, struct api_err *err)
 {
-	if (!text || cfg->vsock.present)
+	if (!text || cfg->vsock.present || cfg->metadata.present)
 		return 0;
 	return api_fail(err, API_INVALID_VALUE,
-			"metadata: the VM has no vsock device, by which its guest would read it");
+			"metadata: the VM has neither a vsock device nor a metadata_service, by which its "
+			"guest would read it");
 }
 
 int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_err *err)

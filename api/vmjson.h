@@ -142,7 +142,8 @@ void clone_body_fini(struct clone_body *b);
 // A whole document: its compact text, to be freed.
 int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_err *err);
 
-// The guest reads it by vsock, so there must be one. text NULL: nothing to read, nothing to check.
+// The guest reads it by vsock or the metadata service, so one must be there. text NULL: nothing to read,
+// nothing to check.
 int metadata_check(const struct vmcfg *cfg, const char *text, struct api_err *err);
 
 // What huge_pages a clone has, of a snapshot or VM with `base`. b NULL: no request, so that of base.

@@ -46,7 +46,7 @@ unsigned vio_blk_layers(const struct vio_dev *d);        // in use
 // connected Unix stream socket on which each frame has its length in front (passt's protocol);
 // anything else: -EINVAL. A stream has no offloads, so a state saved with a tap, whose guest uses
 // them, can't be loaded with one; the reverse works.
-enum vio_net_backend { VIO_NET_TAP, VIO_NET_STREAM };
+enum vio_net_backend { VIO_NET_TAP, VIO_NET_STREAM, VIO_NET_NONE }; // the last: nobody, without a descriptor
 #define VIO_NET_MAX_PAIRS 8
 struct vio_net_options {
 	const char *name;
@@ -72,6 +72,11 @@ int vio_net_set_limits(struct vio_dev *d, const struct vmcfg_rate *rx, const str
 // The link goes down or up again, as by hand; while it is down frames are dropped. Not saved.
 void vio_net_set_link(struct vio_dev *d, bool up);
 bool vio_net_link_up(const struct vio_dev *d); // the last of these wishes
+
+// Before the guest runs: its frames for the metadata service's address are the service's (mmds.h), which
+// stays the caller's and is freed after the device.
+struct mmds;
+int vio_net_set_mmds(struct vio_dev *d, struct mmds *m, struct mv_err *err);
 
 // virtio-vsock (section 5.10), streams to Unix sockets: a host program connects to
 // listen_fd, sends "CONNECT <port>\n" and reads "OK <host port>\n"; a stream of the guest to

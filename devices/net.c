@@ -213,6 +213,8 @@ static void net_reset(struct vio_dev *d)
 	}
 	n->state = (struct net_state){ .link_down = n->state.link_down };
 	net_exclude(d, false);
+	if (n->mmds)
+		net_mmds_reset(n->mmds);
 	n->announce = false;
 	memcpy(n->config.mac, n->mac, NET_MAC_BYTES);
 	net_update_status(n);
@@ -273,6 +275,7 @@ static void net_free(struct vio_dev *d)
 		vio_thread_stop(&n->pair[i].own);
 	mv_timer_fini(&n->limit[NET_RX].timer);
 	mv_timer_fini(&n->limit[NET_TX].timer);
+	net_mmds_free(MV_TAKE(n->mmds));
 	vio_dev_fini(d);
 	free_pairs(n);
 	free(n);
@@ -310,8 +313,12 @@ static int new_pair(struct vio_net *n, struct mv_loop *vm_loop, const char *labe
 	p->rx = i * QUEUES_OF_PAIR;
 	p->tx = p->rx + 1;
 	p->readable = p->writable = true;
-	return (kind == VIO_NET_TAP ? net_tap_new : net_stream_new)(p->loop, label, MV_TAKE_FD(fd), &events,
-								    &p->b, err);
+	static int (*const make[])(struct mv_loop * loop, const char *name, int fd,
+				   const struct net_events *events, struct net_backend **ret_b,
+				   struct mv_err *err) = {
+		[VIO_NET_TAP] = net_tap_new, [VIO_NET_STREAM] = net_stream_new, [VIO_NET_NONE] = net_none_new
+	};
+	return make[kind](p->loop, label, MV_TAKE_FD(fd), &events, &p->b, err);
 }
 
 static int make(struct vio_net *n, struct gmem *mem, struct mv_loop *loop, const struct vio_net_options *o,

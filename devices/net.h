@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Private to virtio-net: the device (net.c), the data queues of a pair (net_pair.c), the rate limits
-// (net_limit.c), the control queue (net_ctrl.c), and what frames go to, a pair's backend: a tap
-// (net_tap.c) or a stream socket (net_stream.c).
+// (net_limit.c), the control queue (net_ctrl.c), the metadata service (net_mmds.c), and what frames go to, a
+// pair's backend: a tap (net_tap.c), a stream socket (net_stream.c) or nobody (net_none.c).
 //
 // Threads: the first pair and the control queue are the VM's loop's. Each further pair has a loop of its
 // own, and a thread from when a driver first uses it until the device's end; while it is used, its queues
@@ -104,6 +104,9 @@ int net_tap_new(struct mv_loop *loop, const char *name, int fd, const struct net
 int net_stream_new(struct mv_loop *loop, const char *name, int fd, const struct net_events *events,
 		   struct net_backend **ret_b, struct mv_err *err);
 
+int net_none_new(struct mv_loop *loop, const char *name, int fd, const struct net_events *events,
+		 struct net_backend **ret_b, struct mv_err *err); // fd: none
+
 // Writes into a row of buffers, `at` bytes behind its start; what does not fit is left out.
 void net_scatter(const struct iovec *to, unsigned n, size_t at, const void *src, size_t len);
 
@@ -133,6 +136,16 @@ struct net_limit {
 	uint32_t waiting, paid; // pairs, as bits: waiting, the timer is armed; paid for, yet to be told
 	unsigned first;         // the pair to pay for first
 };
+
+// net_mmds.c, see there for its threads. Is this frame of the guest's for it? Then it is not for the backend.
+struct net_mmds;
+bool net_mmds_takes(const struct net_mmds *s, const struct vq_span *frame);
+void net_mmds_input(struct net_mmds *s, struct vq_span *frame);
+// May there be a frame for the guest? As receive() of a backend, first pair only.
+bool net_mmds_pending(const struct net_mmds *s);
+ssize_t net_mmds_receive(struct net_mmds *s, const struct iovec *to, unsigned n);
+void net_mmds_reset(struct net_mmds *s); // its connections are forgotten
+void net_mmds_free(struct net_mmds *s);  // NULL allowed
 
 // A receive and a transmit queue, and their backend. A frame that is larger than the guest's
 // buffers goes on in `spill`, until there are more of them or it is known that it never fits.
@@ -190,6 +203,7 @@ struct vio_net {
 	bool off;                  // the host's wish
 	bool announce;             // the guest is asked to tell its network where it is
 	struct net_limit limit[2]; // NET_RX, NET_TX
+	struct net_mmds *mmds;     // NULL: none
 	struct vq_chain ctrl_chain;
 };
 

@@ -132,6 +132,12 @@ static void deliver(struct net_pair *p)
 	p->counts.received++;
 }
 
+// The metadata service may have a frame.
+static bool has_answers(const struct net_pair *p)
+{
+	return p->n->mmds && !p->index && net_mmds_pending(p->n->mmds);
+}
+
 // True: a frame is there, in the pool's buffers and perhaps the spill.
 static bool take_frame(struct net_pair *p)
 {
@@ -143,9 +149,12 @@ static bool take_frame(struct net_pair *p)
 		bytes += iov[n++].iov_len;
 	struct iovec next = iov[n];
 	iov[n] = (struct iovec){ p->spill, sizeof p->spill };
-	ssize_t got = p->b->ops->receive(p->b, iov, n + 1);
+	ssize_t got = has_answers(p) ? net_mmds_receive(p->n->mmds, iov, n + 1) : -EAGAIN;
+	if (got == -EAGAIN) {
+		got = p->b->ops->receive(p->b, iov, n + 1);
+		p->readable = got != -EAGAIN;
+	}
 	iov[n] = next;
-	p->readable = got != -EAGAIN;
 	if (got <= 0)
 		return false;
 	p->frame = (size_t)got;
@@ -180,7 +189,7 @@ void net_pair_receive(struct net_pair *p)
 		return;
 	}
 
-	while ((p->readable || p->frame) && left(&turn) && net_may_go(p, NET_RX)) {
+	while ((p->readable || p->frame || has_answers(p)) && left(&turn) && net_may_go(p, NET_RX)) {
 		bool can_grow = fill_pool(p, p->frame ? p->frame : frame_room(p));
 		if (!vio_live(d, p->rx))
 			break;
@@ -230,8 +239,14 @@ static bool transmit_one(struct net_pair *p, struct vq_span *frame)
 {
 	int r = -EINVAL;
 	if (!p->n->off && frame->bytes >= NET_HEADER_BYTES + NET_ETH_BYTES &&
-	    frame->bytes <= NET_HEADER_BYTES + NET_FRAME_MAX)
-		r = p->b->ops->send(p->b, frame, p->n->state.source_mac);
+	    frame->bytes <= NET_HEADER_BYTES + NET_FRAME_MAX) {
+		if (p->n->mmds && net_mmds_takes(p->n->mmds, frame)) {
+			net_mmds_input(p->n->mmds, frame);
+			r = 0;
+		} else {
+			r = p->b->ops->send(p->b, frame, p->n->state.source_mac);
+		}
+	}
 	p->counts.sent += r == 0;
 	p->counts.dropped += r && r != -EAGAIN;
 	return r != -EAGAIN;

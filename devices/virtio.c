@@ -170,8 +170,7 @@ bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain)
 
 bool vio_rearm(struct vio_dev *d, unsigned q) { return vio_live(d, q) && vq_enable_notify(&d->s.queue[q]); }
 
-// Makes the queue's loop look at it; with the lock of either loop.
-static void wake(struct vio_dev *d, unsigned q)
+void vio_wake(struct vio_dev *d, unsigned q)
 {
 	__atomic_fetch_add(&d->kick[q].own, 1, __ATOMIC_RELAXED);
 	eventfd_write(d->kick_fd[q], 1);
@@ -180,7 +179,7 @@ static void wake(struct vio_dev *d, unsigned q)
 void vio_again(struct vio_dev *d, unsigned q)
 {
 	d->kick[q].again++;
-	wake(d, q);
+	vio_wake(d, q);
 }
 
 uint64_t vio_kicks_by_event(const struct vio_dev *d, unsigned q)
@@ -221,7 +220,7 @@ void vio_needs_reset(struct vio_dev *d, const char *why)
 void vio_notify(struct vio_dev *d, unsigned q)
 {
 	if (is_moved(d, q))
-		wake(d, q);
+		vio_wake(d, q);
 	else if (vio_live(d, q))
 		d->ops->kick(d, q);
 }

@@ -138,6 +138,8 @@ bool vio_live(const struct vio_dev *d, unsigned q);
 bool vio_pop(struct vio_dev *d, unsigned q, struct vq_chain *ret_chain);
 bool vio_rearm(struct vio_dev *d, unsigned q);
 void vio_again(struct vio_dev *d, unsigned q);
+// Has the queue's loop kick the device, from any thread.
+void vio_wake(struct vio_dev *d, unsigned q);
 
 // Used-buffer interrupt, if the driver wants one (vq decides); config interrupt.
 void vio_signal_queue(struct vio_dev *d, unsigned q);

@@ -9,6 +9,7 @@
 
 #include "devices/devices.h"
 #include "devices/disk.h"
+#include "devices/mmds.h"
 #include "microvm/base/log.h"
 #include "microvm/kvm.h"
 #include "microvm/lazy.h"
@@ -151,6 +152,8 @@ static void give_metadata(struct vm *vm)
 {
 	static const char none[] = "{}\n";
 	unsigned slot = vm->cfg.n_drives + vm->cfg.n_nets;
+	if (vm->mmds)
+		mmds_set_document(vm->mmds, vm->metadata, vm->n_metadata);
 	if (!vm->cfg.vsock.present || slot >= vm->n_devs)
 		return;
 	if (vm->metadata)
@@ -269,6 +272,36 @@ static int add_pmems(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	return r;
 }
 
+static int add_mmds(struct vm *vm, struct mv_err *err)
+{
+	struct mmds_config config = { .tokens = vm->cfg.metadata.version == VMCFG_METADATA_V2,
+				      .imds_compat = vm->cfg.metadata.imds_compat };
+	vmcfg_metadata_address(&vm->cfg, config.address);
+	vm->mmds = mmds_new(&config);
+	if (!vm->mmds)
+		return mv_fail(err, ENOMEM, "out of memory");
+	give_metadata(vm);
+	return 0;
+}
+
+static int add_net(struct vm *vm, struct vm_fds *f, uint32_t i, struct mv_err *err)
+{
+	const struct vmcfg_net *net = &vm->cfg.net[i];
+	const struct vio_net_options o = { .name = net->id,
+					   .mac = net->mac,
+					   .kind = net->tap[0]            ? VIO_NET_TAP
+						   : vmcfg_net_alone(net) ? VIO_NET_NONE
+									  : VIO_NET_STREAM,
+					   .n_pairs = vmcfg_net_pairs(net),
+					   .mtu = (uint16_t)net->mtu };
+	struct vio_dev *d;
+	_Static_assert(VIO_NET_MAX_PAIRS == VMCFG_MAX_PAIRS, "one limit");
+	int r = vio_net_new_with(&vm->mem, &vm->loop, &o, f->tap[i], &d, err);
+	r = r ? mv_wrap(err, "net %s", net->id) : add_device(vm, d, err);
+	r = r ? r : vio_net_set_limits(d, &net->rx_rate, &net->tx_rate, err);
+	return r || !vmcfg_net_metadata(&vm->cfg, i) ? r : vio_net_set_mmds(d, vm->mmds, err);
+}
+
 static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 {
 	const struct vmcfg *c = &vm->cfg;
@@ -281,17 +314,10 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		r = new_drive(vm, f, i, &d, err);
 		r = r ? mv_wrap(err, "drive %s", c->drive[i].id) : add_device(vm, d, err);
 	}
-	for (uint32_t i = 0; !r && i < c->n_nets; i++) {
-		const struct vio_net_options o = { .name = c->net[i].id,
-						   .mac = c->net[i].mac,
-						   .kind = c->net[i].tap[0] ? VIO_NET_TAP : VIO_NET_STREAM,
-						   .n_pairs = vmcfg_net_pairs(&c->net[i]),
-						   .mtu = (uint16_t)c->net[i].mtu };
-		_Static_assert(VIO_NET_MAX_PAIRS == VMCFG_MAX_PAIRS, "one limit");
-		r = vio_net_new_with(&vm->mem, &vm->loop, &o, f->tap[i], &d, err);
-		r = r ? mv_wrap(err, "net %s", c->net[i].id) : add_device(vm, d, err);
-		r = r ? r : vio_net_set_limits(d, &c->net[i].rx_rate, &c->net[i].tx_rate, err);
-	}
+	if (!r && c->metadata.present)
+		r = add_mmds(vm, err);
+	for (uint32_t i = 0; !r && i < c->n_nets; i++)
+		r = add_net(vm, f, i, err);
 	if (!r && c->vsock.present) {
 		r = vio_vsock_new(&vm->mem, &vm->loop, c->vsock.cid, MV_TAKE_FD(f->vsock), c->vsock.path, &d,
 				  err);
@@ -321,7 +347,8 @@ static int check_fds(const struct vm *vm, const struct vmcfg *c, const struct vm
 		     (c->drive[i].layer == VMCFG_LAYER_NONE) == (f->layer[i][0] < 0);
 	for (uint32_t i = 0; i < c->n_nets; i++)
 		for (unsigned q = 0; q < vmcfg_net_pairs(&c->net[i]); q++)
-			ok = ok && (f->tap[i][q] >= 0 || (vm->shell && c->net[i].tap[0]));
+			ok = ok && (f->tap[i][q] >= 0 || vmcfg_net_alone(&c->net[i]) ||
+				    (vm->shell && c->net[i].tap[0]));
 	for (uint32_t i = 0; i < c->n_consoles; i++)
 		ok = ok && f->console[i] >= 0;
 	for (uint32_t i = 0; i < c->n_pmems; i++)
@@ -657,6 +684,7 @@ void vm_fini(struct vm *vm)
 		vio_free(vm->dev[i]);
 	vm->n_devs = 0;
 	vm->balloon = NULL;
+	mmds_free(MV_TAKE(vm->mmds));
 	free(MV_TAKE(vm->metadata));
 	mv_ring_free(vm->ring);
 	vm->ring = NULL;

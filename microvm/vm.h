@@ -85,8 +85,9 @@ struct vm {
 	int uffd_fd;
 	bool lazy;                                                  // asked for
 	int (*on_lazy)(struct vm *vm, const struct msg_lazy *lazy); // gives the userfaultfd away
-	uint8_t *metadata; // for the guest, by vsock; NULL: an empty object
+	uint8_t *metadata; // for the guest, by vsock or mmds; NULL: an empty object
 	uint32_t n_metadata;
+	struct mmds *mmds;             // the metadata service of its nets, or NULL
 	char snapshot_id[MV_UUID_LEN]; // restored from; for its working set
 	struct record record;
 	void (*on_recorded)(struct vm *vm, const struct msg_recorded *done); // called by the loop, lock held

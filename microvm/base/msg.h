@@ -104,7 +104,8 @@ struct msg_claim {
 	bool run;
 };
 
-// A document that the guest reads over vsock (devices/devices.h). Replaces the one before.
+// A document that the guest reads over vsock, or from the metadata service of its nets: a JSON object and a
+// newline (devices/devices.h). Replaces the one before.
 #define MSG_METADATA_BYTES (64u * 1024)
 struct msg_metadata {
 	uint32_t n_data;

@@ -72,6 +72,23 @@ static const struct mv_field vsock_fields[] = {
 };
 MV_DEFINE_TABLE(vmcfg_vsock_table, struct vmcfg_vsock, vsock_fields);
 
+const char *const vmcfg_metadata_versions[] = { "v2", "v1", NULL };
+
+static const struct mv_field metadata_fields[] = {
+	MV_FLAG(struct vmcfg_metadata, present, 1),
+	MV_STRING(struct vmcfg_metadata, address, 2),
+	MV_INT(struct vmcfg_metadata, version, 3, MV_U32, VMCFG_METADATA_V2, VMCFG_METADATA_V1),
+	MV_FLAG(struct vmcfg_metadata, imds_compat, 4),
+	{ .name = "net",
+	  .tag = 5,
+	  .type = MV_STR,
+	  .offset = MV_OFF(struct vmcfg_metadata, net),
+	  .size = VMCFG_NAME_LEN,
+	  .max_count = VMCFG_MAX_NETS,
+	  .count_offset = MV_OFF(struct vmcfg_metadata, n_nets) },
+};
+static MV_DEFINE_TABLE(metadata_table, struct vmcfg_metadata, metadata_fields);
+
 const char *const vmcfg_huge_pages[] = { "none", "thp", "2M", "1G", NULL };
 
 const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
@@ -142,6 +159,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_ARRAY(struct vmcfg, console, n_consoles, MV_TAG_SKIP + 31, console_table),
 	MV_ARRAY(struct vmcfg, pmem, n_pmems, MV_TAG_SKIP + 32, pmem_table),
 	MV_OPT_INT(struct vmcfg, huge_pages, MV_TAG_SKIP + 33, MV_U32, GMEM_4K, GMEM_1G),
+	MV_OPT_SUB(struct vmcfg, metadata, MV_TAG_SKIP + 34, metadata_table),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -187,11 +205,16 @@ static int check_user(const struct vmcfg_net *n, struct mv_err *err)
 	return 0;
 }
 
-static int check_net(const struct vmcfg_net *n, struct mv_err *err)
+static int check_net(const struct vmcfg *c, uint32_t i, struct mv_err *err)
 {
 	static const uint8_t zero[6];
-	if (!!n->tap[0] + !!n->socket[0] + n->user.present != 1)
-		return mv_fail(err, EINVAL, "net %s: give exactly one of tap, socket and user", n->id);
+	const struct vmcfg_net *n = &c->net[i];
+	const int behind = !!n->tap[0] + !!n->socket[0] + n->user.present;
+	if (behind > 1 || (!behind && !vmcfg_net_metadata(c, i)))
+		return mv_fail(err, EINVAL,
+			       "net %s: give exactly one of tap, socket and user; none of them only to one "
+			       "that has the metadata_service",
+			       n->id);
 	if (strchr(n->tap, '/') || strchr(n->tap, '%'))
 		return mv_fail(err, EINVAL, "net %s: tap must be the name of a tap (1-15 characters)", n->id);
 	if (n->socket[0] && n->socket[0] != '/')
@@ -257,6 +280,51 @@ static bool same_peer(const struct vmcfg_net *a, const struct vmcfg_net *b)
 	return (a->tap[0] && !strcmp(a->tap, b->tap)) || (a->socket[0] && !strcmp(a->socket, b->socket));
 }
 
+bool vmcfg_net_metadata(const struct vmcfg *c, uint32_t net)
+{
+	const struct vmcfg_metadata *m = &c->metadata;
+	bool there = m->present && !m->n_nets;
+	for (uint32_t i = 0; m->present && i < m->n_nets; i++)
+		there = there || !strcmp(m->net[i], c->net[net].id);
+	return there;
+}
+
+void vmcfg_metadata_address(const struct vmcfg *c, uint8_t ret_address[4])
+{
+	const char *text = c->metadata.address;
+	inet_pton(AF_INET, text[0] ? text : VMCFG_METADATA_ADDRESS, ret_address);
+}
+
+static int check_metadata(const struct vmcfg *c, struct mv_err *err)
+{
+	const struct vmcfg_metadata *m = &c->metadata;
+	uint8_t a[4];
+	if (!m->present)
+		return 0;
+	// RFC 3927 section 2.1: the first and the last 256 are reserved.
+	if (m->address[0] &&
+	    (inet_pton(AF_INET, m->address, a) != 1 || a[0] != 169 || a[1] != 254 || a[2] < 1 || a[2] > 254))
+		return mv_fail(
+			err, EINVAL,
+			"metadata_service: address \"%s\" is not within 169.254.1.0 to 169.254.254.255",
+			m->address);
+	if (m->version > VMCFG_METADATA_V1)
+		return mv_fail(err, EINVAL, "metadata_service: unknown version %u", m->version);
+	if (!c->n_nets)
+		return mv_fail(
+			err, EINVAL,
+			"metadata_service: the VM has no net; one without tap, socket and user will do");
+	for (uint32_t i = 0; i < m->n_nets; i++) {
+		bool there = false;
+		for (uint32_t k = 0; k < c->n_nets; k++)
+			there = there || !strcmp(c->net[k].id, m->net[i]);
+		if (!there)
+			return mv_fail(err, EINVAL, "metadata_service: nets: the VM has no net \"%s\"",
+				       m->net[i]);
+	}
+	return 0;
+}
+
 static int check_huge_pages(const struct vmcfg *c, struct mv_err *err)
 {
 	if (!c->huge_pages)
@@ -305,8 +373,10 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 			if (!strcmp(c->drive[k].id, c->drive[i].id))
 				return mv_fail(err, EINVAL, "drive %s: there twice", c->drive[i].id);
 	}
+	if ((r = check_metadata(c, err)))
+		return r;
 	for (uint32_t i = 0; i < c->n_nets; i++) {
-		if ((r = check_id("net", c->net[i].id, err)) || (r = check_net(&c->net[i], err)))
+		if ((r = check_id("net", c->net[i].id, err)) || (r = check_net(c, i, err)))
 			return r;
 		for (uint32_t k = 0; k < i; k++)
 			if (!strcmp(c->net[k].id, c->net[i].id) || same_peer(&c->net[k], &c->net[i]))

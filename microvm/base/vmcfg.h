@@ -81,7 +81,7 @@ struct vmcfg_user {
 	uint32_t n_forwards;
 };
 
-struct vmcfg_net { // exactly one of tap, socket and user
+struct vmcfg_net { // exactly one of tap, socket and user; or none, if it has the metadata service
 	char id[VMCFG_NAME_LEN];
 	char tap[16];                  // IFNAMSIZ
 	char socket[VMCFG_SOCKET_LEN]; // Unix stream socket of a running passt
@@ -92,6 +92,24 @@ struct vmcfg_net { // exactly one of tap, socket and user
 	struct vmcfg_rate rx_rate, tx_rate; // to and from the guest
 };
 static inline unsigned vmcfg_net_pairs(const struct vmcfg_net *n) { return n->queues ? n->queues : 1; }
+// Nobody is behind it but the metadata service.
+static inline bool vmcfg_net_alone(const struct vmcfg_net *n)
+{
+	return !n->tap[0] && !n->socket[0] && !n->user.present;
+}
+
+// The guest's document by HTTP, at a link-local address that is answered inside its network devices.
+enum vmcfg_metadata_version { VMCFG_METADATA_V2, VMCFG_METADATA_V1 }; // V2: with session tokens only
+#define VMCFG_METADATA_ADDRESS "169.254.169.254"
+struct vmcfg_metadata {
+	bool present;
+	char address[16];                         // IPv4, 169.254.1.0 to 169.254.254.255; empty: the above
+	uint32_t version;                         // enum vmcfg_metadata_version
+	bool imds_compat;                         // plain text also for who accepts JSON
+	char net[VMCFG_MAX_NETS][VMCFG_NAME_LEN]; // ids of those that have it; none: all
+	uint32_t n_nets;
+};
+extern const char *const vmcfg_metadata_versions[]; // words for them, ended by NULL
 
 struct vmcfg_vsock {
 	bool present;
@@ -155,6 +173,7 @@ struct vmcfg {
 	uint32_t n_drives;
 	struct vmcfg_net net[VMCFG_MAX_NETS];
 	uint32_t n_nets;
+	struct vmcfg_metadata metadata;
 	struct vmcfg_vsock vsock;
 	bool rng;
 	bool track_dirty;    // note what the guest writes, for incremental snapshots
@@ -180,6 +199,10 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err);
 int vmcfg_check_rate(const struct vmcfg_rate *r, const char *what, const char *id, struct mv_err *err);
 
 bool vmcfg_name_ok(const char *name);
+
+// Does this net have the metadata service? And its address, of a configuration that was checked.
+bool vmcfg_net_metadata(const struct vmcfg *c, uint32_t net);
+void vmcfg_metadata_address(const struct vmcfg *c, uint8_t ret_address[4]);
 
 // A copy into zeros that leaves alone what stays zeros. Most of a configuration is room for drives, nets and
 // paths that are not there; in fresh memory that room costs no pages.

@@ -261,6 +261,46 @@ static void test_networks(void **state)
 	assert_non_null(strstr(err.msg, "twice"));
 }
 
+static void test_metadata_service(void **state)
+{
+	(void)state;
+	assert_int_equal(create("{'name':'a','kernel':'/k','nets':[{'id':'n'}],'metadata_service':{},"
+				"'metadata':{'a':1}}"),
+			 0);
+	free(MV_TAKE(body.metadata));
+	const struct vmcfg_metadata *m = &body.cfg.metadata;
+	assert_true(m->present && !m->n_nets && m->version == VMCFG_METADATA_V2 && !m->imds_compat);
+	assert_string_equal(m->address, "169.254.169.254");
+	assert_int_equal(
+		create("{'name':'a','kernel':'/k','nets':[{'id':'n'},{'id':'o','tap':'t'}],"
+		       "'metadata_service':{'version':'v1','address':'169.254.1.2','imds_compat':true,"
+		       "'nets':['n']}}"),
+		0);
+	char *text = js_text(js_encode(&config_table, &body.cfg), false);
+	assert_non_null(strstr(text, "\"metadata_service\":{\"address\":\"169.254.1.2\",\"version\":\"v1\","
+				     "\"imds_compat\":true,\"nets\":[\"n\"]}"));
+	free(text);
+	// A clone's is the snapshot's; one whose net was nobody's may have a tap.
+	static struct vmcfg c;
+	struct clone_spec spec = { .n_nets = 1, .net = { { .id = "n", .tap = "t2", .has_tap = true } } };
+	assert_int_equal(clone_config(&body.cfg, NULL, &spec, &c, &err), 0);
+	assert_memory_equal(&c.metadata, m, sizeof *m);
+	assert_string_equal(c.net[0].tap, "t2");
+	static const char *const bad[] = {
+		"{'name':'a','kernel':'/k','metadata_service':{}}",
+		"{'name':'a','kernel':'/k','nets':[{'id':'n'}]}",
+		"{'name':'a','kernel':'/k','nets':[{'id':'n'}],'metadata_service':{'nets':['x']}}",
+		"{'name':'a','kernel':'/k','nets':[{'id':'n'}],'metadata_service':{'version':'v3'}}",
+		"{'name':'a','kernel':'/k','nets':[{'id':'n'}],'metadata_service':{'address':'1.2.3.4'}}",
+		"{'name':'a','kernel':'/k','nets':[{'id':'n','tap':'t'}],'metadata':{}}",
+	};
+	for (size_t i = 0; i < MV_ARRAY_LEN(bad); i++) {
+		assert_int_not_equal(create(bad[i]), 0);
+		free(MV_TAKE(body.metadata));
+		assert_int_equal(err.code, API_INVALID_VALUE);
+	}
+}
+
 static void test_net_options(void **state)
 {
 	(void)state;
@@ -347,12 +387,19 @@ static void test_clone_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_defaults),     cmocka_unit_test(test_everything_given),
-		cmocka_unit_test(test_cpu),          cmocka_unit_test(test_create_errors),
-		cmocka_unit_test(test_plain_clone),  cmocka_unit_test(test_overrides),
-		cmocka_unit_test(test_networks),     cmocka_unit_test(test_net_options),
-		cmocka_unit_test(test_networks),     cmocka_unit_test(test_layers),
-		cmocka_unit_test(test_clone_errors), cmocka_unit_test(test_huge_pages),
+		cmocka_unit_test(test_defaults),
+		cmocka_unit_test(test_everything_given),
+		cmocka_unit_test(test_cpu),
+		cmocka_unit_test(test_create_errors),
+		cmocka_unit_test(test_plain_clone),
+		cmocka_unit_test(test_overrides),
+		cmocka_unit_test(test_networks),
+		cmocka_unit_test(test_net_options),
+		cmocka_unit_test(test_networks),
+		cmocka_unit_test(test_layers),
+		cmocka_unit_test(test_clone_errors),
+		cmocka_unit_test(test_huge_pages),
+		cmocka_unit_test(test_metadata_service),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

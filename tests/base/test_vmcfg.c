@@ -35,6 +35,7 @@ static void round_trip(void **state)
 	MV_BUF b = { 0 };
 	(void)state;
 	fill(c);
+	c->metadata = (struct vmcfg_metadata){ true, "169.254.7.7", VMCFG_METADATA_V1, true, { "net0" }, 1 };
 	assert_int_equal(vmcfg_check(c, &err), 0);
 	mv_state_save(&vmcfg_table, c, &b);
 	assert_false(b.failed);
@@ -84,6 +85,37 @@ static void use_forwards(struct vmcfg_net *n, uint32_t protocol, const char *add
 	}
 }
 
+// net NULL: all.
+static void use_metadata(struct vmcfg *c, const char *address, const char *net)
+{
+	c->metadata = (struct vmcfg_metadata){ .present = true, .n_nets = net != NULL };
+	strcpy(c->metadata.address, address);
+	strcpy(c->metadata.net[0], net ? net : "");
+}
+
+static void metadata_service(void **state)
+{
+	static const uint8_t usual[] = { 169, 254, 169, 254 }, other[] = { 169, 254, 1, 0 };
+	struct vmcfg *c = malloc(sizeof *c);
+	uint8_t address[4];
+	(void)state;
+	fill(c);
+	assert_false(vmcfg_net_metadata(c, 0));
+	use_metadata(c, "", "net1");
+	assert_true(!vmcfg_net_metadata(c, 0) && vmcfg_net_metadata(c, 1));
+	c->net[1].tap[0] = 0;
+	assert_true(!vmcfg_net_alone(&c->net[0]) && vmcfg_net_alone(&c->net[1]));
+	assert_int_equal(vmcfg_check(c, NULL), 0);
+	vmcfg_metadata_address(c, address);
+	assert_memory_equal(address, usual, 4);
+	use_metadata(c, "169.254.1.0", NULL);
+	assert_true(vmcfg_net_metadata(c, 0) && vmcfg_net_metadata(c, 1));
+	assert_int_equal(vmcfg_check(c, NULL), 0);
+	vmcfg_metadata_address(c, address);
+	assert_memory_equal(address, other, 4);
+	free(c);
+}
+
 static void each_problem_has_its_message(void **state)
 {
 	struct vmcfg *c = malloc(sizeof *c);
@@ -113,6 +145,15 @@ static void each_problem_has_its_message(void **state)
 	BAD(strcpy(c->net[1].id, "net0"), "id, tap or socket there twice");
 	BAD(strcpy(c->net[1].tap, "tap0"), "id, tap or socket there twice");
 	BAD(c->net[0].tap[0] = 0, "net net0: give exactly one of tap, socket and user");
+	BAD((c->net[0].tap[0] = 0, use_metadata(c, "", "net1")), "net net0: give exactly one of tap");
+	BAD(use_metadata(c, "169.254.0.1", "net0"),
+	    "metadata_service: address \"169.254.0.1\" is not within");
+	BAD(use_metadata(c, "169.254.255.1", "net0"), "is not within 169.254.1.0 to 169.254.254.255");
+	BAD(use_metadata(c, "10.0.2.2", "net0"), "\"10.0.2.2\" is not within");
+	BAD(use_metadata(c, "169.254.1", "net0"), "\"169.254.1\" is not within");
+	BAD(use_metadata(c, "", "net2"), "metadata_service: nets: the VM has no net \"net2\"");
+	BAD((use_metadata(c, "", NULL), c->n_nets = 0), "metadata_service: the VM has no net");
+	BAD((use_metadata(c, "", NULL), c->metadata.version = 2), "metadata_service: unknown version 2");
 	BAD(strcpy(c->net[0].socket, "/s"), "net net0: give exactly one of");
 	BAD(c->net[1].user.present = true, "net net1: give exactly one of");
 	BAD(use_socket(&c->net[0], "s"), "net net0: socket must be an absolute path");
@@ -251,6 +292,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(round_trip),
 		cmocka_unit_test(names),
+		cmocka_unit_test(metadata_service),
 		cmocka_unit_test(each_problem_has_its_message),
 		cmocka_unit_test(descriptors),
 		cmocka_unit_test(hostile_bytes),

@@ -19,6 +19,7 @@
 
 #include "devices/devices.h"
 #include "devices/disk.h"
+#include "devices/mmds.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
@@ -130,6 +131,8 @@ static struct vio_dev *make_net(void)
 	net_peer = pair[1];
 	must(!vio_net_new(&mem, &loop, "net", (const uint8_t[]){ 2, 0, 0, 0, 0, 1 }, VIO_NET_STREAM, pair[0],
 			  &d, NULL));
+	struct mmds *m = mmds_new(&(struct mmds_config){ { 169, 254, 169, 254 }, false, false });
+	must(m && !vio_net_set_mmds(d, m, NULL));
 	return d;
 }
 

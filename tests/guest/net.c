@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-net driver, virtio 1.2 section 5.1, and as much of ARP (RFC 826),
-// IPv4 (RFC 791) and UDP (RFC 768) as one question and its answer need. There is always
+// IPv4 (RFC 791), UDP (RFC 768) and TCP (RFC 9293) as one question and its answer need. There is always
 // one receive buffer for each pair of queues in use; other traffic is looked at and dropped.
 #include "tiny.h"
 
 enum { RX, TX, MAX_PAIRS = 2, QUEUES = 2 * MAX_PAIRS + 1 };
 enum { CLASS_MQ = 4, PAIRS_SET = 0 };
-enum { HEADER = 12, ETH = 14, IP = 20, UDP = 8, FRAME = 1514, TRIES = 64 };
+enum { HEADER = 12, ETH = 14, IP = 20, UDP = 8, TCP = 20, FRAME = 1514, TRIES = 64 };
 #define OUR_ADDRESS 0x0a00020fu // 10.0.2.15
 #define WAIT_ROUNDS 30000000ull
 #define CONFIG_STATUS 4 // the word that has it in its upper half, and that of
@@ -148,6 +148,20 @@ bool net_arp(u32 address, u8 ret_mac[6])
 	return a;
 }
 
+static void put_ip(u8 *p, u32 address, u8 protocol, u32 bytes)
+{
+	u32 sum = 0;
+	p[0] = 0x45;
+	put16(p + 2, IP + bytes);
+	p[8] = 64;
+	p[9] = protocol;
+	put32(p + 12, OUR_ADDRESS);
+	put32(p + 16, asked_address = address);
+	for (int i = 0; i < IP; i += 2)
+		sum += get16(p + i);
+	put16(p + 10, ~(sum % 0xffff) & 0xffff);
+}
+
 static bool is_udp_answer(const u8 *p, u32 n)
 {
 	return get16(p - 2) == 0x0800 && n >= IP + UDP && p[0] == 0x45 && p[9] == 17 &&
@@ -159,19 +173,11 @@ static bool is_udp_answer(const u8 *p, u32 n)
 bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NET_TEXT])
 {
 	u8 *p = begin(broadcast, 0x0800);
-	u32 n = 0, sum = 0;
+	u32 n = 0;
 	while (text[n] && n < NET_TEXT - 1)
 		n++;
 	copy(p + IP + UDP, text, n);
-	p[0] = 0x45;
-	put16(p + 2, IP + UDP + n);
-	p[8] = 64;
-	p[9] = 17;
-	put32(p + 12, OUR_ADDRESS);
-	put32(p + 16, asked_address = address);
-	for (int i = 0; i < IP; i += 2)
-		sum += get16(p + i);
-	put16(p + 10, ~(sum % 0xffff) & 0xffff);
+	put_ip(p, address, 17, UDP + n);
 	put16(p + IP, asked_from = from);
 	put16(p + IP + 2, asked_port = port);
 	put16(p + IP + 4, UDP + n); // without a checksum
@@ -183,4 +189,66 @@ bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NE
 	copy(ret_text, a + IP + UDP, n);
 	ret_text[n] = 0;
 	return true;
+}
+
+enum { FIN = 1, SYN = 2, ACK = 16, HTTP_PORT = 80, FIRST_PORT = 30000 };
+static u32 tcp_seq = 1, tcp_ack, wanted_flags;
+
+static bool is_tcp_answer(const u8 *p, u32 n)
+{
+	return get16(p - 2) == 0x0800 && n >= IP + TCP && p[0] == 0x45 && p[9] == 6 && get16(p + 2) <= n &&
+	       get32(p + 12) == asked_address && get16(p + IP) == HTTP_PORT &&
+	       get16(p + IP + 2) == asked_from && get32(p + IP + 8) == tcp_seq &&
+	       (p[IP + 13] & wanted_flags) == wanted_flags;
+}
+
+// Sends a segment and waits for one with these flags; its data.
+static const u8 *tcp(const u8 to[6], u32 address, u32 flags, const char *data, u32 n, u32 wanted, u32 *ret_n)
+{
+	u8 *p = begin(to, 0x0800), *t = p + IP;
+	u32 sum = 6 + TCP + n;
+	put_ip(p, address, 6, TCP + n);
+	put16(t, asked_from);
+	put16(t + 2, HTTP_PORT);
+	put32(t + 4, tcp_seq);
+	put32(t + 8, tcp_ack);
+	t[12] = TCP / 4 << 4;
+	t[13] = (u8)flags;
+	put16(t + 14, FRAME);
+	copy(t + TCP, data, n);
+	for (u32 i = 0; i < 8 + TCP + n; i += 2) // with the addresses; what is behind the data is zero
+		sum += get16(p + 12 + i);
+	put16(t + 16, ~(sum % 0xffff) & 0xffff);
+	tcp_seq += n + (flags & (SYN | FIN) ? 1 : 0);
+	wanted_flags = wanted;
+	const u8 *a = ask(IP + TCP + n, is_tcp_answer);
+	if (!a)
+		return NULL;
+	u32 header = IP + (a[IP + 12] >> 4) * 4u;
+	*ret_n = get16(a + 2) - header;
+	tcp_ack = get32(a + IP + 4) + *ret_n + (a[IP + 13] & (SYN | FIN) ? 1 : 0);
+	return a + header;
+}
+
+bool net_http(u32 address, const char *request, u32 n, char ret_body[NET_TEXT])
+{
+	u8 to[6];
+	u32 len, at = 0;
+	if (!net_arp(address, to))
+		return false;
+	asked_from = asked_from < FIRST_PORT ? FIRST_PORT : asked_from + 1;
+	tcp_ack = 0;
+	if (!tcp(to, address, SYN, "", 0, SYN | ACK, &len))
+		return false;
+	const u8 *a = tcp(to, address, ACK, request, n, FIN | ACK, &len);
+	if (!a)
+		return false;
+	while (at + 4 <= len &&
+	       !(a[at] == '\r' && a[at + 1] == '\n' && a[at + 2] == '\r' && a[at + 3] == '\n'))
+		at++;
+	at = at + 4 <= len ? at + 4 : len;
+	len = len - at < NET_TEXT - 1 ? len - at : NET_TEXT - 1;
+	copy(ret_body, a + at, len);
+	ret_body[len] = 0;
+	return tcp(to, address, FIN | ACK, "", 0, ACK, &len);
 }

@@ -499,8 +499,22 @@ static bool arg_address(char **args, u32 *address)
 	return !w[-1];
 }
 
-// net arp ADDRESS | udp ADDRESS PORT FROM TEXT | link | pairs N: who has the address; the answer to a
-// datagram from port FROM; up or down; how many pairs of queues to use.
+// METHOD PATH [HEADER]
+static bool do_http(u32 address, char *args, char *answer)
+{
+	static char request[sizeof cmdline];
+	const char *method = word(&args), *path = word(&args), *end = *args ? "\r\n\r\n" : "\r\n";
+	const char *part[] = { method, " ", path, " HTTP/1.0\r\n", args, end };
+	u32 n = 0;
+	for (u32 i = 0; i < sizeof part / sizeof *part; i++)
+		for (const char *p = part[i]; *p && n < sizeof request; p++)
+			request[n++] = *p;
+	return net_http(address, request, n, answer);
+}
+
+// net arp ADDRESS | udp ADDRESS PORT FROM TEXT | http ADDRESS METHOD PATH [HEADER] | link | pairs N: who has
+// the address; the answer to a datagram from port FROM; the body of that to a request; up or down; how many
+// pairs of queues to use.
 static void do_net(char *args)
 {
 	static char answer[NET_TEXT];
@@ -525,8 +539,10 @@ static void do_net(char *args)
 	if (same(how, "udp"))
 		return net_udp(address, (u16)port, (u16)from, args, answer) ? ok_text(answer)
 									    : error("no answer");
+	if (same(how, "http"))
+		return do_http(address, args, answer) ? ok_text(answer) : error("no answer");
 	if (!same(how, "arp"))
-		return error("not arp, udp, link or pairs");
+		return error("not arp, udp, http, link or pairs");
 	if (!net_arp(address, mac))
 		return error("no answer");
 	put("OK ");

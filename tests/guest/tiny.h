@@ -125,6 +125,8 @@ bool blk_traffic(u64 sectors, u64 rounds, bool write);
 bool net_init(void);
 bool net_arp(u32 address, u8 ret_mac[6]);
 bool net_udp(u32 address, u16 port, u16 from, const char *text, char ret_text[NET_TEXT]);
+// One HTTP/1.0 request whose answer fits a frame: its body.
+bool net_http(u32 address, const char *request, u32 n, char ret_body[NET_TEXT]);
 bool net_link_up(void);
 bool net_pairs(u32 n); // uses 1 or 2 from now on; of a device that has 2
 

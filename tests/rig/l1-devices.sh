@@ -13,6 +13,7 @@ devices() {
 	cat "$DIR/ro.img" "$DIR/ro.img" "$DIR/ro.img" "$DIR/ro.img" >"$DIR/disk.img"
 	truncate -s 4M "$DIR/slow.img"
 	for n in 20 21; do probe tap t$n && tap_up $n; done
+	printf '{"name":"dev","latest":{"meta-data":{"id":"i-1"}},"large":"%060000d"}' 7 >"$DIR/dev.json"
 	check "a VM with all devices" t create dev --kernel "$KERNEL" --initrd "$INITRD-devices" \
 		--cmdline "console=ttyS0 quiet panic=-1 reboot=k$CMDLINE" --vcpus "$VCPUS" --memory 256 \
 		--balloon free_page_reporting,deflate_on_oom,stats_interval_s=1 \
@@ -20,6 +21,7 @@ devices() {
 		--drive "id=disk,path=$DIR/disk.img,queues=2,serial=$SERIAL" \
 		--drive "id=slow,path=$DIR/slow.img,block_size=4096,bandwidth=1M/s" \
 		--net "id=net0,tap=t20,mac=02:00:00:00:00:20,mtu=$MTU,queues=2" \
+		--metadata-service version=v1 --metadata "$DIR/dev.json" \
 		--pmem "id=data,path=$DIR/data.img" --pmem "id=ro,path=$DIR/ro.img,ro" --vsock "cid=3,path=$DIR/dev.vsock" --start &&
 		check "boots to user space" timeout "$BOOT" \
 			thaw --socket "$DIR/thawd.sock" wait dev --console GUEST-READY --timeout "$BOOT" &&
@@ -174,6 +176,29 @@ slower() {
 	[ $r = 0 ] && [ "$b" -le $most ]
 }
 
+META=169.254.169.254
+meta() { guest "$1" "wget -qO- $3 http://$META$2; echo"; } # VM PATH [OPTION...]
+many_at_once() { guest dev "for i in \$(seq 40); do wget -qO- http://$META/large | md5sum & done | sort | uniq -c"; }
+metadata_v1() {
+	check "metadata: a route to it" guest dev "ip route replace $META dev eth0"
+	same "metadata: a text" i-1 meta dev /latest/meta-data/id
+	same "a list" "name latest/ large" guest dev "echo \$(wget -qO- http://$META/)"
+	same "as JSON" '{"meta-data":{"id":"i-1"}}' meta dev /latest "--header 'Accept: application/json'"
+	same "60,000 bytes, 40 times at once" "40 $(printf %060000d 7 | md5sum | tr -s " ")" squeeze many_at_once
+	check "another document" sh -c "echo '{\"name\":\"new\"}' | thaw --socket '$DIR/thawd.sock' metadata dev --set -"
+	same "at once" new meta dev /name
+	check "nobody at another port" guest dev "! nc -w 5 $META 81 </dev/null"
+}
+squeeze() { "$@" | tr -s ' ' | sed 's/^ //'; }
+# A VM whose net is the service's alone, version 2.
+status_of() { guest "$1" "printf 'GET $2 HTTP/1.0\\r\\n$3\\r\\n' | nc $META 80 | head -n 1 | cut -d ' ' -f 2"; } # VM PATH HEADERS
+token_of() { guest "$1" "printf 'PUT /latest/api/token HTTP/1.1\\r\\nX-metadata-token-ttl-seconds: 600\\r\\nConnection: close\\r\\n\\r\\n' | nc $META 80 | tail -n 1; echo"; }
+metadata_v2() { # VM NAME
+	same "metadata: none without a token" 401 status_of "$1" /name
+	token=$(token_of "$1")
+	same "with a token" "$2" meta "$1" /name "--header 'X-metadata-token: $token'"
+}
+
 net() {
 	flow serve tcp:0.0.0.0:5001 &
 	server=$!
@@ -184,6 +209,7 @@ net() {
 	same "two pairs of queues" "2 of 2" guest dev probe queues eth0
 	check "address set" set_address dev 20
 	check "ping both ways" ping_guest 20 dev
+	metadata_v1
 	measured "both pairs at work" each_queue 4 dev networknet0 both_cpus dev "flow echo -b 64 -s 2 tcp:10.0.20.1:5001"
 	check "one pair from now on" guest dev "probe queues eth0 1"
 	check "ping both ways" ping_guest 20 dev
@@ -256,14 +282,20 @@ hints_meanwhile() { # VM
 kib_of() { du -k "$DIR/state/snapshots/$1/memory" | cut -f1; }
 # One VM without reporting, which would give the same back some seconds later.
 hints() {
+	echo '{"name":"source"}' >"$DIR/h.json"
+	echo '{"name":"clone"}' >"$DIR/hc.json"
 	check "hints: a VM with them" t create h --kernel "$KERNEL" --initrd "$INITRD-devices" \
 		--cmdline "console=ttyS0 quiet panic=-1 reboot=k$CMDLINE" --vcpus "$VCPUS" --memory 256 \
-		--balloon free_page_hinting --vsock "cid=4,path=$DIR/h.vsock" --start &&
+		--balloon free_page_hinting --vsock "cid=4,path=$DIR/h.vsock" \
+		--net id=meta --metadata-service version=v2 --metadata "$DIR/h.json" --start &&
 		check "boots to user space" timeout "$BOOT" \
 			thaw --socket "$DIR/thawd.sock" wait h --console GUEST-READY --timeout "$BOOT" &&
 		check "answers over vsock" until_ok guest h true || return
 	check "its driver took them" acked h balloon free_page_hint stats_vq
-	check "features: in the guest as the daemon says" features_agree h 3
+	check "features: in the guest as the daemon says" features_agree h 4
+	check "metadata: an address" guest h "ip addr add 169.254.1.5/16 dev eth0; ip link set eth0 up"
+	metadata_v2 h source
+	old_token=$token
 	check "96 MiB are in use" guest h "$(fill 96)"
 	check "snapshot" t snapshot h used || return
 	check "they are free, in large pieces" guest h "rm /run/much; $PIECES"
@@ -275,8 +307,10 @@ hints() {
 	[ $((a - b)) -ge 49152 ]
 	result $? "the snapshot is 48 MiB smaller"
 	measured "rounds while it writes 96 MiB twice" hints_meanwhile h
-	check "clone" t clone hinted --name hc --vsock "path=$DIR/hc.vsock" || return
+	check "clone" t clone hinted --name hc --vsock "path=$DIR/hc.vsock" --metadata "$DIR/hc.json" || return
 	check "it answers" until_ok guest hc true || return
+	same "metadata: its source's token is none" 401 status_of hc /name "X-metadata-token: $old_token\\r\\n"
+	metadata_v2 hc clone
 	check "96 MiB are used, and free" guest hc "$(fill 96); rm /run/much; $PIECES"
 	measured "MiB the clone gives back" at_least 64 hinted hc
 	measured "rounds while the clone writes" hints_meanwhile hc
