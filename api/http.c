@@ -23,7 +23,6 @@
 #include <sys/queue.h>
 #include <sys/socket.h>
 
-#include "api/metrics.h"
 #include "microvm/base/log.h"
 #include "microvm/base/util.h"
 
@@ -75,9 +74,11 @@ struct http {
 	int listen_fd;
 	http_is_upload_fn *is_upload;
 	http_answered_fn *answered;
+	http_turn_fn *turn;
 	LIST_HEAD(, request) uploads; // with a body_fd
 	LIST_HEAD(, stream) streams;  // with an fd
-	unsigned pending, n_connections;
+	unsigned pending, n_connections, max_connections;
+	size_t max_body;
 	bool work;                 // something was resumed
 	uint64_t id_base, last_id; // of requests without an id of their own
 };
@@ -112,7 +113,8 @@ static void before_wait(void *arg)
 	struct http *h = arg;
 	if (h->work)
 		pump(h);
-	metrics_observe(M_LOOP_SECONDS, mv_now_ns() - h->loop->woke_ns);
+	if (h->turn)
+		h->turn(mv_now_ns() - h->loop->woke_ns);
 }
 
 // The mark of a connection that came when there were enough.
@@ -125,7 +127,7 @@ static void on_connection(void *arg, struct MHD_Connection *con, void **mark,
 	(void)con;
 	if (what == MHD_CONNECTION_NOTIFY_CLOSED)
 		h->n_connections--;
-	else if (++h->n_connections > HTTP_MAX_CONNECTIONS)
+	else if (++h->n_connections > h->max_connections)
 		*mark = &one_too_many;
 }
 
@@ -263,6 +265,7 @@ static void stream_end(void *arg)
 }
 
 void http_set_answered(struct http *h, http_answered_fn *fn) { h->answered = fn; }
+void http_set_turn(struct http *h, http_turn_fn *fn) { h->turn = fn; }
 
 void http_set_uploads(struct http *h, http_is_upload_fn *fn) { h->is_upload = fn; }
 
@@ -447,7 +450,7 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 		return r->answered ? queue_reply(r) : MHD_NO;
 	}
 	if (*data_size) {
-		if (r->pub.body_too_large || *data_size > HTTP_MAX_BODY - r->body.len) {
+		if (r->pub.body_too_large || *data_size > r->h->max_body - r->body.len) {
 			r->pub.body_too_large = true;
 			mv_buf_fini(&r->body);
 			r->discarded += *data_size;
@@ -463,21 +466,24 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 	return wait_for_answer(r);
 }
 
-int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, struct http **ret_http,
-	     struct mv_err *err)
+int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, const struct http_limits *limits,
+	     struct http **ret_http, struct mv_err *err)
 {
+	const struct http_limits none = { 0 };
 	struct http *h = calloc(1, sizeof *h);
+	limits = limits ? limits : &none;
 	if (!h)
 		return mv_fail(err, ENOMEM, "http: no memory");
 	*h = (struct http){ .loop = l, .fn = fn, .arg = arg, .listen_fd = listen_fd };
+	h->max_body = limits->body_bytes ? limits->body_bytes : HTTP_MAX_BODY;
+	h->max_connections = limits->connections ? limits->connections : HTTP_MAX_CONNECTIONS;
 	mv_random(&h->id_base, sizeof h->id_base);
 	h->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_access, h,
 				  MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-				  (unsigned)(HTTP_MAX_CONNECTIONS + HTTP_SPARE_CONNECTIONS),
-				  MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
-				  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)HTTP_IDLE_SECONDS,
-				  MHD_OPTION_NOTIFY_COMPLETED, on_completed, h, MHD_OPTION_URI_LOG_CALLBACK,
-				  on_uri, h, MHD_OPTION_END);
+				  h->max_connections + HTTP_SPARE_CONNECTIONS, MHD_OPTION_NOTIFY_CONNECTION,
+				  on_connection, h, MHD_OPTION_CONNECTION_TIMEOUT,
+				  limits->no_idle ? 0u : HTTP_IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED,
+				  on_completed, h, MHD_OPTION_URI_LOG_CALLBACK, on_uri, h, MHD_OPTION_END);
 	int r = h->mhd ? 0 : mv_fail(err, EIO, "http: libmicrohttpd refused to start");
 	if (!r && mv_timer_init(l, &h->timer, on_timer, h))
 		r = mv_fail(err, EMFILE, "http: no timer");

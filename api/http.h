@@ -52,8 +52,16 @@ struct http_req {                  // valid until http_reply()
 
 typedef void http_handler(void *arg, struct http_req *r);
 
-int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, struct http **ret_http,
-	     struct mv_err *err);
+// Other limits than those above; what is 0 stays.
+struct http_limits {
+	size_t body_bytes;
+	unsigned connections;
+	bool no_idle; // connections without a request stay open
+};
+
+// limits: NULL: those above.
+int http_new(struct mv_loop *l, int listen_fd, http_handler *fn, void *arg, const struct http_limits *limits,
+	     struct http **ret_http, struct mv_err *err);
 
 // Which requests are uploads. Their handler is called as soon as the headers are there; it
 // answers at once, or calls http_take_body().
@@ -64,6 +72,10 @@ void http_set_uploads(struct http *h, http_is_upload_fn *fn);
 typedef void http_answered_fn(void *arg, const struct http_req *r, unsigned status, const void *body,
 			      size_t body_len);
 void http_set_answered(struct http *h, http_answered_fn *fn);
+
+// Called at the end of each turn of the loop, with how long it was busy.
+typedef void http_turn_fn(uint64_t busy_ns);
+void http_set_turn(struct http *h, http_turn_fn *fn);
 
 // The body is written into fd, a non-blocking pipe that is taken over and closed when the body
 // has ended, also by a broken connection: what is written must tell by itself whether all of

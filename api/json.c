@@ -206,7 +206,7 @@ static int decode_object(const struct js_table *t, json_t *o, uint8_t *obj, cons
 		return wrong_type(where[0] ? where : "body", "an object", o, err);
 	json_object_foreach (o, key, v) {
 		const struct js_field *f = find_field(t, key);
-		if (!f) {
+		if (!f && !t->lenient) {
 			char known[200];
 			list_fields(t, known, sizeof known);
 			return api_fail(err, API_UNKNOWN_FIELD, "%s%s%.64s: no such field; known are: %s",
@@ -216,6 +216,8 @@ static int decode_object(const struct js_table *t, json_t *o, uint8_t *obj, cons
 	for (uint32_t i = 0; i < t->n_fields; i++) {
 		const struct js_field *f = &t->fields[i];
 		v = json_object_get(o, f->name);
+		if (t->nulls && json_is_null(v))
+			v = NULL;
 		place(at, "%s%s%s", where, dot, f->name);
 		if (!v && (f->flags & JS_REQUIRED))
 			return api_fail(err, API_MISSING_FIELD, "%s: is missing (%s)", at, f->doc);
@@ -338,8 +340,11 @@ js *js_encode(const struct js_table *t, const void *obj)
 	json_t *o = json_object();
 	for (uint32_t i = 0; i < t->n_fields; i++) {
 		const struct js_field *f = &t->fields[i];
-		if (f->present && !*(const bool *)(base + f->present - 1))
+		if (f->present && !*(const bool *)(base + f->present - 1)) {
+			if (t->nulls)
+				json_object_set_new(o, f->name, json_null());
 			continue;
+		}
 		if ((f->flags & JS_OMIT_EMPTY) && is_empty(f, base + f->offset))
 			continue;
 		json_object_set_new(o, f->name, encode_field(f, base));
@@ -351,6 +356,9 @@ js *js_object(void) { return json_object(); }
 js *js_list(void) { return json_array(); }
 js *js_string(const char *s) { return text_value(s); }
 js *js_boolean(bool v) { return json_boolean(v); }
+js *js_null(void) { return json_null(); }
+js *js_copy(js *v) { return json_deep_copy(v); }
+bool js_is_null(js *v) { return !v || json_is_null(v); }
 void js_put(js *o, const char *key, js *v) { json_object_set_new(o, key, v); }
 void js_put_str(js *o, const char *key, const char *s) { json_object_set_new(o, key, text_value(s)); }
 js *js_uint(uint64_t v) { return json_integer(v > INT64_MAX ? INT64_MAX : (json_int_t)v); }
@@ -386,6 +394,42 @@ char *js_text(js *v, bool pretty)
 void js_free(js *v) { json_decref(v); }
 
 js *js_member(js *o, const char *key) { return json_object_get(o, key); }
+
+js *js_merge(js *target, js *patch)
+{
+	const char *key;
+	json_t *v;
+	if (!json_is_object(patch)) {
+		json_decref(target);
+		return json_deep_copy(patch);
+	}
+	if (!json_is_object(target)) {
+		json_decref(target);
+		target = json_object();
+	}
+	json_object_foreach (patch, key, v) {
+		if (json_is_null(v))
+			json_object_del(target, key);
+		else
+			json_object_set_new(target, key,
+					    js_merge(json_incref(json_object_get(target, key)), v));
+	}
+	return target;
+}
+
+const char *js_unknown_key(js *o, const char *const *known)
+{
+	const char *key;
+	json_t *v;
+	json_object_foreach (o, key, v) {
+		unsigned i = 0;
+		while (known[i] && strcmp(known[i], key))
+			i++;
+		if (!known[i])
+			return key;
+	}
+	return NULL;
+}
 
 js *js_get(js *v, const char *path)
 {

@@ -58,7 +58,9 @@ struct js_field {
 struct js_table {
 	const struct js_field *fields;
 	uint32_t n_fields;
-	bool any; // any object: only described
+	bool any;   // any object: only described
+	bool nulls; // null is "not there", for what may be missing; and what is not there is encoded as null
+	bool lenient; // unknown fields are ignored
 };
 
 // Decodes into *obj, which holds the defaults. On failure *obj is unspecified, but a
@@ -74,6 +76,8 @@ js *js_list(void);
 js *js_string(const char *s);
 js *js_uint(uint64_t v);
 js *js_boolean(bool v);
+js *js_null(void);
+js *js_copy(js *v); // a deep one; NULL stays NULL
 void js_put(js *o, const char *key, js *v);
 void js_put_str(js *o, const char *key, const char *s);
 void js_put_uint(js *o, const char *key, uint64_t v);
@@ -85,8 +89,13 @@ char *js_text(js *v, bool pretty);                     // frees v; malloc'd text
 // Readers, for a client. A path is "a.b"; what is missing or of another type reads as the default.
 js *js_parse(const char *bytes, size_t len, struct api_err *err);
 void js_free(js *v);
+// RFC 7396; takes target, which may be NULL.
+js *js_merge(js *target, js *patch);
 js *js_get(js *v, const char *path);
 js *js_member(js *o, const char *key); // key as it is, dots too
+// The first key that is not in `known` (NULL-terminated); NULL: none.
+const char *js_unknown_key(js *o, const char *const *known);
+bool js_is_null(js *v); // JSON's null, or NULL
 const char *js_str(js *v, const char *path, const char *otherwise);
 int64_t js_int(js *v, const char *path, int64_t otherwise);
 bool js_true(js *v, const char *path);

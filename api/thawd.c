@@ -22,6 +22,7 @@
 #include "api/lazy.h"
 #include "api/lifetime.h"
 #include "api/listen.h"
+#include "api/metrics.h"
 #include "api/openapi.h"
 #include "api/paths.h"
 #include "api/pool.h"
@@ -285,6 +286,8 @@ static int open_vsock_dir(struct server *s, const char *state_dir, struct mv_err
 	return 0;
 }
 
+static void note_turn(uint64_t busy_ns) { metrics_observe(M_LOOP_SECONDS, busy_ns); }
+
 static int start(struct server *s, const struct options *o, int *ret_listen_fd, struct mv_err *err)
 {
 	int r = paths_make_dirs(o->state_dir, 0700, err);
@@ -322,7 +325,7 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		r = listen_unix(o->socket, ret_listen_fd, err);
 	if (r)
 		return r;
-	r = http_new(&s->loop, *ret_listen_fd, api_dispatch, s, &s->http, err);
+	r = http_new(&s->loop, *ret_listen_fd, api_dispatch, s, NULL, &s->http, err);
 	if (r) {
 		if (!o->activated)
 			unlink(o->socket);
@@ -330,6 +333,7 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 	}
 	http_set_uploads(s->http, api_is_upload);
 	http_set_answered(s->http, api_answered);
+	http_set_turn(s->http, note_turn);
 	return 0;
 }
 

@@ -40,8 +40,8 @@ static int open_error(const char *what, const char *path, int code, bool writing
 }
 
 // O_NONBLOCK: a FIFO must not block the daemon before it is recognised.
-static int open_file(const char *what, const char *path, bool writing, bool block_ok, int *ret_fd,
-		     struct api_err *err)
+int vmfds_file(const char *what, const char *path, bool writing, bool block_ok, int *ret_fd,
+	       struct api_err *err)
 {
 	struct stat st;
 	MV_FD fd = open(path, (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -62,10 +62,10 @@ static int open_drive(const struct vmcfg_drive *d, int *ret_fd, struct api_err *
 	char what[VMCFG_NAME_LEN + 8];
 	snprintf(what, sizeof what, "drive %s", d->id);
 	bool writing = !d->read_only && d->layer == VMCFG_LAYER_NONE;
-	return open_file(what, d->path, writing, true, ret_fd, err);
+	return vmfds_file(what, d->path, writing, true, ret_fd, err);
 }
 
-static int open_kvm(const char *path, int *ret_fd, struct api_err *err)
+int vmfds_kvm(const char *path, int *ret_fd, struct api_err *err)
 {
 	struct stat st;
 	MV_FD fd = open(path, O_RDWR | O_CLOEXEC);
@@ -215,7 +215,7 @@ int vmfds_open_handler(const char *path, int *ret_fd, struct api_err *err)
 	return 0;
 }
 
-static int open_net(const struct vmcfg_net *n, int *fds, struct api_err *err)
+int vmfds_net(const struct vmcfg_net *n, int *fds, struct api_err *err)
 {
 	if (n->user.present || vmcfg_net_alone(n))
 		return 0;
@@ -225,21 +225,21 @@ static int open_net(const struct vmcfg_net *n, int *fds, struct api_err *err)
 static int open_all(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *f,
 		    struct api_err *err)
 {
-	int r = open_kvm(kvm_path, &f->kvm, err);
+	int r = vmfds_kvm(kvm_path, &f->kvm, err);
 	if (!r && what == VMFDS_BOOT)
-		r = open_file("kernel", cfg->kernel, false, false, &f->kernel, err);
+		r = vmfds_file("kernel", cfg->kernel, false, false, &f->kernel, err);
 	if (!r && what == VMFDS_BOOT && cfg->initrd[0])
-		r = open_file("initrd", cfg->initrd, false, false, &f->initrd, err);
+		r = vmfds_file("initrd", cfg->initrd, false, false, &f->initrd, err);
 	for (uint32_t i = 0; !r && i < cfg->n_drives; i++)
 		r = open_drive(&cfg->drive[i], &f->drive[i], err);
 	for (uint32_t i = 0; !r && i < cfg->n_pmems; i++) {
 		char name[VMCFG_NAME_LEN + 8];
 		snprintf(name, sizeof name, "pmem %s", cfg->pmem[i].id);
-		r = open_file(name, cfg->pmem[i].path, !cfg->pmem[i].read_only, false, &f->pmem[i], err);
+		r = vmfds_file(name, cfg->pmem[i].path, !cfg->pmem[i].read_only, false, &f->pmem[i], err);
 	}
 	for (uint32_t i = 0; !r && i < cfg->n_nets; i++)
 		if (what != VMFDS_SHELL || !cfg->net[i].tap[0])
-			r = open_net(&cfg->net[i], f->tap[i], err);
+			r = vmfds_net(&cfg->net[i], f->tap[i], err);
 	// Last, since they leave files behind.
 	if (!r && (r = open_consoles(cfg, f, err)))
 		return r;

@@ -21,6 +21,13 @@ enum vmfds_for { VMFDS_BOOT, VMFDS_CLONE, VMFDS_SHELL };
 int vmfds_open(const struct vmcfg *cfg, const char *kvm_path, enum vmfds_for what, struct vm_fds *ret_fds,
 	       struct api_err *err);
 
+// One at a time. A file: regular or, with block_ok, a block device, and not empty. A net: each pair's tap, or
+// the socket of a passt.
+int vmfds_file(const char *what, const char *path, bool writing, bool block_ok, int *ret_fd,
+	       struct api_err *err);
+int vmfds_kvm(const char *path, int *ret_fd, struct api_err *err);
+int vmfds_net(const struct vmcfg_net *n, int *fds, struct api_err *err);
+
 bool vmfds_remove_stale(const char *path); // a socket file nobody listens on; else nothing happens
 
 // The socket file of a page handler, for its clone to connect to (microvm/lazy.h).
