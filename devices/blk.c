@@ -270,12 +270,12 @@ int vio_blk_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring, co
 
 // Section 5.2.6: the driver reads the capacity again after a configuration interrupt. What it had in
 // flight beyond a smaller size ends with an error; so there is no need to wait for that.
-int vio_blk_resize(struct vio_dev *d, uint64_t bytes, struct mv_err *err)
+static int change_file(struct vio_dev *d, int new_fd, uint64_t bytes, struct mv_err *err)
 {
 	struct vio_blk *b = blk_of(d);
 	uint64_t before = b->saved.capacity_sectors;
 	blk_exclude(d, true);
-	int r = disk_resize(&b->disk, bytes, err);
+	int r = new_fd < 0 ? disk_resize(&b->disk, bytes, err) : disk_replace(&b->disk, new_fd, err);
 	r = r ? r : check_block(&b->disk, le32_get(b->config.blk_size), err);
 	if (!r)
 		set_capacity(b);
@@ -284,6 +284,13 @@ int vio_blk_resize(struct vio_dev *d, uint64_t bytes, struct mv_err *err)
 		vio_signal_config(d);
 	return r ? mv_wrap(err, "%s", d->name) : 0;
 }
+
+int vio_blk_resize(struct vio_dev *d, uint64_t bytes, struct mv_err *err)
+{
+	return change_file(d, -1, bytes, err);
+}
+
+int vio_blk_replace(struct vio_dev *d, int fd, struct mv_err *err) { return change_file(d, fd, 0, err); }
 
 uint64_t vio_blk_bytes(const struct vio_dev *d)
 {

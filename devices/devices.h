@@ -40,7 +40,10 @@ int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv
 // fresh one. Prepared first (disk_freeze() in disk.h has the errors), then carried out or dropped.
 int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err *err);
 void vio_blk_freeze_end(struct vio_dev *d, bool commit); // nothing prepared: nothing happens
-unsigned vio_blk_layers(const struct vio_dev *d);        // in use
+// Another file takes the place of the drive's, from the next request on; the guest is told of its size. Takes
+// fd, also on failure. -EINVAL: layers, direct I/O, no file for a drive; -EBUSY: another VM uses it.
+int vio_blk_replace(struct vio_dev *d, int fd, struct mv_err *err);
+unsigned vio_blk_layers(const struct vio_dev *d); // in use
 
 // virtio-net (section 5.1). fd: a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, or a
 // connected Unix stream socket on which each frame has its length in front (passt's protocol);

@@ -152,6 +152,32 @@ int disk_resize(struct disk *d, uint64_t bytes, struct mv_err *err)
 	return 0;
 }
 
+// The number of the descriptor stays: requests that are prepared but not yet handed in have it.
+int disk_replace(struct disk *d, int fd, struct mv_err *err)
+{
+	MV_FD owned = fd;
+	struct disk other = { .base_fd = owned };
+	off_t bytes = lseek(owned, 0, SEEK_END);
+	if (d->n_layers || d->memory_align)
+		return mv_fail(err, EINVAL, "a drive with %s keeps its file",
+			       d->n_layers ? "a layer" : "direct I/O");
+	if (bytes < LAYER_SECTOR)
+		return mv_fail(err, EINVAL, "not a file or block device of at least 512 bytes");
+	int r = d->read_only ? 0 : check_writable_device(owned, err);
+	if (r)
+		return r;
+	struct flock none = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+	fcntl(d->base_fd, F_OFD_SETLK, &none); // it may be the same file again
+	if ((r = lock_base(&other, !d->read_only, err))) {
+		lock_base(d, !d->read_only, NULL);
+		return r;
+	}
+	if (dup3(owned, d->base_fd, O_CLOEXEC) < 0)
+		return mv_fail(err, errno, "cannot take the file: %s", strerror(errno));
+	d->n_sectors = (uint64_t)bytes / LAYER_SECTOR;
+	return 0;
+}
+
 void disk_close(struct disk *d)
 {
 	disk_freeze_end(d, false);

@@ -76,6 +76,10 @@ void disk_wrote(struct disk *d, uint64_t sector, uint64_t n);
 // -EINVAL: smaller, layers, or no regular file.
 int disk_resize(struct disk *d, uint64_t bytes, struct mv_err *err);
 
+// Another file, taken in every case, instead of the base. Requests in flight end in the old one. As
+// disk_open(), and -EINVAL: layers or direct I/O.
+int disk_replace(struct disk *d, int fd, struct mv_err *err);
+
 // Makes durable what was written before. done() may be called from inside. One flush
 // runs at a time; those that come meanwhile share the next one.
 void disk_flush(struct disk *d, struct disk_wait *w);

@@ -218,7 +218,7 @@ static void answer_claim(void *arg)
 	c->claim_id = 0;
 }
 
-static int do_device_set(struct control *c, const struct msg *m, struct mv_err *err)
+static int do_device_set(struct control *c, struct msg *m, struct mv_err *err)
 {
 	union {
 		struct msg_net_set net;
@@ -228,7 +228,11 @@ static int do_device_set(struct control *c, const struct msg *m, struct mv_err *
 	int r = mv_state_load(net ? &msg_net_set_table : &msg_drive_set_table, m->body, m->body_len, &s, err);
 	if (r)
 		return r;
-	return net ? vm_net_set(c->vm, &s.net, err) : vm_drive_set(c->vm, &s.drive, err);
+	if (net)
+		return vm_net_set(c->vm, &s.net, err);
+	if (m->n_fds != s.drive.new_file)
+		return mv_fail(err, EPROTO, "the descriptors do not fit the message");
+	return vm_drive_set(c->vm, &s.drive, s.drive.new_file ? &m->fds[0] : NULL, err);
 }
 
 static int do_metadata(struct control *c, const struct msg *m, struct mv_err *err)

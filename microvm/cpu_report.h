@@ -21,4 +21,8 @@ struct cpu_report {
 // Reads and checks a state file, and asks the KVM at this path (NULL: does not). A KVM that
 // can't be asked is no failure. -EINVAL: a damaged state; -ENOMEM.
 int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err);
+// The feature that a bit of CPUID stands for (reg: 0 eax to 3 edx), by the name that struct vmcfg_cpu takes;
+// NULL: none that has one. Any thread.
+const char *cpu_feature_at(uint32_t leaf, uint32_t index, unsigned reg, unsigned bit);
+
 void cpu_report_fini(struct cpu_report *r); // idempotent

@@ -1,25 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw-vmm: one VM, one process. The daemon starts it with a control socket as descriptor
 // 3 and tells it everything else by message.
+#include <errno.h>
+#include <limits.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "microvm/base/log.h"
+#include "microvm/base/util.h"
 #include "microvm/vcpu.h"
 #include "microvm/zygote.h"
 
 static int usage(FILE *to, int status)
 {
 	fprintf(to,
-		"usage: thaw-vmm [--version] [--help]\n"
+		"usage: thaw-vmm [--version] [--help] [--api-sock PATH]...\n"
 		"One VM of thaw. Started by thawd, with a control socket as descriptor %d;\n"
-		"see thawd(8) and thaw(1).\n",
+		"see thawd(8) and thaw(1). With other options, or by the name firecracker, it is\n"
+		"thaw-firecracker: one VM that is driven by Firecracker's API.\n",
 		VMM_CONTROL_FD);
 	return status;
+}
+
+// Firecracker's API is spoken by a program of its own, which has HTTP and JSON: beside this one, or where
+// `make install` puts what people don't call themselves.
+static int become_firecracker(char **argv)
+{
+	static const char *const places[] = { "thaw-firecracker", "../libexec/thaw/thaw-firecracker" };
+	char self[PATH_MAX], path[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+	char *slash = n > 0 ? memrchr(self, '/', (size_t)n) : NULL;
+	for (size_t i = 0; slash && i < MV_ARRAY_LEN(places); i++) {
+		int len = snprintf(path, sizeof path, "%.*s/%s", (int)(slash - self), self, places[i]);
+		if (len < (int)sizeof path)
+			execv(path, argv);
+	}
+	fprintf(stderr, "thaw-vmm: there is no thaw-firecracker beside it: %s\n", strerror(errno));
+	return 1;
+}
+
+static bool called_firecracker(const char *name)
+{
+	const char *slash = strrchr(name, '/');
+	return !strcmp(slash ? slash + 1 : name, "firecracker");
 }
 
 static bool is_control_socket(int fd)
@@ -45,13 +73,17 @@ int main(int argc, char **argv)
 {
 	uint64_t start = mv_now_ns();
 
+	if (argc > 0 && called_firecracker(argv[0]))
+		return become_firecracker(argv);
 	if (argc == 2 && !strcmp(argv[1], "--version")) {
 		puts("thaw-vmm " THAW_VERSION);
 		return 0;
 	}
 	if (argc == 2 && !strcmp(argv[1], "--help"))
 		return usage(stdout, 0);
-	if (argc > 1 || !is_control_socket(VMM_CONTROL_FD))
+	if (argc > 1)
+		return become_firecracker(argv);
+	if (!is_control_socket(VMM_CONTROL_FD))
 		return usage(stderr, 2);
 
 	keep_little();

@@ -20,7 +20,7 @@ static const struct mv_field shape_fields[] = {
 	MV_INT(struct shape, arch, 1, MV_U32, 1, 255),
 	MV_INT(struct shape, vcpus, 2, MV_U32, 1, VMCFG_MAX_VCPUS),
 	MV_INT(struct shape, mem_mib, 3, MV_U32, VMCFG_MIN_MEM_MIB, VMCFG_MAX_MEM_MIB),
-	MV_INT(struct shape, discovery, 4, MV_U32, VMCFG_ACPI, VMCFG_CMDLINE),
+	MV_INT(struct shape, discovery, 4, MV_U32, VMCFG_ACPI, VMCFG_ACPI_AND_CMDLINE),
 	MV_INT(struct shape, n_devs, 5, MV_U32, 0, VM_MAX_DEVICES),
 	MV_INT(struct shape, n_drives, 6, MV_U32, 0, VMCFG_MAX_DRIVES),
 	MV_INT(struct shape, n_nets, 7, MV_U32, 0, VMCFG_MAX_NETS),

@@ -585,12 +585,14 @@ void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s)
 				       .tx_rate = n->tx_rate };
 }
 
-int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, struct mv_err *err)
+int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, int *new_fd, struct mv_err *err)
 {
 	if (vm->state == VM_EXITED || s->index >= vm->cfg.n_drives || s->index >= vm->n_devs)
 		return mv_fail(err, EINVAL, "there is no drive %u", s->index);
 	struct vmcfg_drive *drive = &vm->cfg.drive[s->index];
 	int r = vmcfg_check_rate(&s->rate, "drive", drive->id, err);
+	if (!r && new_fd)
+		r = vio_blk_replace(vm->dev[s->index], MV_TAKE_FD(*new_fd), err);
 	if (!r && (s->reread_size || s->size_bytes))
 		r = vio_blk_resize(vm->dev[s->index], s->size_bytes, err);
 	if (!r)

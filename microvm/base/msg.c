@@ -62,6 +62,7 @@ static const struct mv_field drive_set_fields[] = {
 	MV_FLAG(struct msg_drive_set, reread_size, 2),
 	MV_INT(struct msg_drive_set, size_bytes, 3, MV_U64, 0, INT64_MAX),
 	MV_SUB(struct msg_drive_set, rate, 4, vmcfg_rate_table),
+	MV_OPT_FLAG(struct msg_drive_set, new_file, 5),
 };
 MV_DEFINE_TABLE(msg_drive_set_table, struct msg_drive_set, drive_set_fields);
 

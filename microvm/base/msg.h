@@ -39,7 +39,7 @@ enum msg_type {
 	MSG_ACTIVITY,       // empty
 	MSG_METADATA,       // struct msg_metadata: at any time, also before the VM is made
 	MSG_ADOPT = 50,     // struct msg_adopt: the first one of a new daemon
-	MSG_DRIVE_SET = 60, // struct msg_drive_set
+	MSG_DRIVE_SET = 60, // struct msg_drive_set; fd: another file, if new_file is set
 	MSG_NET_SET,        // struct msg_net_set
 	MSG_BALLOON_SET,    // struct msg_balloon_set; the answer has a struct msg_balloon
 	MSG_BALLOON_STATS, // empty; likewise. VM -> daemon: struct msg_balloon, id 0, when there are new ones
@@ -130,6 +130,7 @@ struct msg_drive_set {
 	uint32_t index;      // in struct vmcfg
 	bool reread_size;    // the file has another size
 	uint64_t size_bytes; // or is to get this one; 0: no
+	bool new_file;       // another one takes its place; in a message, not in an answer
 	struct vmcfg_rate rate;
 };
 

@@ -143,7 +143,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_STRING(struct vmcfg, id, 2),
 	MV_INT(struct vmcfg, vcpus, 3, MV_U32, 1, VMCFG_MAX_VCPUS),
 	MV_INT(struct vmcfg, mem_mib, 4, MV_U32, VMCFG_MIN_MEM_MIB, VMCFG_MAX_MEM_MIB),
-	MV_INT(struct vmcfg, discovery, 5, MV_U32, VMCFG_ACPI, VMCFG_CMDLINE),
+	MV_INT(struct vmcfg, discovery, 5, MV_U32, VMCFG_ACPI, VMCFG_ACPI_AND_CMDLINE),
 	MV_STRING(struct vmcfg, kernel, 6),
 	MV_STRING(struct vmcfg, initrd, 7),
 	MV_STRING(struct vmcfg, cmdline, 8),

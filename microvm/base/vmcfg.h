@@ -29,7 +29,9 @@
 #define VMCFG_SERIAL_LEN 21  // virtio 1.2 section 5.2.6: 20 bytes
 #define VMCFG_SOCKET_LEN 108 // sun_path
 
-enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE }; // how the guest finds virtio-mmio devices
+// How the guest finds virtio-mmio devices. Both: a kernel that knows both ways says of the second that it
+// is taken, and goes on; for clients that do not say which kernel they have.
+enum vmcfg_discovery { VMCFG_ACPI, VMCFG_CMDLINE, VMCFG_ACPI_AND_CMDLINE };
 
 // How the kernel is entered: auto = PVH when an ELF image has the note, else the Linux
 // 64-bit protocol.

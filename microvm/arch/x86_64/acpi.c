@@ -148,8 +148,8 @@ static uint64_t put_fadt(struct vm *vm, uint64_t *at, uint64_t dsdt)
 int64_t x86_write_acpi(struct vm *vm)
 {
 	uint64_t at = X86_ACPI_TABLES + 64; // behind the RSDP
-	// Which slots exist; with command-line discovery none, so that none is found twice.
-	uint32_t slots = vm->cfg.discovery == VMCFG_ACPI ? (uint32_t)((1ull << vm->n_devs) - 1) : 0;
+	// Which slots exist; with the command line alone none.
+	uint32_t slots = vm->cfg.discovery != VMCFG_CMDLINE ? (uint32_t)((1ull << vm->n_devs) - 1) : 0;
 	le32_t map = le32_make(slots);
 	uint64_t dsdt = put(vm, &at, dsdt_aml_code, sizeof dsdt_aml_code);
 	uint64_t fadt = put_fadt(vm, &at, dsdt), madt = put_madt(vm, &at);

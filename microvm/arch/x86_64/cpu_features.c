@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "microvm/cpu_report.h"
+
 enum reg { EAX, EBX, ECX, EDX };
 static const char *const reg_names[] = { "eax", "ebx", "ecx", "edx" };
 
@@ -402,6 +404,19 @@ void x86_features(const struct x86_cpuid *guest, struct mv_buf *out)
 	for (int i = 0; i < N_FEATURES; i++)
 		if (bits[features[i].word] >> features[i].bit & 1)
 			add(out, "%s", features[i].name);
+}
+
+const char *cpu_feature_at(uint32_t leaf, uint32_t index, unsigned reg, unsigned bit)
+{
+	if (leaf == 0x80000001 && reg == EDX && AMD_REPEATED >> bit & 1)
+		leaf = 1;
+	for (int i = 0; i < N_FEATURES; i++) {
+		const struct feature *f = &features[i];
+		if (f->bit == bit && words[f->word].leaf == leaf && words[f->word].index == index &&
+		    words[f->word].reg == reg)
+			return f->name;
+	}
+	return NULL;
 }
 
 // --- comparing --------------------------------------------------------------------------

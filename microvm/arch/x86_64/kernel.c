@@ -268,7 +268,7 @@ static int write_cmdline(struct vm *vm, struct mv_err *err)
 	size_t len = strlen(vm->cfg.cmdline);
 
 	memcpy(text, vm->cfg.cmdline, len + 1);
-	for (unsigned i = 0; vm->cfg.discovery == VMCFG_CMDLINE && i < vm->n_devs; i++) {
+	for (unsigned i = 0; vm->cfg.discovery != VMCFG_ACPI && i < vm->n_devs; i++) {
 		int n = snprintf(text + len, sizeof text - len, "%svirtio_mmio.device=4K@0x%llx:%u",
 				 len ? " " : "", (unsigned long long)arch_device_gpa(i), arch_device_gsi(i));
 		len += (size_t)n;
