@@ -87,7 +87,7 @@ ensure-deps:
 	$(Q)scripts/deps.sh --missing-only
 
 # From what the programs and libthaw's header say of themselves.
-MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8 $(B)/man/libthaw.3
+MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8 $(B)/man/thaw-firecracker.8 $(B)/man/libthaw.3
 man: $(MAN)
 $(MAN) &: scripts/man.py lib/thaw.h $(PROGRAMS)
 	$(call say,MAN,$(B)/man)scripts/man.py $(B)/bin $(B)/man

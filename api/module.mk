@@ -28,6 +28,12 @@ PROGRAMS += $(SNAPSHOT_EDITOR)
 $(SNAPSHOT_EDITOR): $(call objs,api/fc/editor/main.c) $(FC_FILES_O) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -luring -lxxhash -llz4 -o $@
+# The front of a VM with Firecracker's API.
+FIRECRACKER := $(B)/bin/thaw-firecracker
+PROGRAMS += $(FIRECRACKER)
+$(FIRECRACKER): $(call objs,$(wildcard api/fc/*.c) $(patsubst %,api/%.c,http json error spawn vmfds tap)) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
+	$(Q)mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -llz4 -luring -o $@
 
 PAGE_HANDLER := $(B)/bin/thaw-page-handler
 PROGRAMS += $(PAGE_HANDLER)

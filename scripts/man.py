@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Manual pages from what the programs say of themselves: scripts/man.py BIN_DIR OUT_DIR writes thaw.1 (from
-`thaw help --json`), thawd.8 and thaw-vmm.8 (from --help: "usage:" line, prose, option lines, prose), and
+`thaw help --json`), thawd.8, thaw-vmm.8 and thaw-firecracker.8 (from --help: "usage:" line, prose, option lines, prose), and
 libthaw.3 (from lib/thaw.h)."""
 import json
 import os
@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 
-SEE = "thaw(1), libthaw(3), thawd(8), thaw-vmm(8)"
+SEE = "thaw(1), libthaw(3), thawd(8), thaw-vmm(8), thaw-firecracker(8)"
 
 
 def ask(program, *args):
@@ -127,7 +127,7 @@ def library(header, version):
 
 def from_help(program, section, what):
     name = os.path.basename(program)
-    version = ask(program, "--version").split()[-1]
+    version = ask(program, "--version").split()[-1].split("-thaw.")[-1]
     usage, *lines = ask(program, "--help").splitlines()
     p = Page(name, section, what, version)
     p.heading("SYNOPSIS")
@@ -160,6 +160,7 @@ def main():
     library(os.path.join(os.path.dirname(__file__), "../lib/thaw.h"), version).write(out)
     from_help(os.path.join(programs, "thawd"), 8, "daemon that runs and clones microVMs").write(out)
     from_help(os.path.join(programs, "thaw-vmm"), 8, "one microVM of thawd").write(out)
+    from_help(os.path.join(programs, "thaw-firecracker"), 8, "one microVM behind Firecracker's API").write(out)
 
 
 if __name__ == "__main__":

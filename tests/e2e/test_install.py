@@ -13,7 +13,7 @@ import tempfile
 
 from thawlib import B, BIN, ROOT, SANITIZED, Skip, UnixConnection, alive, children, main, wait_until
 
-PAGES = ("man1/thaw.1", "man3/libthaw.3", "man8/thawd.8", "man8/thaw-vmm.8")
+PAGES = ("man1/thaw.1", "man3/libthaw.3", "man8/thawd.8", "man8/thaw-vmm.8", "man8/thaw-firecracker.8")
 # Becomes its command, with the socket argv[1] as descriptor 3 and its own pid as LISTEN_PID.
 LAUNCH = """import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -38,7 +38,7 @@ def test_files_and_their_modes():
         install(DESTDIR=dest, PREFIX="/usr")
         assert os.listdir(dest) == ["usr"]
         found = {os.path.relpath(os.path.join(d, f), dest) for d, _, files in os.walk(dest) for f in files}
-        programs = {"usr/bin/" + p for p in ("thaw", "thawd", "thaw-vmm", "thaw-pager", "thaw-page-handler",
+        programs = {"usr/bin/" + p for p in ("thaw", "thawd", "thaw-vmm", "thaw-firecracker", "thaw-pager", "thaw-page-handler",
                                              "thaw-snapshot-editor")}
         others = {"usr/share/bash-completion/completions/thaw", "usr/share/zsh/site-functions/_thaw",
                   "usr/share/fish/vendor_completions.d/thaw.fish", "usr/lib/systemd/system/thawd.service",
