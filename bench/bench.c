@@ -29,12 +29,19 @@ int main(int argc, char **argv)
 	static const struct {
 		const char *name;
 		int (*run)(const struct bench_env *, struct bench_results *);
-	} parts[] = { { "boot", bench_boot },     { "restore", bench_restore },
-		      { "freeze", bench_freeze }, { "live", bench_live },
-		      { "lazy", bench_lazy },     { "rest", bench_rest },
-		      { "pool", bench_pool },     { "working-set", bench_working_set },
-		      { "memory", bench_memory }, { "net", bench_net },
-		      { "blk", bench_blk },       { "diff", bench_diff },
+	} parts[] = { { "boot", bench_boot },
+		      { "restore", bench_restore },
+		      { "freeze", bench_freeze },
+		      { "live", bench_live },
+		      { "lazy", bench_lazy },
+		      { "rest", bench_rest },
+		      { "pool", bench_pool },
+		      { "working-set", bench_working_set },
+		      { "memory", bench_memory },
+		      { "net", bench_net },
+		      { "blk", bench_blk },
+		      { "diff", bench_diff },
+		      { "firecracker", bench_firecracker },
 		      { "idle", bench_idle } };
 	static struct bench_results res;
 	struct bench_env env = { .samples = 200 };

@@ -27,4 +27,5 @@ int bench_net(const struct bench_env *env, struct bench_results *res);         /
 int bench_blk(const struct bench_env *env, struct bench_results *res);         // blk_*: no VM
 int bench_pool(const struct bench_env *env, struct bench_results *res); // clones made in advance, forks
 int bench_diff(const struct bench_env *env, struct bench_results *res); // diff_*, fc_*: no VM
+int bench_firecracker(const struct bench_env *env, struct bench_results *res);
 int bench_idle(const struct bench_env *env, struct bench_results *res); // idle_* alone; only if asked for
