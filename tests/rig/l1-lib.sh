@@ -6,7 +6,7 @@
 
 TOP=$PWD
 LIMIT=120 # seconds for a thaw command or a guest command
-BOOT=300  # seconds to user space
+BOOT=${BOOT:-300}  # seconds to user space
 tests=0 failed=0 daemon='' round='' CGROUP=''
 
 note() { echo "# $*"; }

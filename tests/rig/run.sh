@@ -14,7 +14,7 @@
 #   -H          run it on this host's KVM, not in the rig
 #   -j N        rigs at the same time, each on a CPU of its own; default: all CPUs
 #   -o OUT      where logs go, default BUILD/tests/rig/out
-# BUILD holds bin/{thawd,thaw,thaw-vmm,thaw-pager}. Prints TAP; 0 = all passed, 77 = the rig
+# BUILD holds bin/{thawd,thaw,thaw-vmm,thaw-pager,thaw-firecracker}. Prints TAP; 0 = all passed, 77 = the rig
 # cannot run here (no QEMU, no kernel to be had).
 set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
@@ -48,7 +48,7 @@ out=${out:-$build/tests/rig/out}
 job=$(mktemp -d "${TMPDIR:-/tmp}/thaw-rig.XXXXXX") || exit 125
 trap 'rm -rf "$job"' EXIT
 mkdir -p "$job/bin" "$build/tests/rig"
-for p in thawd thaw thaw-vmm thaw-pager; do
+for p in thawd thaw thaw-vmm thaw-pager thaw-firecracker; do
 	cp "$build/bin/$p" "$job/bin/" || exit 125
 	progs+=(-b "$build/bin/$p") # for the libraries
 done
