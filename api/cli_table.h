@@ -74,6 +74,7 @@ enum cli_opt {
 	O_SORT,
 	O_TTL,
 	O_IDLE,
+	O_PARK,
 	O_AUTO_DELETE,
 	O_LIMIT,
 	N_OPTS
