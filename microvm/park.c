@@ -119,7 +119,7 @@ static int irqs_on(struct vm *vm, struct mv_err *err)
 		due[i] = !eventfd_read(irq_fd(vm, i), &n);
 	}
 	for (unsigned i = 0; r >= 0 && i < n_irqs(vm); i++) {
-		r = i ? vm_wire(vm, i - 1, err) : vm_wire_serial(vm, err);
+		r = kvm_irqfd(vm->vm_fd, irq_fd(vm, i), irq_gsi(i), err);
 		if (due[i])
 			eventfd_write(irq_fd(vm, i), 1);
 	}
@@ -290,6 +290,8 @@ static int make_kvm(struct vm *vm, struct mv_err *err)
 			return r;
 	r = saved_vm_kvm_load(vm, state.p, state.len, err);
 	r = r ? r : arch_unpark(vm, err);
+	for (unsigned i = 0; !r && i < vm->n_devs; i++)
+		r = vm_wire_kicks(vm, i, err);
 	r = r ? r : irqs_on(vm, err);
 	return r ? r : vcpus_start(vm, err);
 }

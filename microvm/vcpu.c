@@ -246,6 +246,30 @@ int vcpus_start(struct vm *vm, struct mv_err *err)
 	return r;
 }
 
+// A timer that expires is a count that KVM_RUN makes an interrupt of. So it is called with a signal pending,
+// which it lets in (4.25): it looks at timers before it looks at signals, and then returns.
+int vcpu_settle(struct vcpu *c, struct mv_err *err)
+{
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t blocked;
+	} mask = { .head.len = sizeof mask.blocked, .blocked = ~(1ULL << (KICK_SIGNAL - 1)) };
+	sigset_t kick, before;
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_BLOCK, &kick, &before);
+	pthread_kill(pthread_self(), KICK_SIGNAL);
+	int r = kvm_call(c->fd, KVM_SET_SIGNAL_MASK, &mask, "KVM_SET_SIGNAL_MASK", err);
+	c->run->immediate_exit = 0;
+	if (r >= 0 && (ioctl(c->fd, KVM_RUN, 0) == 0 || errno != EINTR))
+		r = mv_fail(err, EIO, "vCPU %u: did not stand still", c->index);
+	if (r >= 0)
+		r = kvm_call(c->fd, KVM_SET_SIGNAL_MASK, NULL, "KVM_SET_SIGNAL_MASK", err);
+	sigtimedwait(&kick, NULL, &(struct timespec){ 0 });
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return r < 0 ? r : 0;
+}
+
 uint64_t vcpus_cpu_ns(const struct vm *vm)
 {
 	uint64_t ns = 0;

@@ -23,6 +23,10 @@ void vcpus_stop(struct vm *vm);
 // Brings vm->times up to date with what the first vCPU's thread noted.
 void vcpu_times(struct vm *vm);
 
+// Stopped and halted: what became due since it was in KVM_RUN, and was only noted there, becomes visible in
+// its state; no instruction is run. -errno: KVM failed.
+int vcpu_settle(struct vcpu *c, struct mv_err *err);
+
 // CPU time of all their threads: the same as before when none of them ran.
 uint64_t vcpus_cpu_ns(const struct vm *vm);
 

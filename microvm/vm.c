@@ -109,15 +109,10 @@ void vm_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_wri
 		vio_mmio_read(vm->dev[slot], (gpa_ - base) % VIO_MMIO_BYTES, data, len);
 }
 
-int vm_wire_serial(struct vm *vm, struct mv_err *err)
-{
-	return kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err);
-}
-
-int vm_wire(struct vm *vm, unsigned slot, struct mv_err *err)
+int vm_wire_kicks(struct vm *vm, unsigned slot, struct mv_err *err)
 {
 	const struct vio_dev *d = vm->dev[slot];
-	int r = kvm_irqfd(vm->vm_fd, d->irq_fd, arch_device_gsi(slot), err);
+	int r = 0;
 	for (unsigned q = 0; r >= 0 && q < d->n_queues; q++)
 		if (!(d->by_exit >> q & 1))
 			r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET,
@@ -134,7 +129,8 @@ static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
 		return mv_fail(err, E2BIG, "more than %u devices", VM_MAX_DEVICES);
 	}
 	vm->dev[vm->n_devs++] = d;
-	return vm_wire(vm, slot, err);
+	int r = kvm_irqfd(vm->vm_fd, d->irq_fd, arch_device_gsi(slot), err);
+	return r < 0 ? r : vm_wire_kicks(vm, slot, err);
 }
 
 static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev **ret_dev,
@@ -423,7 +419,8 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 			return r;
 	if ((r = serial_init(&vm->serial)))
 		return mv_fail(err, -r, "serial port: %s", strerror(-r));
-	if ((r = vm_wire_serial(vm, err)) < 0 || (r = add_devices(vm, f, err)))
+	if ((r = kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err)) < 0 ||
+	    (r = add_devices(vm, f, err)))
 		return r;
 	vm->times.kvm_ready = mv_now_ns();
 	return 0;

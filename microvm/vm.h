@@ -116,9 +116,8 @@ int vm_set_metadata(struct vm *vm, const uint8_t *bytes, uint32_t len, struct mv
 int vm_run(struct vm *vm, struct mv_err *err);
 int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs and devices are quiet
 
-// Connects with KVM the interrupts and notifications of the serial port, or of the device in a slot.
-int vm_wire_serial(struct vm *vm, struct mv_err *err);
-int vm_wire(struct vm *vm, unsigned slot, struct mv_err *err);
+// Connects the notifications of the device in a slot with KVM. Interrupts: kvm_irqfd().
+int vm_wire_kicks(struct vm *vm, unsigned slot, struct mv_err *err);
 
 // Freezes the layers of all drives that have some, paused: prepared, then carried out (which
 // can't fail) or dropped. fds: two for each such drive, as MSG_SNAPSHOT has them; those

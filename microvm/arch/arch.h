@@ -45,8 +45,8 @@ int arch_vm_resume(struct vm *vm, struct mv_err *err);
 
 // Parking (microvm/park.h). -ENOTSUP: a guest's clocks could not go on afterwards.
 int arch_park_check(struct vm *vm, struct mv_err *err);
-// Does this vCPU wait, with nothing pending, for what comes from outside or for its own timer? The latter is
-// due in *ret_left_ns; UINT64_MAX: never.
+// Does this stopped vCPU wait, with nothing pending, for what comes from outside or for its own timer? The
+// latter is due in *ret_left_ns; UINT64_MAX: never. Notes of the timer what arch_unpark() needs to know.
 int arch_vcpu_waits(struct vcpu *c, bool *ret_waits, uint64_t *ret_left_ns, struct mv_err *err);
 // Just before the state is saved, and after it was loaded into another VM of KVM's: its clocks and timers go
 // on as if it had never been away.

@@ -18,6 +18,7 @@ struct arch_vm {
 		uint64_t tsc_offset[VMCFG_MAX_VCPUS];
 		uint64_t timer_boot_ns[VMCFG_MAX_VCPUS]; // a counting APIC timer is due, CLOCK_BOOTTIME; 0:
 							 // none
+		bool spent[VMCFG_MAX_VCPUS];             // one that counted, once, is due no more
 		uint64_t boot_to_real_ns;                // the wall clock's lead on CLOCK_BOOTTIME
 	} parked;
 };

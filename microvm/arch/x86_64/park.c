@@ -9,6 +9,7 @@
 
 #include "microvm/arch/arch.h"
 #include "microvm/kvm.h"
+#include "microvm/vcpu.h"
 #include "x86.h"
 
 #define MSR_TSC 0x10
@@ -22,13 +23,20 @@ enum {
 	APIC_COUNT_NOW = 0x390,
 	APIC_DIVIDE = 0x3e0
 };
-enum { LVT_MASKED = 1 << 16, LVT_MODE_SHIFT = 17, MODE_TSC_DEADLINE = 2 };
+enum { LVT_MASKED = 1 << 16, LVT_MODE_SHIFT = 17, MODE_ONE_SHOT = 0, MODE_TSC_DEADLINE = 2 };
 enum { APIC_IRR_WORDS = 8, APIC_WORD_STRIDE = 16 };
 
 struct tsc_msrs {
 	struct kvm_msrs head;
 	struct kvm_msr_entry entry[2];
 };
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec t;
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static uint32_t apic_get(const struct kvm_lapic_state *a, unsigned reg)
 {
@@ -75,29 +83,40 @@ static uint64_t timer_left_ns(struct vcpu *c, const struct kvm_lapic_state *a)
 	return due > now ? (uint64_t)((unsigned __int128)(due - now) * NS_PER_MS / (unsigned)khz) : 0;
 }
 
+// A count of one shot that has run out: KVM does not say whether its interrupt is still to come.
+static bool is_spent(const struct kvm_lapic_state *a)
+{
+	return !(apic_get(a, APIC_LVT_TIMER) & LVT_MASKED) && timer_mode(a) == MODE_ONE_SHOT &&
+	       apic_get(a, APIC_COUNT) && !apic_get(a, APIC_COUNT_NOW);
+}
+
 int arch_vcpu_waits(struct vcpu *c, bool *ret_waits, uint64_t *ret_left_ns, struct mv_err *err)
 {
 	struct kvm_mp_state mp;
 	struct kvm_vcpu_events e;
 	struct kvm_lapic_state apic;
-	int r;
-	if ((r = kvm_call(c->fd, KVM_GET_MP_STATE, &mp, "KVM_GET_MP_STATE", err)) < 0 ||
+	int r = kvm_call(c->fd, KVM_GET_MP_STATE, &mp, "KVM_GET_MP_STATE", err);
+	r = r < 0 ? r : kvm_call(c->fd, KVM_GET_LAPIC, &apic, "KVM_GET_LAPIC", err);
+	if (r < 0)
+		return r;
+	bool settled = mp.mp_state == KVM_MP_STATE_HALTED && is_spent(&apic);
+	if ((settled && (r = vcpu_settle(c, err)) < 0) ||
+	    (r = kvm_call(c->fd, KVM_GET_MP_STATE, &mp, "KVM_GET_MP_STATE", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_VCPU_EVENTS, &e, "KVM_GET_VCPU_EVENTS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_GET_LAPIC, &apic, "KVM_GET_LAPIC", err)) < 0)
 		return r;
 	bool stands = mp.mp_state == KVM_MP_STATE_HALTED || mp.mp_state == KVM_MP_STATE_UNINITIALIZED ||
 		      mp.mp_state == KVM_MP_STATE_INIT_RECEIVED;
-	*ret_waits = stands && !e.exception.injected && !e.exception.pending && !e.interrupt.injected &&
-		     !e.nmi.injected && !e.nmi.pending && !e.smi.pending && !requested(&apic);
+	*ret_waits = stands && is_spent(&apic) == settled && !e.exception.injected && !e.exception.pending &&
+		     !e.interrupt.injected && !e.nmi.injected && !e.nmi.pending && !e.smi.pending &&
+		     !requested(&apic);
 	*ret_left_ns = timer_left_ns(c, &apic);
+	// Noted now: one that runs out from here on is not spent, but due.
+	uint64_t left = apic_get(&apic, APIC_COUNT_NOW) * count_ns(&apic);
+	bool counts = timer_mode(&apic) != MODE_TSC_DEADLINE && left;
+	c->vm->arch.parked.spent[c->index] = settled && is_spent(&apic);
+	c->vm->arch.parked.timer_boot_ns[c->index] = counts ? clock_ns(CLOCK_BOOTTIME) + left : 0;
 	return 0;
-}
-
-static uint64_t clock_ns(clockid_t clock)
-{
-	struct timespec t;
-	clock_gettime(clock, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static int tsc_offset(struct vcpu *c, unsigned long request, uint64_t *offset, struct mv_err *err)
@@ -120,16 +139,8 @@ int arch_park_check(struct vm *vm, struct mv_err *err)
 int arch_park(struct vm *vm, struct mv_err *err)
 {
 	int r = 0;
-	for (unsigned i = 0; r >= 0 && i < vm->n_vcpus; i++) {
-		struct kvm_lapic_state apic;
-		if ((r = tsc_offset(&vm->vcpu[i], KVM_GET_DEVICE_ATTR, &vm->arch.parked.tsc_offset[i], err)) <
-			    0 ||
-		    (r = kvm_call(vm->vcpu[i].fd, KVM_GET_LAPIC, &apic, "KVM_GET_LAPIC", err)) < 0)
-			break;
-		uint64_t left = apic_get(&apic, APIC_COUNT_NOW) * count_ns(&apic);
-		bool counts = timer_mode(&apic) != MODE_TSC_DEADLINE && left;
-		vm->arch.parked.timer_boot_ns[i] = counts ? clock_ns(CLOCK_BOOTTIME) + left : 0;
-	}
+	for (unsigned i = 0; r >= 0 && i < vm->n_vcpus; i++)
+		r = tsc_offset(&vm->vcpu[i], KVM_GET_DEVICE_ATTR, &vm->arch.parked.tsc_offset[i], err);
 	// Wall time as of the boot's clock: the saved clock has a wall time, which may be set meanwhile.
 	vm->arch.parked.boot_to_real_ns = clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_BOOTTIME);
 	return r < 0 ? r : 0;
@@ -162,7 +173,7 @@ static int move_vcpu(struct vcpu *c, struct mv_err *err)
 	int r = tsc_offset(c, KVM_SET_DEVICE_ATTR, &offset, err);
 	if (r < 0)
 		return r;
-	if (!due) {
+	if (!due && !c->vm->arch.parked.spent[c->index]) {
 		if (ioctl(c->fd, KVM_GET_MSRS, &m) == 1 && m.entry[0].data &&
 		    ioctl(c->fd, KVM_SET_MSRS, &m) != 1)
 			return mv_fail(err, EIO, "vCPU %u: KVM refuses its TSC deadline", c->index);
@@ -170,6 +181,10 @@ static int move_vcpu(struct vcpu *c, struct mv_err *err)
 	}
 	if ((r = kvm_call(c->fd, KVM_GET_LAPIC, &apic, "KVM_GET_LAPIC", err)) < 0)
 		return r;
+	if (!due) { // loading it began it anew, for an interrupt that the guest has had: this ends it
+		memset(apic.regs + APIC_COUNT, 0, sizeof(uint32_t));
+		return kvm_call(c->fd, KVM_SET_LAPIC, &apic, "KVM_SET_LAPIC", err);
+	}
 	uint32_t left = due > now ? (uint32_t)((due - now) / count_ns(&apic)) : 0;
 	left = left ? left : 1;
 	memcpy(apic.regs + APIC_COUNT_NOW, &left, sizeof left);
