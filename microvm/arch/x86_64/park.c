@@ -15,6 +15,7 @@
 #define MSR_TSC 0x10
 #define MSR_TSC_DEADLINE 0x6e0
 #define NS_PER_MS 1000000u
+#define CLOCK_READINGS 5
 
 enum {
 	APIC_IRR = 0x200,
@@ -136,29 +137,42 @@ int arch_park_check(struct vm *vm, struct mv_err *err)
 		       "this host's KVM can't set a guest's TSC offset; parking needs Linux 5.16");
 }
 
+// The wall clock's lead, between the two readings of the other clock that lie closest together: what comes in
+// between would be a jump of the guest's clock.
+static uint64_t boot_to_real_ns(void)
+{
+	uint64_t lead = 0, best = UINT64_MAX;
+	for (int i = 0; i < CLOCK_READINGS; i++) {
+		uint64_t before = clock_ns(CLOCK_BOOTTIME), real = clock_ns(CLOCK_REALTIME);
+		uint64_t apart = clock_ns(CLOCK_BOOTTIME) - before;
+		if (apart < best)
+			lead = real - before - apart / 2;
+		best = apart < best ? apart : best;
+	}
+	return lead;
+}
+
 int arch_park(struct vm *vm, struct mv_err *err)
 {
 	int r = 0;
 	for (unsigned i = 0; r >= 0 && i < vm->n_vcpus; i++)
 		r = tsc_offset(&vm->vcpu[i], KVM_GET_DEVICE_ATTR, &vm->arch.parked.tsc_offset[i], err);
-	// Wall time as of the boot's clock: the saved clock has a wall time, which may be set meanwhile.
-	vm->arch.parked.boot_to_real_ns = clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_BOOTTIME);
+	vm->arch.parked.boot_to_real_ns = boot_to_real_ns();
 	return r < 0 ? r : 0;
 }
 
-// The guest's clock, by the time that passed on the clock that KVM counts by. Told as if the wall clock had
-// moved as much, so that KVM adds what passes until it has it.
+// The guest's clock, by the time that passed on the clock that KVM counts by. KVM adds what passed on the
+// wall clock since the clock was saved, so all that is to be told is how far the wall clock was set
+// meanwhile.
 static int move_clock(struct vm *vm, struct mv_err *err)
 {
 	struct kvm_clock_data c = vm->arch.clock;
-	uint64_t saved_boot = c.realtime - vm->arch.parked.boot_to_real_ns;
 	bool adjust = kvm_capability(vm->vm_fd, KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_REALTIME;
-	uint64_t boot = clock_ns(CLOCK_BOOTTIME), passed = boot > saved_boot ? boot - saved_boot : 0;
 	c.flags = adjust ? KVM_CLOCK_REALTIME : 0;
 	if (adjust)
-		c.realtime = clock_ns(CLOCK_REALTIME) - passed;
+		c.realtime += boot_to_real_ns() - vm->arch.parked.boot_to_real_ns;
 	else
-		c.clock += passed;
+		c.clock += clock_ns(CLOCK_BOOTTIME) - (c.realtime - vm->arch.parked.boot_to_real_ns);
 	return kvm_call(vm->vm_fd, KVM_SET_CLOCK, &c, "KVM_SET_CLOCK", err);
 }
 
