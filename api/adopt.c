@@ -92,7 +92,12 @@ static struct vm *new_vm(struct server *s, const struct vmrec *rec)
 	vm->owns_sockets = rec->owns_sockets;
 	vm->policy.ttl_ms = rec->ttl_ms;
 	vm->policy.idle_timeout_ms = rec->idle_timeout_ms;
+	vm->policy.idle_park_ms = rec->idle_park_ms;
 	vm->policy.auto_delete = rec->auto_delete;
+	vm->policy.has_ttl = rec->ttl_ms;
+	vm->policy.has_idle_timeout = rec->idle_timeout_ms;
+	vm->policy.has_idle_park = rec->idle_park_ms;
+	vm->policy.has_auto_delete = rec->auto_delete;
 	vm->life.first_ran_ns = rec->first_ran_ns;
 	vm->outlives = vm->shown = true;
 	vm->op = "adopt";

@@ -110,6 +110,7 @@ static TABLE(vm_timing_table, vm_timing_fields);
 static const struct js_field vm_lifetime_fields[] = {
 	F(JS_UINT, 0, "ttl_ms", "as given"),
 	F(JS_UINT, 0, "idle_timeout_ms", "as given"),
+	F(JS_UINT, 0, "idle_park_ms", "as given"),
 	F(JS_BOOL, 0, "auto_delete", "as given"),
 	F(JS_UINT, 0, "ttl_left_ms", "ms to live, once it has run"),
 };
@@ -133,6 +134,23 @@ static const struct js_field balloon_fields[] = {
 };
 TABLE(balloon_answer, balloon_fields);
 
+static const struct js_field wakes_fields[] = {
+	F(JS_UINT, R, "timer", "its own timer was due"),
+	F(JS_UINT, R, "device", "a device had an interrupt for it"),
+	F(JS_UINT, R, "request", "a request needed it"),
+};
+static TABLE(wakes_table, wakes_fields);
+static const struct js_field parking_fields[] = {
+	F(JS_BOOL, R, "parked", "its process has given its KVM VM back"),
+	F(JS_UINT, R, "parks", "times that it was parked"),
+	SUB(JS_OBJ, R, "wakes", wakes_table, "times that it was woken, by what"),
+	F(JS_UINT, R, "parked_ms", "ms that it was parked, up to the last wake"),
+	F(JS_UINT, R, "wake_last_us", "us that the last wake took"),
+	F(JS_UINT, R, "wake_max_us", "us that the longest one took"),
+	F(JS_STR, 0, "error", "why it is not parked"),
+};
+static TABLE(parking_table, parking_fields);
+
 static const struct js_field vm_fields[] = {
 	F(JS_STR, R, "name", "of the VM"),
 	F(JS_STR, R, "id", "a UUID"),
@@ -153,6 +171,7 @@ static const struct js_field vm_fields[] = {
 	F(JS_UINT, R, "timing_zero_ns", "that arrival on the host's CLOCK_MONOTONIC"),
 	F(JS_STRS, 0, "links_down", "ids of nets whose link is cut"),
 	SUB(JS_OBJ, R, "lifetime", vm_lifetime_table, "how long it is to live"),
+	SUB(JS_OBJ, 0, "parking", parking_table, "with idle_park_ms; at most a second old"),
 	SUB(JS_OBJ, 0, "limits", limits_table, "as given"),
 	SUB(JS_OBJ, 0, "balloon", balloon_answer, "if it has one"),
 	SUB(JS_OBJ, R, "config", config_table, "what it was made with, defaults filled in"),

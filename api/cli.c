@@ -30,6 +30,8 @@ int cli_put_policy(struct cli *c, js *o)
 		js_put_uint(o, "ttl_ms", c->ttl_s * 1000ull);
 	if (c->has_idle)
 		js_put_uint(o, "idle_timeout_ms", c->idle_s * 1000ull);
+	if (c->has_park)
+		js_put_uint(o, "idle_park_ms", c->park_ms);
 	if (c->auto_delete)
 		js_put_bool(o, "auto_delete", true);
 	if (!c->limit)

@@ -37,8 +37,9 @@ struct cli {
 	unsigned n_drives, n_nets, n_ports, n_pmems;
 	const char *pool, *size, *link, *rx_limit, *tx_limit;
 	const char *balloon, *target, *stats_interval, *sort; // strings: given or not
-	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s, interval_s;
-	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle, has_interval;
+	unsigned long vcpus, memory, count, timeout_s, wait_s, ttl_s, idle_s, park_ms, interval_s;
+	bool has_vcpus, has_memory, has_count, has_timeout, has_wait, has_ttl, has_idle, has_park,
+		has_interval;
 	bool no_rng, track_dirty, start, follow, read, paused, force, tree, no_fill, wait, auto_delete;
 	bool reread, quiet, once;
 	bool incremental, ready, record, no_populate, hint;
@@ -116,7 +117,7 @@ void cli_print_tree(js *list); // of snapshots
 int cli_print_json(js *v);
 bool cli_name_ok(const char *name); // complains itself
 
-// --ttl, --idle-timeout, --auto-delete, --limit into a request's object.
+// --ttl, --idle-timeout, --idle-park, --auto-delete, --limit into a request's object.
 int cli_put_policy(struct cli *c, js *o);
 
 // --drive, --net, --vsock: "key=value,flag,..." into a JSON object. Keys of `numbers` become

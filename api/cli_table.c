@@ -107,6 +107,7 @@ const struct cli_option cli_options[N_OPTS] = {
 	// how long and how much
 	NUMBER(O_TTL, "ttl", "SEC", ttl_s, has_ttl, "the VM ends after so long"),
 	NUMBER(O_IDLE, "idle-timeout", "SEC", idle_s, has_idle, "it ends after so long without work"),
+	NUMBER(O_PARK, "idle-park", "MS", park_ms, has_park, "it is parked after so long without running"),
 	FLAG(O_AUTO_DELETE, "auto-delete", auto_delete, "it is forgotten when it has ended"),
 	TEXT(O_LIMIT, "limit", "KEY=N[,KEY=N]...", limit,
 	     "of a VM: memory_mib, cpu_percent, pids; of a drive: bandwidth=" RATE ", iops, or none"),
@@ -115,7 +116,7 @@ const struct cli_option cli_options[N_OPTS] = {
 #define OPTIONS(...) (const uint8_t[]){ __VA_ARGS__, O_END }
 #define NONE (const uint8_t[]){ O_END }
 #define DEVICES O_DRIVE, O_NET, O_VSOCK, O_PORT, O_PMEM
-#define LIFETIME O_TTL, O_IDLE, O_LIMIT
+#define LIFETIME O_TTL, O_IDLE, O_PARK, O_LIMIT
 #define MACHINE O_KERNEL, O_INITRD, O_CMDLINE, O_VCPUS, O_MEMORY, O_DISCOVERY, O_BOOT, DEVICES, \
 	O_BALLOON, O_CPU, O_METADATA, O_METADATA_SERVICE, O_READY_WHEN, O_HUGE_PAGES, O_NO_RNG, O_TRACK_DIRTY
 #define CLONES O_COUNT, O_NAME, O_PAUSED, DEVICES, O_METADATA, O_IDEM_KEY, O_NO_PROGRESS

@@ -75,6 +75,7 @@ enum cli_opt {
 	O_SORT,
 	O_TTL,
 	O_IDLE,
+	O_PARK,
 	O_AUTO_DELETE,
 	O_LIMIT,
 	N_OPTS

@@ -75,6 +75,10 @@ static void print_vm(js *v)
 		       js_int(v, "lifetime.ttl_left_ms", js_int(v, "lifetime.ttl_ms", 0)));
 	if (js_get(v, "lifetime.idle_timeout_ms"))
 		printf("idle:      ends after %" PRId64 " ms\n", js_int(v, "lifetime.idle_timeout_ms", 0));
+	if (js_get(v, "parking"))
+		printf("parking:   %s; after %" PRId64 " ms without running, %" PRId64 " times so far\n",
+		       js_true(v, "parking.parked") ? "parked" : "not parked",
+		       js_int(v, "lifetime.idle_park_ms", 0), js_int(v, "parking.parks", 0));
 	if (js_get(v, "limits"))
 		printf("limits:    memory %" PRId64 " MiB, cpu %" PRId64 " %%, pids %" PRId64 " (0: none)\n",
 		       js_int(v, "limits.memory_mib", 0), js_int(v, "limits.cpu_percent", 0),

@@ -63,6 +63,12 @@
 	  "listed VMs, by state")                                                                    \
 	X(VM_PROCESSES, GAUGE, ONE, NONE, "thaw_vm_processes",                                       \
 	  "VM processes, also of VMs that load and of pools")                                        \
+	X(VMS_PARKED, GAUGE, ONE, NONE, "thaw_vms_parked",                                           \
+	  "listed VMs whose process has given its KVM VM back")                                      \
+	X(PARKS, COUNTER, ONE, NONE, "thaw_vm_parks_total",                                          \
+	  "times that VMs were parked")                                                              \
+	X(WAKE_SECONDS, HISTOGRAM, NS, NONE, "thaw_vm_wake_seconds",                                 \
+	  "what waking a parked VM took; of each VM at most once a second")                          \
 	X(SNAPSHOTS, GAUGE, ONE, NONE, "thaw_snapshots",                                             \
 	  "snapshots in the store")                                                                  \
 	X(SNAPSHOT_DISK, GAUGE, BYTES, NONE, "thaw_snapshot_disk_bytes",                             \

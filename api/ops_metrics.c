@@ -182,12 +182,15 @@ static void count_vm(void *arg, struct vm *vm)
 	(void)arg;
 	if (vm->shown)
 		metrics_add(M_VMS, vm->state, 1);
+	if (vm->shown && vm->park.told.parked && vm_has_process(vm))
+		metrics_add(M_VMS_PARKED, 0, 1);
 }
 
 static void set_gauges(struct server *s)
 {
 	for (unsigned i = 0; i <= VM_EXITED; i++)
 		metrics_set(M_VMS, i, 0);
+	metrics_set(M_VMS_PARKED, 0, 0);
 	vms_each(s, count_vm, NULL);
 	lazy_metrics(s);
 	store_index_refresh(&s->index, &s->store); // failed: the last numbers

@@ -7,6 +7,7 @@
 
 #define POLICY_MAX_MS (365ull * 24 * 3600 * 1000)
 #define POLICY_MIN_IDLE_MS 100
+#define POLICY_MIN_PARK_MS 20
 
 struct vm_limits { // 0: none
 	uint32_t memory_mib, cpu_percent, pids;
@@ -14,7 +15,8 @@ struct vm_limits { // 0: none
 
 struct vm_policy {
 	uint64_t ttl_ms, idle_timeout_ms; // 0: for ever
+	uint64_t idle_park_ms;            // 0: never
 	bool auto_delete;
 	struct vm_limits limits;
-	bool has_ttl, has_idle_timeout, has_auto_delete, has_limits; // as given in a request
+	bool has_ttl, has_idle_timeout, has_idle_park, has_auto_delete, has_limits; // as given in a request
 };

@@ -19,6 +19,7 @@
 #include "api/lifetime.h"
 #include "api/metadata.h"
 #include "api/metrics.h"
+#include "api/park.h"
 #include "api/record.h"
 #include "api/spare.h"
 #include "api/spawn.h"
@@ -281,6 +282,7 @@ static void set_state(struct vm *vm, unsigned state)
 	vm->state = state;
 	vm_changed(vm);
 	lifetime_state(vm);
+	park_state(vm);
 	if (vm->shown)
 		tell_state(vm);
 }
@@ -420,6 +422,8 @@ static int receive(struct vm *vm)
 		return record_told(vm, &m);
 	if (m.type == MSG_BALLOON_STATS && m.id == 0)
 		return balloon_told(vm, &m);
+	if (m.type == MSG_PARKING && m.id == 0)
+		return park_told(vm, &m);
 	return m.type == MSG_EVENT && m.id == 0 ? on_event(vm, &m) : -EPROTO;
 }
 

@@ -87,6 +87,12 @@ struct vm {
 		uint32_t at; // place in the heap; 0: not in it
 		bool asking;
 	} life;
+	struct {              // park.c
+		bool ordered; // its process knows of the policy
+		struct msg_parking told;
+		struct mv_ratelimit limit;
+		char error[200]; // why it is not parked
+	} park;
 	struct cgroup cgroup;
 	// What it takes to be found by the next daemon (vmrec.c)
 	int orphan_fd;  // its socket, until its record is written

@@ -234,6 +234,9 @@ DEFINE_JS(limits_table, limits_fields);
 	{ .name = "idle_timeout_ms", .type = JS_UINT, .offset = MV_OFF(s, p idle_timeout_ms), .size = 8, \
 	  .min = POLICY_MIN_IDLE_MS, .max = POLICY_MAX_MS, PRESENT(s, p has_idle_timeout),           \
 	  .doc = "ms without anything to do; default: none" },                                       \
+	{ .name = "idle_park_ms", .type = JS_UINT, .offset = MV_OFF(s, p idle_park_ms), .size = 8,    \
+	  .min = POLICY_MIN_PARK_MS, .max = MSG_MAX_PARK_MS, PRESENT(s, p has_idle_park),            \
+	  .doc = "ms without running until it is parked; default: never" },                          \
 	{ .name = "auto_delete", .type = JS_BOOL, .offset = MV_OFF(s, p auto_delete), .size = 1,      \
 	  PRESENT(s, p has_auto_delete), .doc = "not listed any more when it has ended; default false" }
 
@@ -528,12 +531,15 @@ struct vm_policy clone_policy(const struct clone_body *b, const struct clone_spe
 		p.ttl_ms = o->ttl_ms;
 	if (o->has_idle_timeout)
 		p.idle_timeout_ms = o->idle_timeout_ms;
+	if (o->has_idle_park)
+		p.idle_park_ms = o->idle_park_ms;
 	if (o->has_auto_delete)
 		p.auto_delete = o->auto_delete;
 	if (o->has_limits)
 		p.limits = o->limits;
 	p.has_ttl |= o->has_ttl;
 	p.has_idle_timeout |= o->has_idle_timeout;
+	p.has_idle_park |= o->has_idle_park;
 	p.has_auto_delete |= o->has_auto_delete;
 	p.has_limits |= o->has_limits;
 	return p;

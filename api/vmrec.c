@@ -33,6 +33,7 @@ static const struct mv_field fields[] = {
 	MV_INT(struct vmrec, idle_timeout_ms, 10, MV_U64, 0, UINT64_MAX),
 	MV_INT(struct vmrec, first_ran_ns, 11, MV_U64, 0, UINT64_MAX),
 	MV_FLAG(struct vmrec, auto_delete, 12),
+	MV_INT(struct vmrec, idle_park_ms, 13, MV_U64, 0, MSG_MAX_PARK_MS),
 };
 static MV_DEFINE_TABLE(vmrec_table, struct vmrec, fields);
 
@@ -141,6 +142,7 @@ static void start_job(struct vm *vm)
 			      .requested_ns = vm->requested_ns,
 			      .ttl_ms = vm->policy.ttl_ms,
 			      .idle_timeout_ms = vm->policy.idle_timeout_ms,
+			      .idle_park_ms = vm->policy.idle_park_ms,
 			      .first_ran_ns = vm->life.first_ran_ns,
 			      .auto_delete = vm->policy.auto_delete,
 			      .owns_sockets = vm->owns_sockets };

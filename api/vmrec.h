@@ -21,7 +21,7 @@ struct vmrec {
 	char from_snapshot[VMCFG_NAME_LEN], from_snapshot_id[MV_UUID_LEN];
 	char forked_from[VMCFG_NAME_LEN], forked_from_id[MV_UUID_LEN];
 	uint64_t created_unix_ns, requested_ns;
-	uint64_t ttl_ms, idle_timeout_ms, first_ran_ns;
+	uint64_t ttl_ms, idle_timeout_ms, idle_park_ms, first_ran_ns;
 	bool owns_sockets, auto_delete;
 	// from the head
 	uint32_t version;

@@ -10,6 +10,7 @@
 #include "api/balloon.h"
 #include "api/events.h"
 #include "api/lifetime.h"
+#include "api/park.h"
 #include "api/record.h"
 #include "api/vmjson.h"
 
@@ -175,6 +176,9 @@ js *vm_json(const struct vm *vm)
 		js_put(o, "links_down", down);
 	}
 	js_put(o, "lifetime", lifetime_json(vm));
+	js *parking = park_json(vm);
+	if (parking)
+		js_put(o, "parking", parking);
 	if (vm->policy.has_limits)
 		js_put(o, "limits", js_encode(&limits_table, &vm->policy.limits));
 	js *balloon = balloon_json(vm);

@@ -274,10 +274,10 @@ static int end_burst(struct daemon *d, unsigned n)
 	return r;
 }
 
-static int burst(struct daemon *d, unsigned n, struct bench_series *s)
+static int burst_of(struct daemon *d, unsigned n, const char *more, struct bench_series *s)
 {
-	char body[60];
-	snprintf(body, sizeof body, "{\"count\":%u,\"name_prefix\":\"burst\"}", n);
+	char body[100];
+	snprintf(body, sizeof body, "{\"count\":%u,\"name_prefix\":\"burst\"%s}", n, more);
 	uint64_t sent = mv_now_ns();
 	double us;
 	int r = daemon_act(d, "POST", clone_path, body);
@@ -286,6 +286,8 @@ static int burst(struct daemon *d, unsigned n, struct bench_series *s)
 		bench_add(s, us);
 	return r;
 }
+
+static int burst(struct daemon *d, unsigned n, struct bench_series *s) { return burst_of(d, n, "", s); }
 
 // Memory comes back for a while after its VM has ended: waits until as much is there as before, but for a
 // hundredth; not for long, since others may have taken it.
@@ -323,7 +325,78 @@ static int idle_clones(struct daemon *d, unsigned n, double at_start, struct ben
 	return r;
 }
 
-// N clones and N bare VMs in turns; leaves the last clones running.
+// The same of clones that have given their KVM VMs back.
+static int idle_parked(struct daemon *d, unsigned n, double at_start, double *ret_bytes)
+{
+	double before = memory_back(at_start);
+	int r = burst_of(d, n, ",\"idle_park_ms\":200", NULL);
+	for (unsigned k = 1, i = 0; !r && k <= n && i < WAIT_STEPS; i++) {
+		char path[64];
+		snprintf(path, sizeof path, "/v1/vms/burst-%u", k);
+		js *v = daemon_call(d, "GET", path, NULL, &r);
+		if (js_true(v, "parking.parked"))
+			k++;
+		else
+			daemon_pause_ms(10);
+		js_free(v);
+		if (i == WAIT_STEPS - 1)
+			r = -ETIMEDOUT;
+	}
+	daemon_pause_ms(1000);
+	*ret_bytes = (before - mem_available()) / n;
+	return r;
+}
+
+// A line to a guest's console, and its answer: 2 ms of it are the daemon's wait for the rest of a line.
+static int console_echo(struct daemon *d, unsigned k, int64_t offset, struct bench_series *s,
+			int64_t *ret_end)
+{
+	static const char line[] = "echo 0123456789\n", answer[] = "OK 0123456789\n";
+	char path[64], read_path[128];
+	struct client_reply reply = { 0 };
+	struct mv_err err;
+	snprintf(path, sizeof path, "/v1/vms/burst-%u/console", k);
+	uint64_t sent = mv_now_ns();
+	int r = daemon_act(d, "PUT", path, line);
+	for (int64_t end = offset + (int64_t)sizeof answer - 1; !r && offset < end;) {
+		snprintf(read_path, sizeof read_path, "%s?offset=%lld&wait_ms=5000", path, (long long)offset);
+		r = client_call(d->client, "GET", read_path, NULL, 0, &reply, &err);
+		r = r || reply.status == 200 ? r : -EPROTO;
+		if (!r && (int64_t)reply.console_next == offset)
+			r = -ETIMEDOUT;
+		offset = (int64_t)reply.console_next;
+		client_reply_fini(&reply);
+	}
+	if (!r && s)
+		bench_add(s, (double)(mv_now_ns() - sent) / 1000);
+	*ret_end = offset;
+	return r;
+}
+
+// Parked clones are spoken to, twice each: the first time they have to be woken.
+static int wakes(struct daemon *d, unsigned n, struct bench_results *res)
+{
+	struct bench_series *first =
+		bench_labelled(res, "console_echo", "us", "{\"parked\":true}",
+			       "REST: a line to a parked clone's console, and its answer");
+	struct bench_series *again =
+		bench_labelled(res, "console_echo", "us", "{\"parked\":false}", "the same again, at once");
+	struct client_reply reply = { 0 };
+	struct mv_err err;
+	int r = 0;
+	for (unsigned k = 1; !r && k <= n; k++) {
+		char path[96];
+		snprintf(path, sizeof path, "/v1/vms/burst-%u/console", k);
+		r = client_call(d->client, "GET", path, NULL, 0, &reply, &err);
+		int64_t at = (int64_t)reply.console_next;
+		client_reply_fini(&reply);
+		r = r ? r : console_echo(d, k, at, first, &at);
+		r = r ? r : console_echo(d, k, at, again, &at);
+	}
+	return r;
+}
+
+// N clones, N bare VMs and N parked clones in turns; leaves the last clones running.
 static int idle_memory(const struct bench_env *env, struct daemon *d, unsigned n, struct bench_series *cold,
 		       struct bench_results *res)
 {
@@ -336,18 +409,24 @@ static int idle_memory(const struct bench_env *env, struct daemon *d, unsigned n
 			       "the same of processes with nothing but one restored KVM VM");
 	struct bench_series *over =
 		bench_labelled(res, "idle_clone_over_floor", "bytes", label, "what thaw adds, pairwise");
+	struct bench_series *given_back = bench_labelled(res, "parked_clone_all_in", "bytes", label,
+							 "the first, of clones that are parked");
 	struct bench_floor *floor = NULL;
-	double vm = 0, clone = 0;
+	double vm = 0, clone = 0, parked = 0;
 	int r = bench_floor_prepare(env->guest, env->out, &floor);
 	daemon_pause_ms(1500); // the ends of what ran before
 	double at_start = mem_available();
 	for (int i = 0; !r && i < rounds; i++) {
 		r = i ? end_burst(d, n) : 0;
 		r = r ? r : idle_floor(floor, n, at_start, &vm);
+		r = r ? r : idle_parked(d, n, at_start, &parked);
+		r = r || i ? r : wakes(d, n, res);
+		r = r ? r : end_burst(d, n);
 		r = r ? r : idle_clones(d, n, at_start, cold, &clone);
 		if (r)
 			break;
 		bench_add(all, clone);
+		bench_add(given_back, parked);
 		bench_add(bare, vm);
 		bench_add(over, clone - vm);
 	}

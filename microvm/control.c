@@ -110,6 +110,23 @@ static void on_balloon(struct vm *vm)
 		mv_log_limited(MV_WARN, "cannot tell the daemon of the balloon: %s", strerror(-r));
 }
 
+static void on_parked(struct vm *vm)
+{
+	const struct control *c = vm->owner;
+	if (c->orphan.waits)
+		return; // park_tell_again()
+	int r = msg_send(c->fd, MSG_PARKING, 0, &msg_parking_table, &vm->park.stats, NULL, 0);
+	if (r)
+		mv_log_limited(MV_WARN, "cannot tell the daemon of parking: %s", strerror(-r));
+}
+
+static int do_park(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_park p;
+	int r = mv_state_load(&msg_park_table, m->body, m->body_len, &p, err);
+	return r ? r : park_set(c->vm, p.idle_ms, err);
+}
+
 static int do_balloon(struct control *c, const struct msg *m, struct msg_reply *rep, struct mv_err *err)
 {
 	struct msg_balloon_set set = { 0 };
@@ -383,6 +400,7 @@ static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *re
 	}
 	c->orphan.timeout_s = a.orphan_s;
 	orphan_end(&c->orphan);
+	park_tell_again(vm);
 	vm_balloon_info(vm, &rep->balloon);
 	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
 		if (vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
@@ -422,6 +440,8 @@ static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
 		return r;
 	if (c->vm->state != VM_RUNNING)
 		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(c->vm->state));
+	if ((r = park_wake(c->vm, PARK_WOKEN_BY_REQUEST, err))) // their interrupts need KVM
+		return r;
 	if (s.mode == VM_STOP_CTRL_ALT_DEL)
 		return arch_ctrl_alt_del(c->vm, err);
 	arch_power_button(c->vm);
@@ -469,6 +489,7 @@ static void handle(struct control *c, struct msg *m)
 			return;
 		break;
 	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
+	case MSG_PARK: r = do_park(c, m, &err); break;
 	case MSG_ADOPT:
 		r = do_adopt(c, m, rep, &err);
 		if (r > 0)
@@ -569,6 +590,7 @@ int control_init(struct control *c, struct vm *vm, int fd, uint64_t process_star
 	vm->on_lazy = on_lazy;
 	vm->on_recorded = on_recorded;
 	vm->on_balloon = on_balloon;
+	vm->on_parked = on_parked;
 	vm->times.process_start = process_start_ns;
 	int r = mv_timer_init(&vm->loop, &c->timer, on_timer, c);
 	if (!r)

@@ -51,11 +51,9 @@ int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *
 	return 0;
 }
 
-int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struct mv_err *err)
+int dirty_keep_log(struct dirty *d, struct gmem *m, int vm_fd, struct mv_err *err)
 {
-	if (!d->set)
-		return 0;
-	for (unsigned i = 0; i < m->n_regions; i++) {
+	for (unsigned i = 0; d->set && i < m->n_regions; i++) {
 		const struct gmem_region *r = &m->region[i];
 		uint64_t n = (r->size_bytes + WORD_BYTES - 1) / WORD_BYTES;
 		int e = kvm_get_dirty_log(vm_fd, i, d->log, err);
@@ -64,6 +62,14 @@ int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struc
 		for (uint64_t k = 0; k < n; k++)
 			m->written[r->file_offset / WORD_BYTES + k] |= d->log[k];
 	}
+	return 0;
+}
+
+int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struct mv_err *err)
+{
+	int r = d->set && vm_fd >= 0 ? dirty_keep_log(d, m, vm_fd, err) : 0;
+	if (!d->set || r)
+		return r;
 	bool keep = !confirmed || d->lost;
 	for (uint64_t k = 0; k < d->n_words; k++)
 		d->set[k] = m->written[k] | (keep ? d->set[k] : 0);

@@ -44,6 +44,10 @@ int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *
 // gave before an error is kept for the next time. Not tracked: nothing.
 int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struct mv_err *err);
 
+// Before a VM of KVM's is closed, when no vCPU runs: keeps what its log has for the next dirty_take(), which
+// needs none then (vm_fd -1) of what was written before.
+int dirty_keep_log(struct dirty *d, struct gmem *m, int vm_fd, struct mv_err *err);
+
 // The snapshot that dirty_take() was called for will not come; whatever is said later.
 void dirty_failed(struct dirty *d);
 

@@ -85,6 +85,12 @@ int kvm_irqfd(int vm_fd, int event_fd, uint32_t gsi, struct mv_err *err)
 	return kvm_call(vm_fd, KVM_IRQFD, &q, "KVM_IRQFD", err);
 }
 
+int kvm_irqfd_off(int vm_fd, int event_fd, uint32_t gsi, struct mv_err *err)
+{
+	struct kvm_irqfd q = { .fd = (uint32_t)event_fd, .gsi = gsi, .flags = KVM_IRQFD_FLAG_DEASSIGN };
+	return kvm_call(vm_fd, KVM_IRQFD, &q, "KVM_IRQFD", err);
+}
+
 int kvm_ioeventfd(int vm_fd, int event_fd, uint64_t gpa_, uint32_t value, struct mv_err *err)
 {
 	struct kvm_ioeventfd e = { .datamatch = value,

@@ -28,6 +28,10 @@ int kvm_run_bytes(int kvm_fd); // size of the shared run area of a vCPU (4.5)
 int kvm_irqfd(int vm_fd, int event_fd, uint32_t gsi, struct mv_err *err);
 int kvm_ioeventfd(int vm_fd, int event_fd, uint64_t gpa, uint32_t value, struct mv_err *err);
 
+// Takes kvm_irqfd() back. What was signalled before is delivered when this returns, what comes later stays
+// in the eventfd.
+int kvm_irqfd_off(int vm_fd, int event_fd, uint32_t gsi, struct mv_err *err);
+
 // An edge on a GSI, delivered before this returns (4.25).
 int kvm_pulse_gsi(int vm_fd, uint32_t gsi);
 

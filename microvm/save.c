@@ -172,14 +172,25 @@ int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err)
 	return r ? r : arch_new_generation(vm, true, err);
 }
 
-int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
+int saved_vm_kvm_load(struct vm *vm, const uint8_t *bytes, size_t len, struct mv_err *err)
 {
-	struct shape shape = shape_of(&vm->cfg);
-	size_t mark = snap_section_begin(out, SECTION_SHAPE, 0);
-	int r = 0;
+	struct snap_section sec;
+	size_t pos = 0;
+	int r;
+	// Ours, from saved_vm_kvm_state(): the sections are there, and in order.
+	while ((r = snap_section_next(bytes, len, &pos, &sec, err)) > 0) {
+		r = sec.kind == SECTION_VCPU ? arch_vcpu_load(&vm->vcpu[sec.index], sec.bytes, sec.len, err)
+					     : arch_vm_load(vm, sec.bytes, sec.len, err);
+		if (r)
+			return r;
+	}
+	return r;
+}
 
-	mv_state_save(&shape_table, &shape, out);
-	snap_section_end(out, mark);
+int saved_vm_kvm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
+{
+	size_t mark;
+	int r = 0;
 	for (unsigned i = 0; !r && i < vm->n_vcpus; i++) {
 		mark = snap_section_begin(out, SECTION_VCPU, i);
 		r = arch_vcpu_save(&vm->vcpu[i], out, err);
@@ -190,6 +201,16 @@ int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 	mark = snap_section_begin(out, SECTION_ARCH, 0);
 	r = arch_vm_save(vm, out, err);
 	snap_section_end(out, mark);
+	return r || !out->failed ? r : mv_fail(err, ENOMEM, "out of memory");
+}
+
+int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err)
+{
+	struct shape shape = shape_of(&vm->cfg);
+	size_t mark = snap_section_begin(out, SECTION_SHAPE, 0);
+	mv_state_save(&shape_table, &shape, out);
+	snap_section_end(out, mark);
+	int r = vm->park.parked ? park_state(&vm->park, out, err) : saved_vm_kvm_state(vm, out, err);
 	if (r)
 		return r;
 	mark = snap_section_begin(out, SECTION_MEMORY, 0);

@@ -27,5 +27,10 @@ void saved_vm_fini(struct saved_vm *s); // idempotent
 // Into a machine freshly made for cfg; gives it a new generation ID.
 int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err);
 
+// The part of it that KVM has, vCPUs, interrupt controllers and clock, of a VM whose vCPUs are stopped; and
+// back into a fresh VM of KVM's, whose identity stays.
+int saved_vm_kvm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err);
+int saved_vm_kvm_load(struct vm *vm, const uint8_t *bytes, size_t len, struct mv_err *err);
+
 // A paused VM's state, as the payload of a state file.
 int saved_vm_state(struct vm *vm, struct mv_buf *out, struct mv_err *err);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vCPU thread alternates between KVM_RUN and the handling of its exits. To park it,
+// A vCPU thread alternates between KVM_RUN and the handling of its exits. To stop it,
 // the loop sets kvm_run->immediate_exit and sends a signal: KVM_RUN then completes the
 // access of the last exit and returns EINTR (KVM API 4.10, "immediate_exit"). Only after
-// an EINTR does the thread look whether it is to park, so a parked vCPU has no
+// an EINTR does the thread look whether it is to stop, so a stopped vCPU has no
 // half-done access.
 #include "microvm/vcpu.h"
 
@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "microvm/base/log.h"
 #include "microvm/kvm.h"
@@ -38,10 +39,12 @@ int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
 	int bytes = kvm_run_bytes(vm->kvm_fd);
 	if (bytes < 0)
 		return mv_fail(err, -bytes, "KVM_GET_VCPU_MMAP_SIZE: %s", strerror(-bytes));
-	*c = (struct vcpu){
-		.vm = vm, .index = index, .parked = true, .fd = kvm_create_vcpu(vm->vm_fd, index, err)
-	};
-	vm->n_vcpus = index + 1;
+	c->vm = vm;
+	c->index = index;
+	c->stopped = true;
+	c->fd = kvm_create_vcpu(vm->vm_fd, index, err);
+	if (vm->n_vcpus <= index)
+		vm->n_vcpus = index + 1;
 	if (c->fd < 0)
 		return -err->code;
 	// Populated: each of its pages would be a fault just before the guest runs, or at its first exit.
@@ -62,7 +65,7 @@ void vcpu_close(struct vcpu *c)
 	mv_close(&c->fd);
 }
 
-// Waits, parked, until the vCPU is to run (true) or to end (false). In a VM that is ending
+// Waits, stopped, until the vCPU is to run (true) or to end (false). In a VM that is ending
 // nobody runs any more: what the guest would do next is not of the machine that ended.
 static bool wait_for_run(struct vcpu *c)
 {
@@ -70,14 +73,14 @@ static bool wait_for_run(struct vcpu *c)
 	pthread_mutex_lock(&vm->run_lock);
 	while ((!vm->run_vcpus || __atomic_load_n(&vm->exit_reason, __ATOMIC_RELAXED) != VM_EXIT_NONE) &&
 	       !vm->end_vcpus) {
-		if (!c->parked) {
-			c->parked = true;
+		if (!c->stopped) {
+			c->stopped = true;
 			pthread_cond_broadcast(&vm->changed);
 		}
 		pthread_cond_wait(&vm->changed, &vm->run_lock);
 	}
 	bool run = !vm->end_vcpus;
-	c->parked = !run;
+	c->stopped = !run;
 	c->run->immediate_exit = 0;
 	pthread_mutex_unlock(&vm->run_lock);
 	return run;
@@ -194,8 +197,8 @@ static void *vcpu_thread(void *arg)
 		touch_stack();
 		mv_loop_borrow(&c->vm->loop);
 	}
-	bool go = wait_for_run(c), first = true;
-	if (go)
+	bool go = wait_for_run(c), first = !c->left_ns;
+	if (go && first)
 		__atomic_store_n(&c->entered_ns, mv_now_ns(), __ATOMIC_RELAXED);
 	while (go) {
 		int r = ioctl(c->fd, KVM_RUN, 0);
@@ -204,7 +207,7 @@ static void *vcpu_thread(void *arg)
 		first = false;
 		if (r == 0) {
 			count_exit(c);
-			// The VM is ending: wait for the order to end, as if parked.
+			// The VM is ending: wait for the order to end, as if stopped.
 			if (!on_exit_reason(c))
 				go = wait_for_run(c);
 		} else if (errno == EINTR) {
@@ -221,7 +224,7 @@ static void *vcpu_thread(void *arg)
 	return NULL;
 }
 
-int vcpu_start_thread(struct vcpu *c, struct mv_err *err)
+static int start_thread(struct vcpu *c, struct mv_err *err)
 {
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
@@ -232,6 +235,52 @@ int vcpu_start_thread(struct vcpu *c, struct mv_err *err)
 		return mv_fail(err, e, "cannot start the thread of vCPU %u: %s", c->index, strerror(e));
 	c->has_thread = true;
 	return 0;
+}
+
+int vcpus_start(struct vm *vm, struct mv_err *err)
+{
+	int r = 0;
+	vm->end_vcpus = false;
+	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
+		r = start_thread(&vm->vcpu[i], err);
+	return r;
+}
+
+// A timer that expires is a count that KVM_RUN makes an interrupt of. So it is called with a signal pending,
+// which it lets in (4.25): it looks at timers before it looks at signals, and then returns.
+int vcpu_settle(struct vcpu *c, struct mv_err *err)
+{
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t blocked;
+	} mask = { .head.len = sizeof mask.blocked, .blocked = ~(1ULL << (KICK_SIGNAL - 1)) };
+	sigset_t kick, before;
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_BLOCK, &kick, &before);
+	pthread_kill(pthread_self(), KICK_SIGNAL);
+	int r = kvm_call(c->fd, KVM_SET_SIGNAL_MASK, &mask, "KVM_SET_SIGNAL_MASK", err);
+	c->run->immediate_exit = 0;
+	if (r >= 0 && (ioctl(c->fd, KVM_RUN, 0) == 0 || errno != EINTR))
+		r = mv_fail(err, EIO, "vCPU %u: did not stand still", c->index);
+	if (r >= 0)
+		r = kvm_call(c->fd, KVM_SET_SIGNAL_MASK, NULL, "KVM_SET_SIGNAL_MASK", err);
+	sigtimedwait(&kick, NULL, &(struct timespec){ 0 });
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return r < 0 ? r : 0;
+}
+
+uint64_t vcpus_cpu_ns(const struct vm *vm)
+{
+	uint64_t ns = 0;
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		struct timespec t;
+		clockid_t clock;
+		if (vm->vcpu[i].has_thread && !pthread_getcpuclockid(vm->vcpu[i].thread, &clock) &&
+		    !clock_gettime(clock, &t))
+			ns += (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	}
+	return ns;
 }
 
 void vcpus_run(struct vm *vm)
@@ -246,33 +295,33 @@ static void kick_all(struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->n_vcpus; i++) {
 		struct vcpu *c = &vm->vcpu[i];
-		if (!c->has_thread || c->parked)
+		if (!c->has_thread || c->stopped)
 			continue;
 		__atomic_store_n(&c->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 		pthread_kill(c->thread, KICK_SIGNAL);
 	}
 }
 
-static bool all_parked(const struct vm *vm)
+static bool all_stopped(const struct vm *vm)
 {
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
-		if (vm->vcpu[i].has_thread && !vm->vcpu[i].parked)
+		if (vm->vcpu[i].has_thread && !vm->vcpu[i].stopped)
 			return false;
 	return true;
 }
 
-void vcpus_park(struct vm *vm)
+void vcpus_stop(struct vm *vm)
 {
 	pthread_mutex_lock(&vm->run_lock);
 	vm->run_vcpus = false;
 	kick_all(vm);
-	bool parked = all_parked(vm);
+	bool stopped = all_stopped(vm);
 	pthread_mutex_unlock(&vm->run_lock);
-	if (parked)
+	if (stopped)
 		return;
 	mv_loop_unlock(&vm->loop);
 	pthread_mutex_lock(&vm->run_lock);
-	while (!all_parked(vm))
+	while (!all_stopped(vm))
 		pthread_cond_wait(&vm->changed, &vm->run_lock);
 	pthread_mutex_unlock(&vm->run_lock);
 	mv_loop_lock(&vm->loop);

@@ -41,7 +41,7 @@ static void on_notify(void *arg, uint32_t events)
 		return;
 	vcpu_times(vm);
 	if (vm->exit_reason != VM_EXIT_NONE && vm->state != VM_EXITED) {
-		vcpus_park(vm);
+		vcpus_stop(vm);
 		for (unsigned i = 0; i < vm->n_devs; i++)
 			vio_quiesce(vm->dev[i]);
 		vm->state = VM_EXITED;
@@ -110,7 +110,18 @@ void vm_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_wri
 		vio_mmio_read(vm->dev[slot], (gpa_ - base) % VIO_MMIO_BYTES, data, len);
 }
 
-// Puts a device into the next slot and wires its interrupt and notifications to KVM.
+int vm_wire_kicks(struct vm *vm, unsigned slot, struct mv_err *err)
+{
+	const struct vio_dev *d = vm->dev[slot];
+	int r = 0;
+	for (unsigned q = 0; r >= 0 && q < d->n_queues; q++)
+		if (!(d->by_exit >> q & 1))
+			r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET,
+					  q, err);
+	return r < 0 ? r : 0;
+}
+
+// Puts a device into the next slot and wires it.
 static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
 {
 	unsigned slot = vm->n_devs;
@@ -120,11 +131,7 @@ static int add_device(struct vm *vm, struct vio_dev *d, struct mv_err *err)
 	}
 	vm->dev[vm->n_devs++] = d;
 	int r = kvm_irqfd(vm->vm_fd, d->irq_fd, arch_device_gsi(slot), err);
-	for (unsigned q = 0; r >= 0 && q < d->n_queues; q++)
-		if (!(d->by_exit >> q & 1))
-			r = kvm_ioeventfd(vm->vm_fd, d->kick_fd[q], arch_device_gpa(slot) + VIO_NOTIFY_OFFSET,
-					  q, err);
-	return r < 0 ? r : 0;
+	return r < 0 ? r : vm_wire_kicks(vm, slot, err);
 }
 
 static int new_drive(struct vm *vm, struct vm_fds *f, uint32_t i, struct vio_dev **ret_dev,
@@ -446,16 +453,6 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	return 0;
 }
 
-static int start_threads(struct vm *vm, struct mv_err *err)
-{
-	for (unsigned i = 0; i < vm->n_vcpus; i++) {
-		int r = vcpu_start_thread(&vm->vcpu[i], err);
-		if (r)
-			return r;
-	}
-	return 0;
-}
-
 int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_err *err)
 {
 	int r = f->kernel < 0 || vm->seed ? mv_fail(err, EBADF, "no kernel was passed")
@@ -463,7 +460,7 @@ int vm_boot(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct mv_
 	if (!r)
 		r = arch_boot(vm, f->kernel, f->initrd, err);
 	if (!r)
-		r = start_threads(vm, err);
+		r = vcpus_start(vm, err);
 	vm_fds_close(f);
 	if (r)
 		return r;
@@ -489,7 +486,7 @@ int vm_restore(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, struct 
 	if (!r)
 		r = saved_vm_load(vm, &saved, err);
 	if (!r)
-		r = start_threads(vm, err);
+		r = vcpus_start(vm, err);
 	saved_vm_fini(&saved);
 	vm_fds_close(f);
 	if (r)
@@ -527,8 +524,11 @@ int vm_run(struct vm *vm, struct mv_err *err)
 {
 	if (vm->state != VM_CREATED && vm->state != VM_PAUSED)
 		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(vm->state));
+	int r = park_resume(vm, err);
+	if (r)
+		return r;
 	if (vm->state == VM_PAUSED) {
-		int r = vm->resumed ? 0 : arch_vm_resume(vm, err);
+		r = vm->resumed || vm->park.parked ? 0 : arch_vm_resume(vm, err);
 		if (r)
 			return r;
 		vm->resumed = false;
@@ -541,7 +541,8 @@ int vm_run(struct vm *vm, struct mv_err *err)
 	if (!vm->times.running)
 		vm->times.running = mv_now_ns();
 	record_start(&vm->record, &vm->loop, on_record_limit, vm);
-	vcpus_run(vm);
+	if (!vm->park.parked)
+		vcpus_run(vm);
 	return 0;
 }
 
@@ -551,10 +552,11 @@ int vm_pause(struct vm *vm, struct mv_err *err)
 		return 0;
 	if (vm->state != VM_RUNNING)
 		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(vm->state));
-	vcpus_park(vm);
+	vcpus_stop(vm);
 	for (unsigned i = 0; i < vm->n_devs; i++)
 		vio_quiesce(vm->dev[i]);
 	vm->state = VM_PAUSED;
+	park_pause(vm);
 	return 0;
 }
 
@@ -682,6 +684,7 @@ int vm_freeze(struct vm *vm, int *fds, unsigned n_fds, struct mv_err *err)
 void vm_fini(struct vm *vm)
 {
 	vcpus_end(vm);
+	park_fini(vm);
 	for (unsigned i = 0; i < vm->n_devs; i++)
 		vio_free(vm->dev[i]);
 	vm->n_devs = 0;

@@ -25,6 +25,7 @@
 #include "microvm/base/ring.h"
 #include "microvm/base/vmcfg.h"
 #include "microvm/dirty.h"
+#include "microvm/park.h"
 #include "microvm/ready.h"
 #include "microvm/record.h"
 
@@ -40,7 +41,7 @@ struct vcpu {
 	size_t run_bytes;
 	pthread_t thread;
 	bool has_thread;
-	bool parked; // not in KVM_RUN and its last exit is completed
+	bool stopped; // not in KVM_RUN and its last exit is completed
 	// When its thread first went into KVM_RUN and came back; atomic. vcpu_times() tells others.
 	uint64_t entered_ns, left_ns;
 	struct msg_exits exits; // counted by its thread; read by others, relaxed
@@ -64,7 +65,7 @@ struct vm {
 
 	enum vm_state state;
 	bool run_vcpus, end_vcpus; // what the vCPU threads are to do
-	// Of the two above and of `parked`, taken inside loop.lock or alone: a vCPU that is to run
+	// Of the two above and of `stopped`, taken inside loop.lock or alone: a vCPU that is to run
 	// does not wait for whoever told it.
 	pthread_mutex_t run_lock;
 	pthread_cond_t changed;
@@ -90,6 +91,8 @@ struct vm {
 	struct mmds *mmds;             // the metadata service of its nets, or NULL
 	char snapshot_id[MV_UUID_LEN]; // restored from; for its working set
 	struct record record;
+	struct park park;
+	void (*on_parked)(struct vm *vm); // vm->park has news; called by the loop, lock held
 	void (*on_recorded)(struct vm *vm, const struct msg_recorded *done); // called by the loop, lock held
 	void (*on_balloon)(struct vm *vm);                                   // new statistics; likewise
 	void (*on_change)(struct vm *vm); // state or times changed; called by the loop, lock held
@@ -113,6 +116,9 @@ int vm_set_metadata(struct vm *vm, const uint8_t *bytes, uint32_t len, struct mv
 // Loop lock held. -EBUSY in a state that does not allow it.
 int vm_run(struct vm *vm, struct mv_err *err);
 int vm_pause(struct vm *vm, struct mv_err *err); // returns when no vCPU runs and devices are quiet
+
+// Connects the notifications of the device in a slot with KVM. Interrupts: kvm_irqfd().
+int vm_wire_kicks(struct vm *vm, unsigned slot, struct mv_err *err);
 
 // Freezes the layers of all drives that have some, paused: prepared, then carried out (which
 // can't fail) or dropped. fds: two for each such drive, as MSG_SNAPSHOT has them; those

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The contract of an architecture: microvm/arch/<name>/ supplies arch_types.h and
 // these functions; nothing outside that folder switches on the architecture.
-// All are called with the loop's lock held (or before threads exist), vCPUs parked,
+// All are called with the loop's lock held (or before threads exist), vCPUs stopped,
 // except arch_vcpu_exit.
 #pragma once
 #include <stdbool.h>
@@ -42,6 +42,16 @@ int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err);
 int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *err);
 // After all else is loaded, just before the vCPUs run: the clock, and so on.
 int arch_vm_resume(struct vm *vm, struct mv_err *err);
+
+// Parking (microvm/park.h). -ENOTSUP: a guest's clocks could not go on afterwards.
+int arch_park_check(struct vm *vm, struct mv_err *err);
+// Does this stopped vCPU wait, with nothing pending, for what comes from outside or for its own timer? The
+// latter is due in *ret_left_ns; UINT64_MAX: never. Notes of the timer what arch_unpark() needs to know.
+int arch_vcpu_waits(struct vcpu *c, bool *ret_waits, uint64_t *ret_left_ns, struct mv_err *err);
+// Just before the state is saved, and after it was loaded into another VM of KVM's: its clocks and timers go
+// on as if it had never been away.
+int arch_park(struct vm *vm, struct mv_err *err);
+int arch_unpark(struct vm *vm, struct mv_err *err);
 
 // A fresh VM generation ID in guest memory, and what else says that this is another VM; with notify, after a
 // restore, the guest is told.

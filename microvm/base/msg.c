@@ -163,6 +163,24 @@ static const struct mv_field balloon_hint_fields[] = {
 };
 MV_DEFINE_TABLE(msg_balloon_hint_table, struct msg_balloon_hint, balloon_hint_fields);
 
+static const struct mv_field park_fields[] = {
+	MV_INT(struct msg_park, idle_ms, 1, MV_U32, 0, MSG_MAX_PARK_MS),
+};
+MV_DEFINE_TABLE(msg_park_table, struct msg_park, park_fields);
+
+static const struct mv_field parking_fields[] = {
+	MV_FLAG(struct msg_parking, parked, 1),
+	MV_INT(struct msg_parking, parks, 2, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, wakes[PARK_WOKEN_BY_TIMER], 3, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, wakes[PARK_WOKEN_BY_DEVICE], 4, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, wakes[PARK_WOKEN_BY_REQUEST], 5, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, parked_ns, 6, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, wake_ns, 7, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, wake_last_ns, 8, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct msg_parking, wake_max_ns, 9, MV_U64, 0, UINT64_MAX),
+};
+MV_DEFINE_TABLE(msg_parking_table, struct msg_parking, parking_fields);
+
 const char *const msg_balloon_stat_names[MSG_BALLOON_N_STATS] = {
 	// virtio 1.2 section 5.5.6.4
 	"swap_in_bytes", "swap_out_bytes",  "major_faults", "minor_faults",        "free_bytes",

@@ -46,11 +46,13 @@ enum msg_type {
 	MSG_DEVICES,       // struct msg_device_query; answered by struct msg_device in data
 	MSG_BALLOON_HINT,  // struct msg_balloon_hint; answered when the round has ended, with a struct
 			   // msg_balloon
+	MSG_PARK = 80,     // struct msg_park
 	// VM -> daemon
-	MSG_REPLY = 100, // struct msg_reply
-	MSG_EVENT,       // struct msg_event, id 0
-	MSG_RECORDED,    // struct msg_recorded, id 0, once, after MSG_RESTORE with a file for the record
-	MSG_LAZY,        // struct msg_lazy, id 0, once, after MSG_RESTORE with lazy set; fd: userfaultfd
+	MSG_REPLY = 100,   // struct msg_reply
+	MSG_EVENT,         // struct msg_event, id 0
+	MSG_RECORDED,      // struct msg_recorded, id 0, once, after MSG_RESTORE with a file for the record
+	MSG_LAZY,          // struct msg_lazy, id 0, once, after MSG_RESTORE with lazy set; fd: userfaultfd
+	MSG_PARKING = 110, // struct msg_parking, id 0, once a second at most
 };
 
 enum vm_state {         // as the VM process tells it; the API's words are in vm_state_name()
@@ -208,6 +210,18 @@ struct msg_balloon {
 };
 extern const char *const msg_balloon_stat_names[MSG_BALLOON_N_STATS];
 
+#define MSG_MAX_PARK_MS (24u * 3600 * 1000)
+struct msg_park {         // microvm/park.h
+	uint32_t idle_ms; // 0: never
+};
+enum park_cause { PARK_WOKEN_BY_TIMER, PARK_WOKEN_BY_DEVICE, PARK_WOKEN_BY_REQUEST, PARK_N_CAUSES };
+struct msg_parking { // since the VM's process made it
+	bool parked;
+	uint64_t parks, wakes[PARK_N_CAUSES];
+	uint64_t parked_ns;                          // up to the last wake
+	uint64_t wake_ns, wake_last_ns, wake_max_ns; // that waking took: in all, the last time, at most
+};
+
 struct msg_stop {
 	uint32_t mode; // enum vm_stop
 };
@@ -285,8 +299,8 @@ struct msg_event {
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
 	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table,
-	msg_balloon_set_table, msg_balloon_hint_table, msg_balloon_table, msg_reply_table, msg_event_table,
-	msg_forked_table;
+	msg_balloon_set_table, msg_balloon_hint_table, msg_balloon_table, msg_park_table, msg_parking_table,
+	msg_reply_table, msg_event_table, msg_forked_table;
 
 struct msg {
 	uint16_t type;

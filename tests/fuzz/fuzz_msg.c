@@ -21,6 +21,8 @@ static const struct mv_table *table_of(uint16_t type)
 	case MSG_CONSOLE_READ: return &msg_console_read_table;
 	case MSG_CONSOLE_WRITE: return &msg_bytes_table;
 	case MSG_DEVICES: return &msg_device_table; // what the daemon reads from the answer's data
+	case MSG_PARK: return &msg_park_table;
+	case MSG_PARKING: return &msg_parking_table;
 	case MSG_REPLY: return &msg_reply_table;
 	case MSG_EVENT: return &msg_event_table;
 	default: return NULL;

@@ -684,6 +684,14 @@ static void do_cmdline(char *args)
 	ok_text(cmdline);
 }
 
+static void do_tsc(char *args)
+{
+	u32 low, high;
+	(void)args;
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	ok_dec((u64)high << 32 | low);
+}
+
 static void do_mem(char *args)
 {
 	(void)args;
@@ -805,6 +813,7 @@ static const struct {
 	{ "chatter", do_chatter }, { "reset", do_reset },     { "triple", do_triple }, { "timer", do_timer },
 	{ "blk", do_blk },         { "net", do_net },         { "vsock", do_vsock },   { "work", do_work },
 	{ "events", do_events },   { "balloon", do_balloon }, { "port", do_port },     { "pmem", do_pmem },
+	{ "tsc", do_tsc },
 };
 
 static void run_line(char *line)

@@ -86,6 +86,7 @@ static void a_parent_is_needed(void **state)
 
 static void a_failing_kvm_loses_nothing(void **state)
 {
+	enum { NO_FD = 100000 }; // -1 would be a parked VM: its log was kept before
 	struct gmem m = { .total_bytes = 64 * T_PAGE, .n_regions = 1 };
 	struct mv_err err = { 0 };
 	struct dirty d;
@@ -93,7 +94,7 @@ static void a_failing_kvm_loses_nothing(void **state)
 	m.region[0].size_bytes = m.total_bytes;
 	assert_int_equal(dirty_init(&d, &m, true, true, &err), 0);
 	m.written[0] = 5;
-	assert_int_equal(dirty_take(&d, &m, -1, true, &err), -EBADF);
+	assert_int_equal(dirty_take(&d, &m, NO_FD, true, &err), -EBADF);
 	assert_message(err, "KVM_GET_DIRTY_LOG");
 	m.n_regions = 0;
 	take(&d, &m, 5 | 8, true, 5 | 8);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "i8042.h"
+#include "microvm/base/vmcfg.h"
 
 #define ARCH_ID 1 // enum manifest_arch
 
@@ -13,4 +14,11 @@ struct arch_vm {
 	struct i8042 i8042;          // saved
 	struct kvm_clock_data clock; // saved; set again when a loaded VM first runs
 	bool clock_pending;
+	struct { // of a parked VM
+		uint64_t tsc_offset[VMCFG_MAX_VCPUS];
+		uint64_t timer_boot_ns[VMCFG_MAX_VCPUS]; // a counting APIC timer is due, CLOCK_BOOTTIME; 0:
+							 // none
+		bool spent[VMCFG_MAX_VCPUS];             // one that counted, once, is due no more
+		uint64_t boot_to_real_ns;                // the wall clock's lead on CLOCK_BOOTTIME
+	} parked;
 };
