@@ -348,28 +348,18 @@ static int idle_parked(struct daemon *d, unsigned n, double at_start, double *re
 }
 
 // A line to a guest's console, and its answer: 2 ms of it are the daemon's wait for the rest of a line.
-static int console_echo(struct daemon *d, unsigned k, int64_t offset, struct bench_series *s,
-			int64_t *ret_end)
+static int console_echo(struct daemon *d, const char *vm, uint64_t *offset, struct bench_series *s)
 {
 	static const char line[] = "echo 0123456789\n", answer[] = "OK 0123456789\n";
-	char path[64], read_path[128];
-	struct client_reply reply = { 0 };
-	struct mv_err err;
-	snprintf(path, sizeof path, "/v1/vms/burst-%u/console", k);
-	uint64_t sent = mv_now_ns();
-	int r = daemon_act(d, "PUT", path, line);
-	for (int64_t end = offset + (int64_t)sizeof answer - 1; !r && offset < end;) {
-		snprintf(read_path, sizeof read_path, "%s?offset=%lld&wait_ms=5000", path, (long long)offset);
-		r = client_call(d->client, "GET", read_path, NULL, 0, &reply, &err);
-		r = r || reply.status == 200 ? r : -EPROTO;
-		if (!r && (int64_t)reply.console_next == offset)
-			r = -ETIMEDOUT;
-		offset = (int64_t)reply.console_next;
-		client_reply_fini(&reply);
+	uint64_t sent = mv_now_ns(), end = *offset + sizeof answer - 1;
+	int r = thaw_console_write(d->client, vm, line, sizeof line - 1);
+	while (!r && *offset < end) {
+		uint64_t before = *offset;
+		r = thaw_console_read(d->client, vm, offset, 5000, NULL);
+		r = r || *offset > before ? r : -ETIMEDOUT;
 	}
-	if (!r && s)
+	if (!r)
 		bench_add(s, (double)(mv_now_ns() - sent) / 1000);
-	*ret_end = offset;
 	return r;
 }
 
@@ -381,17 +371,14 @@ static int wakes(struct daemon *d, unsigned n, struct bench_results *res)
 			       "REST: a line to a parked clone's console, and its answer");
 	struct bench_series *again =
 		bench_labelled(res, "console_echo", "us", "{\"parked\":false}", "the same again, at once");
-	struct client_reply reply = { 0 };
-	struct mv_err err;
 	int r = 0;
 	for (unsigned k = 1; !r && k <= n; k++) {
-		char path[96];
-		snprintf(path, sizeof path, "/v1/vms/burst-%u/console", k);
-		r = client_call(d->client, "GET", path, NULL, 0, &reply, &err);
-		int64_t at = (int64_t)reply.console_next;
-		client_reply_fini(&reply);
-		r = r ? r : console_echo(d, k, at, first, &at);
-		r = r ? r : console_echo(d, k, at, again, &at);
+		char vm[32];
+		uint64_t offset = 0;
+		snprintf(vm, sizeof vm, "burst-%u", k);
+		r = thaw_console_read(d->client, vm, &offset, 0, NULL);
+		r = r ? r : console_echo(d, vm, &offset, first);
+		r = r ? r : console_echo(d, vm, &offset, again);
 	}
 	return r;
 }
