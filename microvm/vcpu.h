@@ -35,3 +35,5 @@ struct msg_exits vcpu_exits(const struct vcpu *c);
 
 // Ends and joins the threads; none of them waits for the loop's lock, or it is not held.
 void vcpus_end(struct vm *vm);
+// In the child of a fork, which has none of the threads: gives up their stacks.
+void vcpus_forget(struct vm *vm);

@@ -40,6 +40,7 @@ struct vcpu {
 	struct kvm_run *run;
 	size_t run_bytes;
 	pthread_t thread;
+	char *stack; // of the thread
 	bool has_thread;
 	bool stopped; // not in KVM_RUN and its last exit is completed
 	// When its thread first went into KVM_RUN and came back; atomic. vcpu_times() tells others.

@@ -16,6 +16,7 @@
 
 #include "microvm/base/msg.h"
 #include "microvm/base/util.h"
+#include "microvm/vcpu.h"
 
 enum { FD_SOCKET = 3, FD_END_PIPE, FD_MIN };
 
@@ -110,6 +111,7 @@ static int split(void *arg, const struct mv_buf *state, struct mv_err *err)
 		struct vm_seed seed = { s->vm->mem, state->p, state->len };
 		const int fds[] = { s->socket_fd, ends[1] };
 		move_fds(fds, 2);
+		vcpus_forget(s->vm);
 		zygote_main(&seed, parent);
 	}
 	close(ends[1]);
