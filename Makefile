@@ -43,7 +43,14 @@ include lib/module.mk devices/module.mk snapshot/module.mk microvm/module.mk api
 include bench/module.mk tests/module.mk
 
 .PHONY: all programs deps demo check bench format lint docs man install clean
-programs: $(PROGRAMS) $(LIBRARIES)
+
+# `thaw guest`, where the build folder's thaw looks for it.
+GUEST_FILES := $(patsubst %,guests/%,main.py util.py debian.py tree.py ext4.py boot.py initrd-init udhcpc-script rc)
+GUEST_TOOL := $(B)/libexec/thaw/guest/main.py
+programs: $(PROGRAMS) $(LIBRARIES) $(GUEST_TOOL)
+$(GUEST_TOOL): $(GUEST_FILES)
+	$(Q)mkdir -p $(@D)
+	$(call say,COPY,$(@D))cp $^ $(@D)
 
 $(B)/%.o: %.c
 	$(Q)mkdir -p $(@D)
@@ -95,12 +102,14 @@ $(MAN) &: scripts/man.py lib/thaw.h $(PROGRAMS)
 INSTALL := install
 SHARE = $(DESTDIR)$(PREFIX)/share
 LIB = $(DESTDIR)$(PREFIX)/lib
+LIBEXEC = $(DESTDIR)$(PREFIX)/libexec
 install: programs man
-	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(LIB)/pkgconfig \
+	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(LIBEXEC)/thaw/guest $(DESTDIR)$(PREFIX)/include $(LIB)/pkgconfig \
 		$(SHARE)/man/man1 $(SHARE)/man/man3 $(SHARE)/man/man8 \
 		$(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
 		$(SHARE)/fish/vendor_completions.d $(LIB)/systemd/system $(LIB)/sysusers.d
 	$(Q)$(INSTALL) -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	$(Q)$(INSTALL) -m 644 $(GUEST_FILES) $(LIBEXEC)/thaw/guest
 	$(Q)$(INSTALL) -m 644 $(filter %.1,$(MAN)) $(SHARE)/man/man1
 	$(Q)$(INSTALL) -m 644 $(filter %.3,$(MAN)) $(SHARE)/man/man3
 	$(Q)$(INSTALL) -m 644 $(filter %.8,$(MAN)) $(SHARE)/man/man8

@@ -86,6 +86,7 @@ def thaw(program):
         p.item(s["status"], s["what"])
     p.heading("ENVIRONMENT")
     p.item("THAW_SOCKET", "The socket of the daemon, when there is no --socket.")
+    p.item("THAW_MIRROR", "The Debian archive of guest fetch, when there is no --mirror.")
     p.item("THAW_CONFIG", "The configuration file; empty: none.")
     p.heading("FILES")
     p.item("~/.config/thaw/config", "Lines of the form key = value, for options that are not given; lines that begin with # "

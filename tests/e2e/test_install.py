@@ -22,9 +22,9 @@ os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])"""
 
 
-def install(**variables):
+def install(target="install", **variables):
     build = [f"B={os.path.relpath(B, ROOT)}", *([f"SAN={os.path.basename(B)}"] if SANITIZED else [])]
-    r = subprocess.run(["make", "-s", "install", *build, *(f"{k}={v}" for k, v in variables.items())], cwd=ROOT,
+    r = subprocess.run(["make", "-s", target, *build, *(f"{k}={v}" for k, v in variables.items())], cwd=ROOT,
                        capture_output=True, text=True, timeout=300, check=False)
     assert r.returncode == 0, r.stdout + r.stderr
 
@@ -44,7 +44,8 @@ def test_files_and_their_modes():
                   "usr/share/fish/vendor_completions.d/thaw.fish", "usr/lib/systemd/system/thawd.service",
                   "usr/lib/systemd/system/thawd.socket", "usr/lib/sysusers.d/thaw.conf",
                   "usr/include/thaw.h", "usr/lib/libthaw.a", "usr/lib/libthaw.so.0.1.0", "usr/lib/pkgconfig/libthaw.pc",
-                  *("usr/share/man/" + p for p in PAGES)}
+                  *("usr/share/man/" + p for p in PAGES),
+                  *("usr/libexec/thaw/guest/" + p for p in os.listdir(os.path.join(ROOT, "guests")) if p != "__pycache__")}
         links = {"usr/lib/libthaw.so", "usr/lib/libthaw.so.0"}
         assert found == programs | others | links, found ^ (programs | others | links)
         for f in links:
