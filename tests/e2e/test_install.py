@@ -13,7 +13,8 @@ import tempfile
 
 from thawlib import B, BIN, ROOT, SANITIZED, Skip, UnixConnection, alive, children, main, wait_until
 
-PAGES = ("man1/thaw.1", "man3/libthaw.3", "man8/thawd.8", "man8/thaw-vmm.8", "man8/thaw-firecracker.8")
+PAGES = ("man1/thaw.1", "man3/libthaw.3", "man8/thawd.8", "man8/thaw-vmm.8", "man8/thaw-firecracker.8",
+         "man8/thaw-page-handler.8")
 # Becomes its command, with the socket argv[1] as descriptor 3 and its own pid as LISTEN_PID.
 LAUNCH = """import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -56,6 +57,13 @@ def test_files_and_their_modes():
         with open(os.path.join(dest, "usr/lib/systemd/system/thawd.service"), encoding="ascii") as f:
             unit = f.read()
         assert "\nExecStart=/usr/bin/thawd\n" in unit and "\nDelegate=yes\n" in unit and "@" not in unit, unit
+        # What a user has made there stays, and so do the folders that others may use.
+        kept = os.path.join(dest, "usr/bin/mine")
+        with open(kept, "w", encoding="ascii"):
+            pass
+        install("uninstall", DESTDIR=dest, PREFIX="/usr")
+        assert [os.path.join(d, f) for d, _, files in os.walk(dest) for f in files] == [kept]
+        assert not os.path.exists(os.path.join(dest, "usr/libexec/thaw"))
 
 
 def test_units_by_systemd():
@@ -74,7 +82,7 @@ def test_units_by_systemd():
 
 
 def test_man_pages():
-    help_of = {p: run(os.path.join(BIN, p), "--help").stdout for p in ("thawd", "thaw-vmm")}
+    help_of = {p: run(os.path.join(BIN, p), "--help").stdout for p in ("thawd", "thaw-vmm", "thaw-page-handler")}
     with tempfile.TemporaryDirectory() as folder:
         r = run(sys.executable, os.path.join(ROOT, "scripts/man.py"), BIN, folder)
         assert r.returncode == 0, r
