@@ -6,6 +6,7 @@
 #   make lint format     style checks        make deps    install what is missing (Debian)
 #   make docs            what is generated in docs/
 #   make man             manual pages      make install  all of it (PREFIX=/usr/local DESTDIR=)
+#   make deb             Debian package      make uninstall
 # V=1 shows commands; SAN=asan|tsan builds with sanitizers into a folder of its own.
 
 SAN ?=
@@ -42,8 +43,15 @@ objs = $(eval OBJECTS += $(patsubst %.c,$(B)/%.o,$(1)))$(patsubst %.c,$(B)/%.o,$
 include lib/module.mk devices/module.mk snapshot/module.mk microvm/module.mk api/module.mk
 include bench/module.mk tests/module.mk
 
-.PHONY: all programs deps demo check bench format lint docs man install clean
-programs: $(PROGRAMS) $(LIBRARIES)
+.PHONY: all programs deps demo check bench format lint docs man install uninstall deb clean
+
+# `thaw guest`, where the build folder's thaw looks for it.
+GUEST_FILES := $(patsubst %,guests/%,main.py util.py debian.py tree.py ext4.py boot.py initrd-init udhcpc-script rc)
+GUEST_TOOL := $(B)/libexec/thaw/guest/main.py
+programs: $(PROGRAMS) $(LIBRARIES) $(GUEST_TOOL)
+$(GUEST_TOOL): $(GUEST_FILES)
+	$(Q)mkdir -p $(@D)
+	$(call say,COPY,$(@D))cp $^ $(@D)
 
 $(B)/%.o: %.c
 	$(Q)mkdir -p $(@D)
@@ -87,7 +95,8 @@ ensure-deps:
 	$(Q)scripts/deps.sh --missing-only
 
 # From what the programs and libthaw's header say of themselves.
-MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8 $(B)/man/thaw-firecracker.8 $(B)/man/libthaw.3
+MAN := $(B)/man/thaw.1 $(B)/man/thawd.8 $(B)/man/thaw-vmm.8 $(B)/man/thaw-firecracker.8 \
+	$(B)/man/thaw-page-handler.8 $(B)/man/libthaw.3
 man: $(MAN)
 $(MAN) &: scripts/man.py lib/thaw.h $(PROGRAMS)
 	$(call say,MAN,$(B)/man)scripts/man.py $(B)/bin $(B)/man
@@ -95,12 +104,14 @@ $(MAN) &: scripts/man.py lib/thaw.h $(PROGRAMS)
 INSTALL := install
 SHARE = $(DESTDIR)$(PREFIX)/share
 LIB = $(DESTDIR)$(PREFIX)/lib
+LIBEXEC = $(DESTDIR)$(PREFIX)/libexec
 install: programs man
-	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(LIB)/pkgconfig \
+	$(Q)$(INSTALL) -d $(DESTDIR)$(PREFIX)/bin $(LIBEXEC)/thaw/guest $(DESTDIR)$(PREFIX)/include $(LIB)/pkgconfig \
 		$(SHARE)/man/man1 $(SHARE)/man/man3 $(SHARE)/man/man8 \
 		$(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
 		$(SHARE)/fish/vendor_completions.d $(LIB)/systemd/system $(LIB)/sysusers.d
 	$(Q)$(INSTALL) -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	$(Q)$(INSTALL) -m 644 $(GUEST_FILES) $(LIBEXEC)/thaw/guest
 	$(Q)$(INSTALL) -m 644 $(filter %.1,$(MAN)) $(SHARE)/man/man1
 	$(Q)$(INSTALL) -m 644 $(filter %.3,$(MAN)) $(SHARE)/man/man3
 	$(Q)$(INSTALL) -m 644 $(filter %.8,$(MAN)) $(SHARE)/man/man8
@@ -114,6 +125,22 @@ install: programs man
 	$(Q)umask 022; sed 's|@PREFIX@|$(PREFIX)|' scripts/install/thawd.service >$(LIB)/systemd/system/thawd.service
 	$(Q)$(INSTALL) -m 644 scripts/install/thawd.socket $(LIB)/systemd/system
 	$(Q)$(INSTALL) -m 644 scripts/install/sysusers.conf $(LIB)/sysusers.d/thaw.conf
+
+# Just what install would put there, and the folders that are thaw's alone; neither VMs nor their store.
+UNINSTALL = $(B)/uninstall
+uninstall:
+	$(Q)rm -rf $(UNINSTALL)
+	$(Q)$(MAKE) --no-print-directory install DESTDIR=$(abspath $(UNINSTALL))
+	$(Q)cd $(UNINSTALL) && find . ! -type d | while IFS= read -r f; do rm -f "$(DESTDIR)/$$f"; done
+	$(Q)rm -rf $(UNINSTALL)
+	$(Q)rmdir $(LIBEXEC)/thaw/guest $(LIBEXEC)/thaw
+
+# $(B)/deb/*.deb, of what is in $(B). debian/ is copied, since packaging works inside of it.
+deb: programs man | ensure-deps
+	$(Q)rm -rf $(B)/deb && mkdir -p $(B)/deb/thaw && cp -r debian $(B)/deb/thaw
+	$(call say,DEB,$(B)/deb)cd $(B)/deb/thaw && THAW_SOURCE=$(CURDIR) THAW_BUILD=$(abspath $(B)) \
+		DEB_BUILD_OPTIONS=noautodbgsym dpkg-buildpackage -us -uc -b >../log 2>&1 || { cat ../log; exit 1; }
+	$(Q)rm -rf $(B)/deb/thaw && ls $(B)/deb/*.deb
 
 clean:
 	rm -rf $(B)

@@ -32,7 +32,8 @@ struct cli {
 	// options; NULL or 0: not given
 	const char *kernel, *initrd, *rootfs, *cmdline, *discovery, *boot, *vsock, *cpu, *mode, *write,
 		*console, *state, *name, *format, *page_handler, *metadata, *metadata_service, *set, *since,
-		*types, *limit, *ready_when, *huge_pages, *idempotency_key;
+		*types, *limit, *ready_when, *huge_pages, *idempotency_key, *suite, *arch, *dir, *mirror,
+		*keyring, *init;
 	const char *drive[CLI_MAX_MULTI], *net[CLI_MAX_MULTI], *port[CLI_MAX_MULTI], *pmem[CLI_MAX_MULTI];
 	unsigned n_drives, n_nets, n_ports, n_pmems;
 	const char *pool, *size, *link, *rx_limit, *tx_limit;
@@ -58,6 +59,7 @@ cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc;                // cli_store.c
 cli_fn cli_bench;                                                       // cli_bench.c
 cli_fn cli_events;                                                      // cli_events.c
+cli_fn cli_guest_fetch, cli_guest_build;                                // cli_guest.c
 cli_fn cli_doctor;                                                      // doctor.c
 cli_fn cli_help;                                                        // cli_help.c
 cli_fn cli_complete, cli_completion;                                    // cli_complete.c

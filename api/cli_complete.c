@@ -121,6 +121,17 @@ static void offer_options(const char *cur, const uint8_t *options)
 		      cli_options[*options].what);
 }
 
+// "create, ls, ...": the second words of all commands with the first n characters of cmd.
+static const char *family(const struct cli_command *cmd, size_t n, char *buf, size_t size)
+{
+	size_t at = 0;
+	for (size_t i = 0; i < cli_n_commands && at < size; i++)
+		if (!strncmp(cli_commands[i].name, cmd->name, n + 1))
+			at += (size_t)snprintf(buf + at, size - at, "%s%s", at ? ", " : "",
+					       cli_commands[i].name + n + 1);
+	return buf;
+}
+
 // Whether an earlier command has the same first word: it is offered once.
 static bool was_offered(size_t i)
 {
@@ -133,6 +144,7 @@ static bool was_offered(size_t i)
 
 static void offer_commands(const char *cur, const char *first)
 {
+	char seconds[128];
 	for (size_t i = 0; i < cli_n_commands; i++) {
 		const struct cli_command *cmd = &cli_commands[i];
 		size_t n = strcspn(cmd->name, " ");
@@ -140,7 +152,8 @@ static void offer_commands(const char *cur, const char *first)
 		if (cmd->hidden)
 			continue;
 		if (!first && !(two && was_offered(i)))
-			offer(cur, "", cmd->name, n, two ? "snapshots: create, ls, show, ..." : cmd->what);
+			offer(cur, "", cmd->name, n,
+			      two ? family(cmd, n, seconds, sizeof seconds) : cmd->what);
 		else if (first && two && strlen(first) == n && !strncmp(first, cmd->name, n))
 			offer(cur, "", cmd->name + n + 1, strlen(cmd->name + n + 1), cmd->what);
 	}

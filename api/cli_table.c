@@ -76,7 +76,8 @@ const struct cli_option cli_options[N_OPTS] = {
 	TEXT(O_LINK, "link", "up|down", link, "the guest sees the cable plugged in or pulled out"),
 	TEXT(O_RX_LIMIT, "rx-limit", "bandwidth=" RATE "[,iops=N]|none", rx_limit, "to the guest"),
 	TEXT(O_TX_LIMIT, "tx-limit", "bandwidth=" RATE "[,iops=N]|none", tx_limit, "from the guest"),
-	TEXT(O_SIZE, "size", "BYTES", size, "enlarge it to this"),
+	TEXT(O_SIZE, "size", "BYTES", size,
+	     "of drive-set: enlarge it to this; of guest build: of the image, N[K|M|G|T]"),
 	FLAG(O_REREAD, "reread", reread, "look at its file's size again"),
 	FLAG(O_HINT, "hint", hint, "have the guest name what it has free, and give that back"),
 	TEXT(O_TARGET, "target", "MIB", target, "another size of the balloon"),
@@ -111,6 +112,15 @@ const struct cli_option cli_options[N_OPTS] = {
 	FLAG(O_AUTO_DELETE, "auto-delete", auto_delete, "it is forgotten when it has ended"),
 	TEXT(O_LIMIT, "limit", "KEY=N[,KEY=N]...", limit,
 	     "of a VM: memory_mib, cpu_percent, pids; of a drive: bandwidth=" RATE ", iops, or none"),
+	// of guests
+	TEXT(O_SUITE, "suite", "bookworm|trixie", suite, "the release of Debian (default trixie)"),
+	TEXT(O_ARCH, "arch", "amd64", arch, "of the guest"),
+	TEXT(O_DIR, "dir", "DIR", dir, "where to; it is made (default guest-SUITE here)"),
+	TEXT(O_MIRROR, "mirror", "URL", mirror,
+	     "of the Debian archive (default $THAW_MIRROR, or http://deb.debian.org/debian)"),
+	TEXT(O_KEYRING, "keyring", "FILE", keyring,
+	     "who may sign it (default that of debian-archive-keyring)"),
+	TEXT(O_INIT, "init", "FILE", init, "a program that becomes the image's /sbin/init"),
 };
 
 #define OPTIONS(...) (const uint8_t[]){ __VA_ARGS__, O_END }
@@ -204,6 +214,13 @@ const struct cli_command cli_commands[] = {
 	{ "events", "", "", OPTIONS(O_FOLLOW, O_SINCE, O_TYPES), cli_events, "what happened, one line each",
 	  "Without --follow those that are kept; with it what comes, and what is kept only with --since.",
 	  false, false },
+	{ "guest fetch", "", "", OPTIONS(O_SUITE, O_ARCH, O_DIR, O_MIRROR, O_KEYRING), cli_guest_fetch,
+	  "make a kernel, an initrd and a small root file system from Debian's packages",
+	  "All is checked against the archive's signatures, and none of it runs on this host. Needs no root "
+	  "and no daemon. Prints the command that boots it.", true, false },
+	{ "guest build", "DIR|FILE|- FILE", "", OPTIONS(O_SIZE, O_INIT), cli_guest_build,
+	  "make a root file system image of a folder or a tar archive, e.g. an exported container",
+	  "The second FILE is the image, which is new. Needs no root and no daemon.", true, false },
 	{ "gc", "", "", NONE, cli_gc, "remove leftovers of crashes", "", false, false },
 	{ "info", "", "", NONE, cli_info, "the daemon's version and counts", "", false, false },
 	{ "doctor", "", "", NONE, cli_doctor, "can this host run VMs? Needs no daemon", "", true, false },
@@ -218,7 +235,7 @@ const size_t cli_n_commands = MV_ARRAY_LEN(cli_commands);
 
 const struct cli_exit_status cli_exit_statuses[] = {
 	{ "0", "done; of run: the guest powered off or asked for a reset, or Ctrl-] ended it" },
-	{ "1", "the daemon says no, some clones failed, or a check of doctor failed" },
+	{ "1", "the daemon says no, some clones failed, or a check of doctor or what guest does failed" },
 	{ "2", "wrong usage" },
 	{ "3", "no daemon can be reached" },
 	{ "4", "time-out of wait, or of stop with --timeout" },

@@ -78,6 +78,12 @@ enum cli_opt {
 	O_PARK,
 	O_AUTO_DELETE,
 	O_LIMIT,
+	O_SUITE,
+	O_ARCH,
+	O_DIR,
+	O_MIRROR,
+	O_KEYRING,
+	O_INIT,
 	N_OPTS
 };
 

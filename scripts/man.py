@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Manual pages from what the programs say of themselves: scripts/man.py BIN_DIR OUT_DIR writes thaw.1 (from
-`thaw help --json`), thawd.8, thaw-vmm.8 and thaw-firecracker.8 (from --help: "usage:" line, prose, option lines, prose), and
-libthaw.3 (from lib/thaw.h)."""
+`thaw help --json`), thawd.8, thaw-vmm.8, thaw-firecracker.8 and thaw-page-handler.8 (from --help: "usage:" line, prose, option
+lines, prose), and libthaw.3 (from lib/thaw.h)."""
 import json
 import os
 import re
@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 
-SEE = "thaw(1), libthaw(3), thawd(8), thaw-vmm(8), thaw-firecracker(8)"
+SEE = "thaw(1), libthaw(3), thawd(8), thaw-vmm(8), thaw-firecracker(8), thaw-page-handler(8)"
 
 
 def ask(program, *args):
@@ -86,6 +86,7 @@ def thaw(program):
         p.item(s["status"], s["what"])
     p.heading("ENVIRONMENT")
     p.item("THAW_SOCKET", "The socket of the daemon, when there is no --socket.")
+    p.item("THAW_MIRROR", "The Debian archive of guest fetch, when there is no --mirror.")
     p.item("THAW_CONFIG", "The configuration file; empty: none.")
     p.heading("FILES")
     p.item("~/.config/thaw/config", "Lines of the form key = value, for options that are not given; lines that begin with # "
@@ -161,6 +162,7 @@ def main():
     from_help(os.path.join(programs, "thawd"), 8, "daemon that runs and clones microVMs").write(out)
     from_help(os.path.join(programs, "thaw-vmm"), 8, "one microVM of thawd").write(out)
     from_help(os.path.join(programs, "thaw-firecracker"), 8, "one microVM behind Firecracker's API").write(out)
+    from_help(os.path.join(programs, "thaw-page-handler"), 8, "loads the memory of restored microVMs").write(out)
 
 
 if __name__ == "__main__":

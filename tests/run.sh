@@ -130,6 +130,8 @@ if [ -x tests/rig/run.sh ]; then
 	run rig 5400 tests/rig/run.sh ${RIG_OPTIONS--q} "$B"
 	# Snapshots, forks and clones under load.
 	run rig/load 1500 env RIG_SECONDS=1400 tests/rig/run.sh -g -s 6.12 -k bzImage -c 2 -x load.sh "$B"
+	# A guest by thaw guest fetch, from the real archive.
+	run rig/guest 1300 env RIG_SECONDS=1200 tests/rig/run.sh -G -s 6.12 -k bzImage -c 1 -x guest.sh "$B"
 	# The demo as it runs where there is no KVM; also the tiny guest on a real KVM.
 	run rig/demo 300 env CLONES=3 tests/rig/run.sh -s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
 else

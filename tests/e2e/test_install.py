@@ -13,7 +13,8 @@ import tempfile
 
 from thawlib import B, BIN, ROOT, SANITIZED, Skip, UnixConnection, alive, children, main, wait_until
 
-PAGES = ("man1/thaw.1", "man3/libthaw.3", "man8/thawd.8", "man8/thaw-vmm.8", "man8/thaw-firecracker.8")
+PAGES = ("man1/thaw.1", "man3/libthaw.3", "man8/thawd.8", "man8/thaw-vmm.8", "man8/thaw-firecracker.8",
+         "man8/thaw-page-handler.8")
 # Becomes its command, with the socket argv[1] as descriptor 3 and its own pid as LISTEN_PID.
 LAUNCH = """import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -22,9 +23,9 @@ os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[2]))
 os.execv(sys.argv[3], sys.argv[3:])"""
 
 
-def install(**variables):
+def install(target="install", **variables):
     build = [f"B={os.path.relpath(B, ROOT)}", *([f"SAN={os.path.basename(B)}"] if SANITIZED else [])]
-    r = subprocess.run(["make", "-s", "install", *build, *(f"{k}={v}" for k, v in variables.items())], cwd=ROOT,
+    r = subprocess.run(["make", "-s", target, *build, *(f"{k}={v}" for k, v in variables.items())], cwd=ROOT,
                        capture_output=True, text=True, timeout=300, check=False)
     assert r.returncode == 0, r.stdout + r.stderr
 
@@ -44,7 +45,8 @@ def test_files_and_their_modes():
                   "usr/share/fish/vendor_completions.d/thaw.fish", "usr/lib/systemd/system/thawd.service",
                   "usr/lib/systemd/system/thawd.socket", "usr/lib/sysusers.d/thaw.conf",
                   "usr/include/thaw.h", "usr/lib/libthaw.a", "usr/lib/libthaw.so.0.1.0", "usr/lib/pkgconfig/libthaw.pc",
-                  *("usr/share/man/" + p for p in PAGES)}
+                  *("usr/share/man/" + p for p in PAGES),
+                  *("usr/libexec/thaw/guest/" + p for p in os.listdir(os.path.join(ROOT, "guests")) if p != "__pycache__")}
         links = {"usr/lib/libthaw.so", "usr/lib/libthaw.so.0"}
         assert found == programs | others | links, found ^ (programs | others | links)
         for f in links:
@@ -55,6 +57,13 @@ def test_files_and_their_modes():
         with open(os.path.join(dest, "usr/lib/systemd/system/thawd.service"), encoding="ascii") as f:
             unit = f.read()
         assert "\nExecStart=/usr/bin/thawd\n" in unit and "\nDelegate=yes\n" in unit and "@" not in unit, unit
+        # What a user has made there stays, and so do the folders that others may use.
+        kept = os.path.join(dest, "usr/bin/mine")
+        with open(kept, "w", encoding="ascii"):
+            pass
+        install("uninstall", DESTDIR=dest, PREFIX="/usr")
+        assert [os.path.join(d, f) for d, _, files in os.walk(dest) for f in files] == [kept]
+        assert not os.path.exists(os.path.join(dest, "usr/libexec/thaw"))
 
 
 def test_units_by_systemd():
@@ -73,7 +82,7 @@ def test_units_by_systemd():
 
 
 def test_man_pages():
-    help_of = {p: run(os.path.join(BIN, p), "--help").stdout for p in ("thawd", "thaw-vmm")}
+    help_of = {p: run(os.path.join(BIN, p), "--help").stdout for p in ("thawd", "thaw-vmm", "thaw-page-handler")}
     with tempfile.TemporaryDirectory() as folder:
         r = run(sys.executable, os.path.join(ROOT, "scripts/man.py"), BIN, folder)
         assert r.returncode == 0, r

@@ -7,6 +7,7 @@
 #   -q          quick: each series, kind and number once instead of all combinations
 #   -x SCRIPT   what to run instead of scenario.sh, with the same arguments
 #   -g          guests have fio and flow (load.sh, bench-qemu.sh)
+#   -G          and what thaw guest makes: SERIES/fetched/ (guest.sh)
 #   -b PROG     a program of this host, with its libraries, for the script
 #   -a FILE     another file for its folder
 #   -e N=V      an environment variable for it
@@ -19,9 +20,9 @@
 set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
-series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs=''
+series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs='' fetched=''
 mem=1536 guest_progs=() progs=() files=()
-while getopts s:k:c:o:x:j:b:a:e:m:gqH opt; do
+while getopts s:k:c:o:x:j:b:a:e:m:gGqH opt; do
 	case $opt in
 	s) series=$OPTARG ;;
 	k) kinds=$OPTARG ;;
@@ -34,13 +35,14 @@ while getopts s:k:c:o:x:j:b:a:e:m:gqH opt; do
 	e) progs+=(-e "$OPTARG") ;;
 	m) mem=$OPTARG ;;
 	g) guest_progs=("$here/guest-load") ;;
+	G) fetched=1 ;;
 	q) quick=1 ;;
 	H) on_host=1 ;;
 	*) exit 125 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gqH] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gGqH] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
 
@@ -75,6 +77,10 @@ for s in $series; do
 	MODULES="virtio_balloon virtio_console nd_pmem virtio_pmem ext4" \
 		"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd-devices" \
 		"$build/tests/rig/"{flow,probe} || exit 125
+	if [ -n "$fetched" ]; then
+		g=$("$here/guest-fetch.sh" "$build" "$s") || { echo "1..0 # SKIP thaw guest fetch made nothing"; exit 77; }
+		cp -r --sparse=always "$g" "$job/$s/fetched"
+	fi
 	for kind in $kinds; do
 		for c in $vcpus; do
 			# Quick: the diagonal in one series, the other one in the next.
