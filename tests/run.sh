@@ -124,16 +124,42 @@ for test in tests/e2e/test_*.py; do
 	run "${name%.py}" 600 python3 "$test" "$B"
 done
 
+# Runs of one CPU each that go on while another one does: `meanwhile NAME SECONDS COMMAND...` adds one to the row,
+# `collect NAME` is its run.
+beside=$log_dir/beside
+read -r one other < <(python3 -c 'import os; c = sorted(os.sched_getaffinity(0)); print(c[0], c[-1])')
+meanwhile() {
+	local at=$beside/${1//\//-}
+	wanted "$1" || return 0
+	printf 'timeout -k 10 %s >%q.tap 2>&1 </dev/null; echo $? >%q.rc\n' "$(printf '%q ' "${@:2}")" "$at" "$at" \
+		>>"$beside/todo"
+}
+collect() {
+	# shellcheck disable=SC2016 # for the shell that waits
+	run "$1" 5400 bash -c 'until [ -e "$1.rc" ]; do sleep 0.5; done; cat "$1.tap"; exit "$(cat "$1.rc")"' _ \
+		"$beside/${1//\//-}"
+}
 if [ -x tests/rig/run.sh ]; then
 	# Each kernel, kind and number of vCPUs once; RIG_OPTIONS= (empty): all combinations.
 	# shellcheck disable=SC2086
 	run rig 5400 tests/rig/run.sh ${RIG_OPTIONS--q} "$B"
+	rm -rf "$beside"
+	mkdir -p "$beside"
+	: >"$beside/todo"
+	# A guest by thaw guest fetch, from the real archive; a stock kernel by Firecracker's API and curl; the demo as it
+	# runs where there is no KVM, also the tiny guest on a real KVM.
+	meanwhile rig/guest 1300 env RIG_SECONDS=1200 tests/rig/run.sh -o "$B/tests/rig/guest" \
+		-G -s 6.12 -k bzImage -c 1 -x guest.sh "$B"
+	meanwhile rig/firecracker 700 env RIG_SECONDS=600 tests/rig/run.sh -o "$B/tests/rig/firecracker" \
+		-b /usr/bin/curl -s 6.12 -k vmlinux -c 1 -x firecracker.sh "$B"
+	meanwhile rig/demo 300 env CLONES=3 tests/rig/run.sh -o "$B/tests/rig/demo" \
+		-s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
+	taskset -c "$other" bash "$beside/todo" &
 	# Snapshots, forks and clones under load.
-	run rig/load 1500 env RIG_SECONDS=1400 tests/rig/run.sh -g -s 6.12 -k bzImage -c 2 -x load.sh "$B"
-	# A guest by thaw guest fetch, from the real archive.
-	run rig/guest 1300 env RIG_SECONDS=1200 tests/rig/run.sh -G -s 6.12 -k bzImage -c 1 -x guest.sh "$B"
-	# The demo as it runs where there is no KVM; also the tiny guest on a real KVM.
-	run rig/demo 300 env CLONES=3 tests/rig/run.sh -s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
+	run rig/load 1500 env RIG_SECONDS=1400 taskset -c "$one" tests/rig/run.sh \
+		-g -s 6.12 -k bzImage -c 2 -x load.sh "$B"
+	for name in rig/guest rig/firecracker rig/demo; do collect $name; done
+	wait
 else
 	none rig "there is no tests/rig/run.sh"
 fi

@@ -58,7 +58,8 @@ done
 passt=$(command -v passt)
 [ -z "$passt" ] || for p in "$passt" "$passt.avx2"; do [ ! -x "$p" ] || progs+=(-b "$p"); done
 for p in agent vsock-call flow probe; do
-	${CC:-cc} -static -O2 -o "$build/tests/rig/$p" "$here/$p.c" || exit 125
+	${CC:-cc} -static -O2 -o "$build/tests/rig/$p.$$" "$here/$p.c" || exit 125
+	mv "$build/tests/rig/$p.$$" "$build/tests/rig/$p" # another of us may be reading it
 done
 cp "$build/tests/rig/"{vsock-call,flow,probe} "$job/bin/"
 cp "$here/$script" "$here"/l1-{lib,devices}.sh "${files[@]}" "$job/"
