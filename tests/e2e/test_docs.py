@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of docs/api.md: each shell example is run as it stands against a daemon that has what it
+"""The examples of docs/api.md and docs/cli.md: each shell example is run as it stands against a daemon that has what it
 talks about, and must succeed; each piece of JSON must be what the OpenAPI document says of it. An example
 that is in neither table fails, so a new one is not forgotten."""
 import contextlib
@@ -11,16 +11,16 @@ import sys
 import threading
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from thawlib import GUEST, ROOT, Daemon, document, main, need_kvm  # noqa: E402
-
-with open(os.path.join(ROOT, "docs/api.md"), encoding="utf-8") as f:
-    TEXT = f.read()
+from thawlib import BIN, GUEST, ROOT, Daemon, document, main, need_kvm  # noqa: E402
 
 
-def blocks(language):
+
+def blocks(language, doc="api.md"):
     """(heading, text) of each fenced block."""
+    with open(os.path.join(ROOT, "docs", doc), encoding="utf-8") as f:
+        whole = f.read()
     heading, out = "", []
-    for m in re.finditer(r"^#+ ([^\n]*)$|^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S):
+    for m in re.finditer(r"^#+ ([^\n]*)$|^```(\w+)\n(.*?)^```$", whole, re.M | re.S):
         if m[1]:
             heading = m[1]
         elif m[2] == language:
@@ -126,6 +126,50 @@ def test_versions():
         assert d.get("/v1/vms/web").status == 200
         run(d, re.sub(r'"[0-9a-f]{16}"', tag, text))
         assert d.get("/v1/vms/web").status == 404
+
+
+# The other host of an example: a daemon of its own, that ssh reaches.
+SSH = 'ssh() { shift; THAW_SOCKET=$OTHER "$@"; }\n'
+
+
+def cli_example(text):
+    need_kvm()
+    with Daemon() as d, Daemon() as other:
+        for name in ("disk.img", "clone1.img", "clone2.img", "clone3.img"):
+            with open(os.path.join(d.folder, name), "wb") as f:
+                f.truncate(1 << 20)
+        os.symlink(GUEST, os.path.join(d.folder, "vmlinux"))
+        if "warm" in text:
+            d.create("web")
+            d.expect("web", "READY\n")
+            assert d.post("/v1/snapshots", {"name": "warm", "vm": "web"}).status == 201
+        text = text.replace("'login:'", "READY").replace("/disks/", d.folder + "/")
+        text = text.replace("/run/", d.folder + "/").replace("/var/lib/thaw/", d.state_dir + "/")
+        # What is started beside it listens before the next line, and ends with the example.
+        text = re.sub(r"^(\S+ (\S+) .*) &$", r"\1 & beside=$!\nuntil [ -S \2 ]; do sleep 0.02; done", text, flags=re.M)
+        text += "[ -z \"${beside:-}\" ] || kill $beside\n"
+        env = dict(os.environ, THAW_SOCKET=d.socket, OTHER=other.socket, PATH=BIN + ":" + os.environ["PATH"])
+        r = subprocess.run(["bash", "-c", SSH + "set -euo pipefail\n" + text], cwd=d.folder, env=env, timeout=60,
+                           capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        assert r.returncode == 0, f"{text}\n{r.stdout}\n{r.stderr}"
+        clones = [v["name"] for v in d.get("/v1/vms").json["vms"] if v["name"] != "web"]
+        assert len(clones) in (3, 10), clones
+        if "ssh" in text:
+            assert other.get("/v1/snapshots/base").status == 200
+
+
+def test_cli_snapshots_between_hosts():
+    (text,) = [t for _, t in blocks("sh", "cli.md") if "ssh" in t]
+    cli_example(text)
+
+
+def test_cli_page_handler():
+    (text,) = [t for h, t in blocks("sh", "cli.md") if h == "thaw-page-handler"]
+    cli_example(text)
+
+
+def test_cli_has_no_other_examples():
+    assert len(blocks("sh", "cli.md")) == 2
 
 
 def make_tests():
