@@ -214,7 +214,8 @@ DEFINE_JS(balloon_hint_table, balloon_hint_fields);
 	F_LIST(s, cfg pmem, cfg n_pmems, "pmems", pmem_table, "default: none"),                    \
 	{ .name = "balloon", .type = JS_OBJ, .offset = MV_OFF(s, cfg balloon), .sub = &balloon_table, \
 	  .size = sizeof(struct vmcfg_balloon), PRESENT(s, cfg balloon.present), .doc = "default: none" }, \
-	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true")
+	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true"),                                      \
+	F_SUB(s, cfg rng_rate, "rng_rate_limit", rate_table, "of its bytes and buffers; default: none")
 
 // --- a VM's life and limits -------------------------------------------------------------
 static const struct js_field limits_fields[] = {

@@ -422,6 +422,13 @@ int vio_balloon_hint(struct vio_dev *d, uint32_t wait_ms, vio_balloon_hinted_fn 
 	return 0;
 }
 
+void vio_balloon_stop_hint(struct vio_dev *d)
+{
+	struct mv_err err;
+	mv_fail(&err, ECANCELED, "the round of free page hints was stopped");
+	end_round(of(d), &err);
+}
+
 void vio_balloon_info(const struct vio_dev *d, struct vio_balloon_info *ret_info)
 {
 	const struct vio_balloon *b = of(d);

@@ -128,6 +128,7 @@ int vio_balloon_set_interval(struct vio_dev *d, uint32_t seconds, struct mv_err 
 typedef void vio_balloon_hinted_fn(void *arg, const struct mv_err *err);
 int vio_balloon_hint(struct vio_dev *d, uint32_t wait_ms, vio_balloon_hinted_fn *done, void *arg,
 		     struct mv_err *err);
+void vio_balloon_stop_hint(struct vio_dev *d); // done is called with -ECANCELED; no round: nothing
 void vio_balloon_info(const struct vio_dev *d, struct vio_balloon_info *ret_info);
 // Called when statistics came that the interval asked for; loop's lock held.
 void vio_balloon_on_stats(struct vio_dev *d, void (*fn)(void *arg), void *arg);
@@ -162,3 +163,5 @@ int vio_pmem_check(int fd, uint64_t *ret_bytes, struct mv_err *err);
 
 // virtio-rng (section 5.4), from getrandom(2).
 int vio_rng_new(struct gmem *mem, struct mv_loop *loop, struct vio_dev **ret_dev, struct mv_err *err);
+// Once, before the guest runs: an operation is a buffer of the driver's.
+int vio_rng_set_limit(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err);

@@ -488,6 +488,7 @@ static void handle(struct control *c, struct msg *m)
 		if (!r)
 			return;
 		break;
+	case MSG_BALLOON_STOP_HINT: r = vm_balloon_stop_hint(c->vm, &err); break;
 	case MSG_FORK: r = do_fork(c, m, rep, &err); break;
 	case MSG_PARK: r = do_park(c, m, &err); break;
 	case MSG_ADOPT:

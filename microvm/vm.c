@@ -230,6 +230,14 @@ int vm_balloon_hint(struct vm *vm, uint32_t wait_ms, vio_balloon_hinted_fn *done
 	return vio_balloon_hint(vm->balloon, wait_ms, done, arg, err);
 }
 
+int vm_balloon_stop_hint(struct vm *vm, struct mv_err *err)
+{
+	if (!vm->balloon)
+		return mv_fail(err, ENODEV, "there is no balloon");
+	vio_balloon_stop_hint(vm->balloon);
+	return 0;
+}
+
 void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info)
 {
 	_Static_assert(MSG_BALLOON_N_STATS == VIO_BALLOON_N_STATS, "one list of statistics");
@@ -336,6 +344,7 @@ static int add_devices(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 	if (!r && c->rng) {
 		r = vio_rng_new(&vm->mem, &vm->loop, &d, err);
 		r = r ? mv_wrap(err, "rng") : add_device(vm, d, err);
+		r = r ? r : vio_rng_set_limit(d, &c->rng_rate, err);
 	}
 	if (!r && c->balloon.present)
 		r = add_balloon(vm, err);

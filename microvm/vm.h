@@ -138,6 +138,7 @@ int vm_balloon_set(struct vm *vm, const struct msg_balloon_set *set, struct mv_e
 // A round of free page hints; -EBUSY also when the VM does not run (vio_balloon_hint()).
 int vm_balloon_hint(struct vm *vm, uint32_t wait_ms, void (*done)(void *arg, const struct mv_err *err),
 		    void *arg, struct mv_err *err);
+int vm_balloon_stop_hint(struct vm *vm, struct mv_err *err);
 void vm_balloon_info(const struct vm *vm, struct msg_balloon *ret_info);
 
 // A number that differs from an earlier one when there was something on the console, the net or

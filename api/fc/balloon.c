@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The balloon: its size, statistics, and rounds of free page hints.
+#include <errno.h>
 #include <string.h>
 
 #include "api/fc/routes.h"
@@ -126,12 +127,9 @@ int fc_start_hinting(struct fc *fc, const char *id, const void *body, js **ret_a
 int fc_stop_hinting(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
 {
 	(void)id, (void)body, (void)ret_answer;
+	const struct msg_reply *a;
 	int r = need_hinting(fc, err);
-	if (!r && fc->hint.call)
-		r = api_fail(err, API_BUSY,
-			     "A round of free page hints can't be stopped; it ends by itself, after 60 s at "
-			     "the latest");
-	return r;
+	return r ? r : fc_vmm_call(fc, MSG_BALLOON_STOP_HINT, NULL, NULL, NULL, 0, &a, err);
 }
 
 int fc_hinting_status(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
@@ -156,5 +154,5 @@ void fc_on_answer(struct fc *fc, uint64_t id, const struct msg_reply *reply)
 	fc->hint.call = 0;
 	fc->hint.guest_ended = !reply->code;
 	if (reply->code)
-		fc_log(fc, FC_WARN, "Free page hints: %s", reply->text);
+		fc_log(fc, reply->code == ECANCELED ? FC_INFO : FC_WARN, "Free page hints: %s", reply->text);
 }

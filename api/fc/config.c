@@ -203,13 +203,14 @@ int fc_put_net(struct fc *fc, const char *id, const void *body, js **ret_answer,
 	return 0;
 }
 
-static int refuse_limiter(bool has, const struct fc_limiter *l, const char *what, struct api_err *err)
+static int refuse_limiter(bool has, const struct fc_limiter *l, struct api_err *err)
 {
 	struct vmcfg_rate rate = { 0 };
 	if (has)
 		fc_limiter_apply(l, &rate);
 	if (rate.bandwidth.size || rate.ops.size)
-		return api_fail(err, API_INVALID_VALUE, "rate_limiter: %s has none here; leave it out", what);
+		return api_fail(err, API_INVALID_VALUE,
+				"rate_limiter: a pmem device has none here; leave it out");
 	return 0;
 }
 
@@ -227,7 +228,7 @@ int fc_put_pmem(struct fc *fc, const char *id, const void *body, js **ret_answer
 		return api_fail(err, API_INVALID_VALUE,
 				"Attempt to add pmem as a root device while the root device is "
 				"already configured");
-	int r = refuse_limiter(p->has_rate_limiter, &p->rate_limiter, "a pmem device", err);
+	int r = refuse_limiter(p->has_rate_limiter, &p->rate_limiter, err);
 	r = r ? r : vmfds_file("path_on_host", p->path_on_host, !p->read_only, false, &fd, err);
 	if (r)
 		return r;
@@ -244,7 +245,7 @@ int fc_patch_pmem(struct fc *fc, const char *id, const void *body, js **ret_answ
 	(void)ret_answer;
 	for (uint32_t i = 0; i < fc->n_pmems; i++)
 		if (!strcmp(fc->pmem[i].id, id))
-			return refuse_limiter(p->has_rate_limiter, &p->rate_limiter, "a pmem device", err);
+			return refuse_limiter(p->has_rate_limiter, &p->rate_limiter, err);
 	return api_fail(err, API_INVALID_VALUE, "There is no pmem device \"%s\"", id);
 }
 
@@ -279,9 +280,7 @@ int fc_put_entropy(struct fc *fc, const char *id, const void *body, js **ret_ans
 {
 	const struct fc_entropy *e = body;
 	(void)id, (void)ret_answer;
-	int r = refuse_limiter(e->has_rate_limiter, &e->rate_limiter, "the entropy device", err);
-	if (r)
-		return r;
+	(void)err;
 	fc->entropy = *e;
 	fc->has_entropy = true;
 	return 0;
@@ -458,6 +457,8 @@ int fc_make_config(const struct fc *fc, struct vmcfg *ret_cfg, struct api_err *e
 	}
 	make_metadata(fc, &c->metadata);
 	c->rng = fc->has_entropy;
+	if (fc->entropy.has_rate_limiter)
+		fc_limiter_apply(&fc->entropy.rate_limiter, &c->rng_rate);
 	if (fc->has_balloon)
 		c->balloon =
 			(struct vmcfg_balloon){ .present = true,
@@ -526,6 +527,7 @@ void fc_take_config(struct fc *fc, const struct vmcfg *c)
 	memcpy(fc->mmds_config.network_interfaces, c->metadata.net, sizeof c->metadata.net);
 	memcpy(fc->mmds_config.ipv4_address, c->metadata.address, sizeof c->metadata.address);
 	fc->has_entropy = c->rng;
+	fc->entropy.has_rate_limiter = fc_limiter_from(&c->rng_rate, &fc->entropy.rate_limiter);
 	fc->has_balloon = c->balloon.present;
 	fc->balloon = (struct fc_balloon){ .amount_mib = c->balloon.target_mib,
 					   .stats_polling_interval_s = c->balloon.stats_interval_s,

@@ -154,7 +154,7 @@ const LENIENT(fc_vsock_table, vsock_fields);
 
 #define S struct fc_entropy
 static const struct js_field entropy_fields[] = {
-	MAYBE(rate_limiter, JS_OBJ, FC_REFUSED, "buckets of 0 alone", .sub = &limiter_table),
+	LIMITER(rate_limiter, "default: none"),
 };
 const TABLE(fc_entropy_table, entropy_fields);
 #undef S

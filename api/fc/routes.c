@@ -56,7 +56,7 @@ static const struct fc_route routes[] = {
 	{ "PATCH", "/balloon/hinting/start", FC_AFTER, BODY(hinting), .defaults = &default_hinting,
 	  .fn = fc_start_hinting },
 	{ "PATCH", "/balloon/hinting/stop", FC_AFTER, .fn = fc_stop_hinting,
-	  .note = "a round ends by itself, after 60 s at the latest; this is refused while one goes on" },
+	  .note = "ends a round that goes on; by itself one ends after 60 s at the latest" },
 	{ "GET", "/balloon/hinting/status", FC_AFTER, .fn = fc_hinting_status },
 	{ "GET", "/mmds", FC_ALWAYS, .metric = "mmds", .fn = fc_get_mmds },
 	{ "PUT", "/mmds", FC_ALWAYS, .any = true, .metric = "mmds", .fn = fc_put_mmds },

@@ -46,7 +46,8 @@ enum msg_type {
 	MSG_DEVICES,       // struct msg_device_query; answered by struct msg_device in data
 	MSG_BALLOON_HINT,  // struct msg_balloon_hint; answered when the round has ended, with a struct
 			   // msg_balloon
-	MSG_PARK = 80,     // struct msg_park
+	MSG_BALLOON_STOP_HINT, // empty: a round that goes on ends now; its request fails with ECANCELED
+	MSG_PARK = 80,         // struct msg_park
 	// VM -> daemon
 	MSG_REPLY = 100,   // struct msg_reply
 	MSG_EVENT,         // struct msg_event, id 0

@@ -160,6 +160,7 @@ static const struct mv_field vmcfg_fields[] = {
 	MV_ARRAY(struct vmcfg, pmem, n_pmems, MV_TAG_SKIP + 32, pmem_table),
 	MV_OPT_INT(struct vmcfg, huge_pages, MV_TAG_SKIP + 33, MV_U32, GMEM_4K, GMEM_1G),
 	MV_OPT_SUB(struct vmcfg, metadata, MV_TAG_SKIP + 34, metadata_table),
+	MV_OPT_SUB(struct vmcfg, rng_rate, MV_TAG_SKIP + 35, vmcfg_rate_table),
 };
 MV_DEFINE_TABLE(vmcfg_table, struct vmcfg, vmcfg_fields);
 
@@ -373,8 +374,10 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 			if (!strcmp(c->drive[k].id, c->drive[i].id))
 				return mv_fail(err, EINVAL, "drive %s: there twice", c->drive[i].id);
 	}
-	if ((r = check_metadata(c, err)))
+	if ((r = check_metadata(c, err)) || (r = vmcfg_check_rate(&c->rng_rate, "rng", "device", err)))
 		return r;
+	if (!c->rng && (c->rng_rate.bandwidth.size || c->rng_rate.ops.size))
+		return mv_fail(err, EINVAL, "rng_rate_limit: the VM has no rng device");
 	for (uint32_t i = 0; i < c->n_nets; i++) {
 		if ((r = check_id("net", c->net[i].id, err)) || (r = check_net(c, i, err)))
 			return r;

@@ -178,6 +178,7 @@ struct vmcfg {
 	struct vmcfg_metadata metadata;
 	struct vmcfg_vsock vsock;
 	bool rng;
+	struct vmcfg_rate rng_rate;
 	bool track_dirty;    // note what the guest writes, for incremental snapshots
 	uint32_t huge_pages; // enum gmem_pages
 	struct vmcfg_cpu cpu;

@@ -70,6 +70,30 @@ static void test_bounded(void **state)
 	}
 }
 
+// A buffer goes when those before it are paid for; none is lost.
+static void test_limit(void **state)
+{
+	struct fixture *f = *state;
+	const struct vmcfg_rate rate = { .bandwidth = { .size = 1000, .refill_ms = 100 } };
+	uint64_t a = t_alloc(&f->vm, 1000, 16);
+	unsigned n = 0;
+	assert_int_equal(vio_rng_set_limit(f->d, &rate, NULL), 0);
+	for (unsigned i = 0; i < 5; i++)
+		t_add(&f->drv, (struct t_buf[]){ { a, 1000, true } }, 1);
+	uint64_t start = mv_now_ns();
+	t_kick(f->d, 0);
+	while (t_used(&f->drv, NULL, NULL))
+		n++;
+	assert_int_equal(n, 2); // the bucket's, and the one that is owed for
+	t_kick(f->d, 0);
+	assert_false(t_used(&f->drv, NULL, NULL));
+	for (; n < 5; n++) {
+		t_run_until(&f->vm, t_has_used, &f->drv);
+		assert_true(t_used(&f->drv, NULL, NULL));
+	}
+	assert_true(mv_now_ns() - start >= 290 * 1000000ull);
+}
+
 // Two clones of one state, over copies of one memory, draw different bytes.
 static void test_clones_differ(void **state)
 {
@@ -97,6 +121,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_bytes, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_bounded, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_limit, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_clones_differ, set_up, tear_down),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

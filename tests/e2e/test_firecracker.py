@@ -308,7 +308,7 @@ def test_every_refusal_of_a_body():
                 ("PUT", "/network-interfaces/a", {"iface_id": "a", "host_dev_name": "t", "guest_mac": "x"}, "MAC"),
                 ("PUT", "/pmem/a", {"id": "a", "path_on_host": f"{w}/no"}, "does not exist"),
                 ("PUT", "/pmem/a", {"id": "a", "path_on_host": disk, "rate_limiter": {"ops": bucket}}, "none here"),
-                ("PUT", "/entropy", {"rate_limiter": {"ops": bucket}}, "none here"),
+                ("PUT", "/entropy", {"rate_limiter": {"ops": {"size": 5}}}, "refill_time"),
                 ("PUT", "/vsock", {"guest_cid": 2, "uds_path": f"{w}/v"}, "guest_cid"),
                 ("PUT", "/vsock", {"guest_cid": 3, "uds_path": f"{w}/no/v"}, "does not exist"),
                 ("PUT", "/vsock", {"guest_cid": 3, "uds_path": "x" * 100}, "longer"),
@@ -426,12 +426,13 @@ def test_config_round_trip():
             f.put("/vsock", {"guest_cid": 7, "uds_path": f"{w}/v"})
             f.put("/vsock", {"guest_cid": 8, "uds_path": f"{w}/v2"})
             assert not os.path.exists(f"{w}/v") and os.path.exists(f"{w}/v2")
-            f.put("/entropy", {})
+            f.put("/entropy", {"rate_limiter": limiter})
             f.put("/serial", {"serial_out_path": f"{w}/serial"})
             f.put("/balloon", {"amount_mib": 4, "deflate_on_oom": False, "stats_polling_interval_s": 1})
             config = f.config()
             assert [d["drive_id"] for d in config["drives"]] == ["root", "data"], config
             assert config["drives"][1]["rate_limiter"] == limiter and config["vsock"]["guest_cid"] == 8
+            assert config["entropy"] == {"rate_limiter": limiter}, config
             assert f.end() == -signal.SIGTERM
             assert not os.path.exists(f"{w}/v2")
         file = f"{w}/config.json"
@@ -608,7 +609,10 @@ def test_hinting():
         status = f.get("/balloon/hinting/status").json
         assert status["host_cmd"] >= 2 and status["guest_cmd"] is None, status
         f.refused("PATCH", "/balloon/hinting/start", {}, "under way")
-        f.refused("PATCH", "/balloon/hinting/stop", None, "ends by itself")
+        f.ok("PATCH", "/balloon/hinting/stop")
+        assert f.get("/balloon/hinting/status").json == {"host_cmd": 1, "guest_cmd": None}
+        assert f.say("balloon stop") == "OK"
+        f.ok("PATCH", "/balloon/hinting/start")
         assert f.say("balloon hint 2000 5") == "OK" and f.say("balloon stop") == "OK"
         wait_until("the round's end", lambda: f.get("/balloon/hinting/status").json == {"host_cmd": 1, "guest_cmd": 0})
         f.ok("PATCH", "/balloon/hinting/stop")
