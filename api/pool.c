@@ -2,6 +2,7 @@
 #include "api/pool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -354,6 +355,26 @@ int pools_init(struct server *s)
 	return r ? r : mv_timer_init(&s->loop, &s->pool_refill, on_refill, s);
 }
 
+int cpu_latency_hold(int32_t us, int *ret_fd, struct mv_err *err)
+{
+	const char *path = "/dev/cpu_dma_latency";
+	MV_FD fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, &us, sizeof us) != sizeof us)
+		return mv_fail(err, errno, "%s: %s", path, strerror(errno));
+	*ret_fd = MV_TAKE_FD(fd);
+	return 0;
+}
+
+static void hold_cpus(struct server *s)
+{
+	struct mv_err err;
+	if (LIST_EMPTY(&s->pools))
+		mv_close(&s->cpu_latency_fd);
+	else if (s->cpu_latency_us >= 0 && s->cpu_latency_fd < 0 &&
+		 cpu_latency_hold(s->cpu_latency_us, &s->cpu_latency_fd, &err))
+		mv_log_limited(MV_WARN, "idle states of CPUs stay as they are: %s", err.msg);
+}
+
 static void drop(struct pool *p)
 {
 	if (p->dropped)
@@ -361,6 +382,7 @@ static void drop(struct pool *p)
 	p->dropped = true;
 	tell_change(p);
 	LIST_REMOVE(p, link);
+	hold_cpus(p->s);
 	end_shells(p, 0);
 	snprintf(p->error, sizeof p->error, "dropped");
 	tell_waiters(p);
@@ -453,6 +475,7 @@ static int pool_new(struct prepare *from, struct pool **ret_p, struct api_err *e
 	p->last_claim_ns = mv_now_ns();
 	p->shell_bytes = kernel_bytes(p);
 	LIST_INSERT_HEAD(&p->s->pools, p, link);
+	hold_cpus(p->s);
 	// Shells of a template that is not complete would wait for each page, so fill it first.
 	if (p->src.lazy && p->src.start_fill && !lazy_is_complete(p->src.lazy)) {
 		p->waits_for_template = true;

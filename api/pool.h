@@ -21,7 +21,10 @@ struct pool_settings {
 	uint32_t idle_s; // no claim for so long: down to min, or to none when the size is fixed; 0: never
 };
 
-int pools_init(struct server *s);  // -errno
+int pools_init(struct server *s); // -errno
+// As long as the descriptor is open CPUs keep out of idle states that take longer than `us` to leave: the
+// kernel's PM QoS interface, Documentation/power/pm_qos_interface.rst. It takes root, and power.
+int cpu_latency_hold(int32_t us, int *ret_fd, struct mv_err *err);
 void pools_stop(struct server *s); // ends all shells and starts no more
 
 // Makes the snapshot's pool, or gives it new settings. p: done; its files are shared from here on.

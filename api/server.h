@@ -107,6 +107,8 @@ struct server {
 	struct mv_timer pool_tick, pool_refill;
 	bool pool_refill_armed;
 	uint64_t pool_max_bytes; // of all shells
+	int32_t cpu_latency_us;  // while there are pools: see cpu_latency_hold(); -1: as the host has it
+	int cpu_latency_fd;
 	// processes that are to be anybody's VM (spare.c)
 	struct vm_process spare[MAX_SPARES];
 	unsigned n_spares, want_spares;

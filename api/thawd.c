@@ -46,6 +46,7 @@ struct options {
 	bool no_userfaultfd, activated; // activated: the socket is the service manager's
 	uint64_t pool_max_bytes;        // 0: the default
 	unsigned spares;
+	int32_t cpu_latency_us; // -1: not given
 	uint32_t orphan_s, keep_s;
 	enum mv_level level;
 };
@@ -61,6 +62,9 @@ static const char help[] =
 	"  --kvm PATH        the KVM device (default /dev/kvm)\n"
 	"  --pool-memory MIB  most that clones prepared in advance may take (default: a quarter of\n"
 	"                    the host's memory)\n"
+	"  --cpu-latency US  while clones wait in pools, keep the host's CPUs out of idle states that take "
+	"longer\n"
+	"                    to leave, 0: out of all (default: as the host has it; costs power, takes root)\n"
 	"  --spares N        VM processes kept ready for whoever starts a VM, 0 to 64 (default 2)\n"
 	"  --cgroup PATH     a cgroup v2 without processes of its own, for VMs with limits (default: the\n"
 	"                    daemon's own where systemd has delegated it)\n"
@@ -85,6 +89,7 @@ enum {
 	OPT_KVM,
 	OPT_POOL_MEMORY,
 	OPT_SPARES,
+	OPT_CPU_LATENCY,
 	OPT_CGROUP,
 	OPT_NO_UFFD,
 	OPT_ORPHAN,
@@ -103,6 +108,7 @@ static const struct option long_options[] = {
 	{ "kvm", required_argument, NULL, OPT_KVM },
 	{ "pool-memory", required_argument, NULL, OPT_POOL_MEMORY },
 	{ "spares", required_argument, NULL, OPT_SPARES },
+	{ "cpu-latency", required_argument, NULL, OPT_CPU_LATENCY },
 	{ "cgroup", required_argument, NULL, OPT_CGROUP },
 	{ "no-userfaultfd", no_argument, NULL, OPT_NO_UFFD },
 	{ "orphan-timeout", required_argument, NULL, OPT_ORPHAN },
@@ -154,6 +160,15 @@ static bool parse_spares(const char *s, unsigned *ret_n)
 	return true;
 }
 
+static bool parse_latency(const char *s, int32_t *ret_us)
+{
+	uint64_t us = 0;
+	if (!parse_number(s, INT32_MAX, &us))
+		return false;
+	*ret_us = (int32_t)us;
+	return true;
+}
+
 static bool parse_seconds(const char *s, uint32_t max, uint32_t *ret_s)
 {
 	uint64_t n = 0;
@@ -180,6 +195,7 @@ static bool set_option(struct options *o, int option, const char *arg)
 	case OPT_VMM: return set(o->vmm, arg);
 	case OPT_KVM: o->kvm = arg; return true;
 	case OPT_SPARES: return parse_spares(arg, &o->spares);
+	case OPT_CPU_LATENCY: return parse_latency(arg, &o->cpu_latency_us);
 	case OPT_POOL_MEMORY: return parse_mib(arg, &o->pool_max_bytes);
 	case OPT_CGROUP: o->cgroup = arg; return true;
 	case OPT_NO_UFFD: o->no_userfaultfd = true; return true;
@@ -315,6 +331,11 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		mv_fail(err, -r, "event loop: %s", strerror(-r));
 	if (!r && s->stopping)
 		return 0;
+	if (!r && s->cpu_latency_us >= 0) { // can it be had? Else it is told now, not with the first pool
+		MV_FD tried = -1;
+		if ((r = cpu_latency_hold(s->cpu_latency_us, &tried, err)))
+			mv_wrap(err, "--cpu-latency");
+	}
 	if (!r && (r = spares_init(s, o->spares)))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
 	if (!r)
@@ -478,9 +499,12 @@ static int take_service(struct options *o, int *ret_listen_fd, struct mv_err *er
 int main(int argc, char **argv)
 {
 	static struct server s;
-	static struct options o = {
-		.kvm = "/dev/kvm", .orphan_s = ORPHAN_S, .keep_s = IDEM_KEEP_S, .level = MV_INFO, .spares = 2
-	};
+	static struct options o = { .kvm = "/dev/kvm",
+				    .orphan_s = ORPHAN_S,
+				    .keep_s = IDEM_KEEP_S,
+				    .level = MV_INFO,
+				    .spares = 2,
+				    .cpu_latency_us = -1 };
 	struct signals g = { .fd = -1 };
 	struct mv_err err = { 0 };
 	int listen_fd = -1;
@@ -507,7 +531,8 @@ int main(int argc, char **argv)
 	s.idem.keep_s = o.keep_s;
 	TAILQ_INIT(&s.idem.kept);
 	s.store = (struct store)STORE_CLOSED;
-	s.layers_fd = s.cgroup.fd = s.vms_fd = s.spare_socket = -1;
+	s.layers_fd = s.cgroup.fd = s.vms_fd = s.spare_socket = s.cpu_latency_fd = -1;
+	s.cpu_latency_us = o.cpu_latency_us;
 	r = mv_loop_init(&s.loop);
 	if (!r)
 		r = take_signals(&s, &g); // before any thread: all inherit the mask

@@ -79,7 +79,7 @@ static bool listens(const char *path)
 	       !connect(fd, (const struct sockaddr *)&a, sizeof a);
 }
 
-int daemon_start(const struct bench_env *env, struct daemon *d)
+int daemon_start(const struct bench_env *env, struct daemon *d, const char *option)
 {
 	char program[1100], state[1400];
 
@@ -89,7 +89,9 @@ int daemon_start(const struct bench_env *env, struct daemon *d)
 	snprintf(d->socket, sizeof d->socket, "%s/thaw.sock", d->dir);
 	snprintf(state, sizeof state, "%s/state", d->dir);
 	snprintf(program, sizeof program, "%s/thawd", env->bin);
-	char *argv[] = { program, "--socket", d->socket, "--state-dir", state, "--log-level", "error", NULL };
+	char *argv[] = { program, "--socket",    d->socket, "--state-dir",
+			 state,   "--log-level", "error",   (char *)(uintptr_t)option,
+			 NULL };
 	int r = posix_spawn(&d->pid, program, NULL, NULL, argv, environ);
 	if (r)
 		return -r;

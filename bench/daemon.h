@@ -13,7 +13,7 @@ struct daemon {
 };
 
 // 0 or -errno; daemon_stop() is to be called in both cases, and removes the folder.
-int daemon_start(const struct bench_env *env, struct daemon *d);
+int daemon_start(const struct bench_env *env, struct daemon *d, const char *option); // NULL: none more
 void daemon_stop(struct daemon *d);
 
 // One request that must succeed: a failure is printed, *ret is -errno. The answer, to be freed, or NULL

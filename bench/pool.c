@@ -470,10 +470,31 @@ static int forks(const struct bench_env *env, struct daemon *d, struct bench_res
 	return r;
 }
 
+// By a daemon of its own, which keeps CPUs awake.
+static int awake(const struct bench_env *env, struct bench_results *res)
+{
+	struct daemon d = { 0 };
+	if (access("/dev/cpu_dma_latency", W_OK)) {
+		fprintf(stderr, "bench: no clone_prepared_total_awake: /dev/cpu_dma_latency: %s\n",
+			strerror(errno));
+		return 0;
+	}
+	struct bench_series *total = bench_series(res, "clone_prepared_total_awake", "us",
+						  "clone_prepared_total by thawd --cpu-latency 0");
+	int r = daemon_start(env, &d, "--cpu-latency=0");
+	r = r ? r : make_snapshot(env, &d);
+	r = r ? r : fill_pool(&d, POOL);
+	r = r ? r : record(&d);
+	r = r ? r : fill_pool(&d, POOL);
+	r = r ? r : claims(&d, env->samples, total, NULL);
+	daemon_stop(&d);
+	return r;
+}
+
 int bench_pool(const struct bench_env *env, struct bench_results *res)
 {
 	struct daemon d = { 0 };
-	int r = daemon_start(env, &d);
+	int r = daemon_start(env, &d, NULL);
 	r = r ? r : make_snapshot(env, &d);
 	r = r ? r : alone(env, &d, res);
 	r = r ? r : beside_teardown(env, &d, res);
@@ -481,14 +502,14 @@ int bench_pool(const struct bench_env *env, struct bench_results *res)
 	r = r ? r : thousand(env, &d, res);
 	r = r ? r : forks(env, &d, res);
 	daemon_stop(&d);
-	return r;
+	return r ? r : awake(env, res);
 }
 
 // Where a thousand would be too many: only what an idle clone costs.
 int bench_idle(const struct bench_env *env, struct bench_results *res)
 {
 	struct daemon d = { 0 };
-	int r = daemon_start(env, &d);
+	int r = daemon_start(env, &d, NULL);
 	r = r ? r : make_snapshot(env, &d);
 	r = r ? r : idle_memory(env, &d, IDLE, NULL, res);
 	r = r ? r : end_burst(&d, IDLE);

@@ -124,7 +124,7 @@ static int overhead(const struct bench_env *env, struct daemon *d, struct bench_
 int bench_rest(const struct bench_env *env, struct bench_results *res)
 {
 	struct daemon d = { 0 };
-	int r = daemon_start(env, &d);
+	int r = daemon_start(env, &d, NULL);
 	r = r ? r : make_snapshot(env, &d);
 	r = r ? r : cold_clones(env, &d, res);
 	r = r ? r : lz4_clones(env, &d, res);

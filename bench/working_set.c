@@ -140,7 +140,7 @@ static int compare(const struct bench_env *env, struct daemon *d, struct bench_r
 int bench_working_set(const struct bench_env *env, struct bench_results *res)
 {
 	struct daemon d = { 0 };
-	int r = daemon_start(env, &d);
+	int r = daemon_start(env, &d, NULL);
 	r = r ? r : make_snapshot(env, &d);
 	r = r ? r : compare(env, &d, res);
 	daemon_stop(&d);

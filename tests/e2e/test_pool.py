@@ -4,10 +4,11 @@
 claimed, shells that die, sizes by number and by rate, and that nothing stays behind."""
 import os
 import signal
+import subprocess
 import threading
 import time
 
-from thawlib import SANITIZED, Daemon, UnixConnection, alive, main, need_kvm, thaw, wait_until
+from thawlib import BIN, SANITIZED, Daemon, Skip, UnixConnection, alive, main, need_kvm, thaw, wait_until
 
 
 def freeze(d, fmt="raw", **more):
@@ -99,6 +100,36 @@ def test_what_is_not_claimed_is_started():
         name = r.json["clones"][0]["name"]
         assert d.post(f"/v1/vms/{name}/resume").status == 200
         d.expect(name, "RESTORED\n")
+
+
+def test_cpus_are_kept_awake_for_pools():
+    """With --cpu-latency, while there is a pool."""
+    device = "/dev/cpu_dma_latency"
+    if not os.access(device, os.W_OK):
+        raise Skip(f"{device} can't be written")
+
+    def held(d):
+        found = 0
+        for fd in os.listdir(f"/proc/{d.process.pid}/fd"):
+            try:
+                found += os.readlink(f"/proc/{d.process.pid}/fd/{fd}") == device
+            except FileNotFoundError:  # closed since it was listed
+                pass
+        return found
+
+    with Daemon(["--cpu-latency", "20"]) as d:
+        freeze(d)
+        assert held(d) == 0
+        prepare(d, size=1)
+        assert held(d) == 1
+        prepare(d, size=2)
+        assert held(d) == 1
+        assert d.delete("/v1/snapshots/snap/prepare").status == 204
+        assert held(d) == 0
+    for value in ("x", "-1", ""):
+        r = subprocess.run([os.path.join(BIN, "thawd"), "--cpu-latency", value], capture_output=True, check=False,
+                           timeout=10)
+        assert r.returncode == 2, r
 
 
 def test_shells_that_die_are_replaced():
