@@ -5,21 +5,16 @@
 #include "api/vm.h"
 #include "microvm/base/util.h"
 
-static struct spawn_job *of(struct worker_job *j)
-{
-	return (struct spawn_job *)(void *)((char *)j - offsetof(struct spawn_job, job));
-}
-
 static void run(struct worker_job *job)
 {
-	struct spawn_job *j = of(job);
+	struct spawn_job *j = MV_CONTAINER(job, struct spawn_job, job);
 	if (spawn_vmm(j->s->vmm_path, j->theirs, j->cgroup_fd, &j->pidfd, &j->pid, &j->err))
 		j->pid = 0;
 }
 
 static void done(struct worker_job *job)
 {
-	struct spawn_job *j = of(job);
+	struct spawn_job *j = MV_CONTAINER(job, struct spawn_job, job);
 	struct server *s = j->s;
 	mv_close(&j->theirs);
 	j->done(j);

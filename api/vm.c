@@ -671,7 +671,7 @@ static int watch(struct vm *vm, struct api_err *err)
 // The process is there, or will never be. Nothing that it said was read before.
 static void on_started(struct spawn_job *j)
 {
-	struct vm *vm = (struct vm *)(void *)((char *)j - offsetof(struct vm, starting));
+	struct vm *vm = MV_CONTAINER(j, struct vm, starting);
 	struct api_err err;
 	vm->pid = j->pid;
 	vm->pidfd = j->pidfd;

@@ -3,8 +3,8 @@
 // clone that has the old memory file mapped keeps what it has (a MAP_PRIVATE page that was not touched yet
 // shows every later write to the file), and a snapshot that fails leaves the old one as it was. Firecracker
 // writes in place; the difference shows to who holds the old file by a hard link or a descriptor, and needs a
-// folder that can be written and room for both. A process that is killed half-way leaves ".<name>.XXXXXX" in
-// that folder.
+// folder that can be written and room for both. A process that is killed half-way leaves ".<name>." with
+// eight hexadecimal digits in that folder.
 //
 //   open --> fd is written --> publish (both at once)
 //     `-------------------------> drop (idempotent, also after publish)
