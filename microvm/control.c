@@ -293,11 +293,10 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	c->vm->serial.on_output = on_output;
 	c->vm->serial.on_output_arg = c;
 	if (c->vm->shell) {
-		// Clock and TSC go on by themselves from here, so the claim has no need to move them.
 		mv_loop_lend(&c->vm->loop, answer_claim, c);
-		r = arch_vm_resume(c->vm, err);
-		c->vm->resumed = !r;
-		return r;
+		arch_vm_resume(c->vm);
+		c->vm->resumed = true;
+		return 0;
 	}
 	return s->run ? vm_run(c->vm, err) : 0;
 }

@@ -165,6 +165,7 @@ int saved_vm_load(struct vm *vm, const struct saved_vm *s, struct mv_err *err)
 	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
 		r = arch_vcpu_load(&vm->vcpu[i], s->vcpu[i].bytes, s->vcpu[i].len, err);
 	r = r ? r : arch_vm_load(vm, s->arch.bytes, s->arch.len, err);
+	r = r ? r : arch_vm_catch_up(vm, err);
 	r = r ? r : serial_load(&vm->serial, s->serial.bytes, s->serial.len, err);
 	for (unsigned i = 0; !r && i < vm->n_devs; i++)
 		r = vio_load(vm->dev[i], s->dev[i].bytes, s->dev[i].len, err);

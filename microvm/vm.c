@@ -537,9 +537,8 @@ int vm_run(struct vm *vm, struct mv_err *err)
 	if (r)
 		return r;
 	if (vm->state == VM_PAUSED) {
-		r = vm->resumed || vm->park.parked ? 0 : arch_vm_resume(vm, err);
-		if (r)
-			return r;
+		if (!vm->resumed && !vm->park.parked)
+			arch_vm_resume(vm);
 		vm->resumed = false;
 		for (unsigned i = 0; i < vm->n_devs; i++)
 			vio_unquiesce(vm->dev[i]);

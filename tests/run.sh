@@ -93,7 +93,9 @@ run() {
 	[ -z "$lines" ] || printf '%s\n' "$lines" | sed 's/^/         /'
 	if [ "$f" != 0 ]; then
 		failures+=("$name: $log")
-		grep -v '^ok ' "$log" | tail -n 60 | sed 's/^/       | /'
+		# Each failed test with what it says; then the end of the rest.
+		awk '/^(not )?ok / { on = /^not / } on' "$log" | head -n 100 | sed 's/^/       | /'
+		grep -v '^ok ' "$log" | tail -n 40 | sed 's/^/       : /'
 	fi
 }
 
@@ -147,18 +149,20 @@ if [ -x tests/rig/run.sh ]; then
 	mkdir -p "$beside"
 	: >"$beside/todo"
 	# A guest by thaw guest fetch, from the real archive; a stock kernel by Firecracker's API and curl; the demo as it
-	# runs where there is no KVM, also the tiny guest on a real KVM.
+	# runs where there is no KVM, also the tiny guest on a real KVM; the machine's state there.
 	meanwhile rig/guest 1300 env RIG_SECONDS=1200 tests/rig/run.sh -o "$B/tests/rig/guest" \
 		-G -s 6.12 -k bzImage -c 1 -x guest.sh "$B"
 	meanwhile rig/firecracker 700 env RIG_SECONDS=600 tests/rig/run.sh -o "$B/tests/rig/firecracker" \
 		-b /usr/bin/curl -s 6.12 -k vmlinux -c 1 -x firecracker.sh "$B"
 	meanwhile rig/demo 300 env CLONES=3 tests/rig/run.sh -o "$B/tests/rig/demo" \
 		-s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
+	meanwhile rig/arch 300 env RIG_SECONDS=200 tests/rig/run.sh -o "$B/tests/rig/arch" \
+		-b "$B/tests/microvm/test_arch" -a "$B/tests/microvm/test_arch" -s 6.1 -k vmlinux -c 1 -x arch.sh "$B"
 	taskset -c "$other" bash "$beside/todo" &
 	# Snapshots, forks and clones under load.
 	run rig/load 1500 env RIG_SECONDS=1400 taskset -c "$one" tests/rig/run.sh \
 		-g -s 6.12 -k bzImage -c 2 -x load.sh "$B"
-	for name in rig/guest rig/firecracker rig/demo; do collect $name; done
+	for name in rig/guest rig/firecracker rig/demo rig/arch; do collect $name; done
 	wait
 else
 	none rig "there is no tests/rig/run.sh"

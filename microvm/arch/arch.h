@@ -40,8 +40,11 @@ int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err);
 int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err);
 int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err);
 int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *err);
-// After all else is loaded, just before the vCPUs run: the clock, and so on.
-int arch_vm_resume(struct vm *vm, struct mv_err *err);
+// After vCPUs and machine are loaded: the clocks move on by the time that passed since they were saved, and
+// go on.
+int arch_vm_catch_up(struct vm *vm, struct mv_err *err);
+// Just before the vCPUs run, after a restore or a pause: the guest is told that it stood still.
+void arch_vm_resume(struct vm *vm);
 
 // Parking (microvm/park.h). -ENOTSUP: a guest's clocks could not go on afterwards.
 int arch_park_check(struct vm *vm, struct mv_err *err);

@@ -35,19 +35,28 @@ counted_past() { # VM N
 	[ "$b" -gt "$2" ]
 }
 # first_time VM: how late its clock is from its boot, where a kernel counts ticks and a busy host makes it lose some.
-# right_time VM: no more than that in its copies, to a second, however long it takes to ask.
+# right_time VM: no more than that in its copies: the wall clock to a second, what passed since the boot to 0.3 s more
+# than it takes to ask.
+ticks() { tr -d . </proc/uptime | cut -d ' ' -f 1; } # hundredths of a second
+lead_of() { # VM: our uptime's lead on the guest's, at least LEAST and at most MOST
+	before=$(ticks)
+	guest_up=$(guest "$1" "tr -d . </proc/uptime") || return 1
+	MOST=$(($(ticks) - ${guest_up%% *})) LEAST=$((before - ${guest_up%% *}))
+}
 first_time() {
 	a=$(guest "$1" date +%s) || return 1
 	late=$(($(date +%s) - a))
 	echo "late by $late s at most"
-	[ $late -ge -1 ]
+	[ $late -ge -1 ] && lead_of "$1" && first_least=$LEAST first_most=$MOST
 }
 right_time() {
 	b=$(date +%s)
-	a=$(guest "$1" date +%s) || return 1
+	a=$(guest "$1" date +%s) && lead_of "$1" || return 1
 	c=$(date +%s)
 	echo "guest $a, here $b to $c, late by $late s from its boot"
-	[ "$a" -ge $((b - late - 1)) ] && [ "$a" -le $((c + 1)) ]
+	echo "its uptime lags by $LEAST to $MOST hundredths, by $first_least to $first_most from its boot"
+	[ "$a" -ge $((b - late - 1)) ] && [ "$a" -le $((c + 1)) ] &&
+		[ "$LEAST" -le $((first_most + 30)) ] && [ "$MOST" -ge $((first_least - 30)) ]
 }
 write_nonce() { # VM TEXT: to the disk's sector 8, past the page cache
 	guest "$1" "echo $2 | dd of=/dev/vda bs=512 seek=8 conv=sync,fsync,notrunc 2>/dev/null"

@@ -12,9 +12,9 @@
 
 struct arch_vm {
 	struct i8042 i8042;          // saved
-	struct kvm_clock_data clock; // saved; set again when a loaded VM first runs
-	bool clock_pending;
-	struct { // of a parked VM
+	struct kvm_clock_data clock; // saved
+	uint64_t saved_tsc;          // of the first vCPU, in the state that was loaded
+	struct {                     // of a parked VM
 		uint64_t tsc_offset[VMCFG_MAX_VCPUS];
 		uint64_t timer_boot_ns[VMCFG_MAX_VCPUS]; // a counting APIC timer is due, CLOCK_BOOTTIME; 0:
 							 // none

@@ -245,18 +245,73 @@ static int check_tsc(struct vcpu *c, uint32_t saved_khz, struct mv_err *err)
 	return 0;
 }
 
-int x86_advance_tsc(struct vcpu *c, uint64_t ns, struct mv_err *err)
+bool x86_has_tsc_offset(const struct vm *vm) // asking a vCPU would wait until it leaves KVM_RUN
+{
+	return kvm_capability(vm->kvm_fd, KVM_CAP_VCPU_ATTRIBUTES);
+}
+
+int x86_tsc_offset(struct vcpu *c, unsigned long request, uint64_t *offset, struct mv_err *err)
+{
+	struct kvm_device_attr a = { .group = KVM_VCPU_TSC_CTRL,
+				     .attr = KVM_VCPU_TSC_OFFSET,
+				     .addr = (uintptr_t)offset };
+	return kvm_call(c->fd, request, &a, "KVM_VCPU_TSC_OFFSET", err);
+}
+
+static int read_msr(struct vcpu *c, uint32_t index, uint64_t *ret_value)
 {
 	struct {
 		struct kvm_msrs head;
-		struct kvm_msr_entry entry[2];
-	} list = { .head.nmsrs = 2, .entry = { { .index = MSR_TSC }, { .index = MSR_TSC_DEADLINE } } };
-	int khz = ioctl(c->fd, KVM_GET_TSC_KHZ, 0), n = ioctl(c->fd, KVM_GET_MSRS, &list);
-	if (khz <= 0 || n < 1)
+		struct kvm_msr_entry entry;
+	} one = { .head.nmsrs = 1, .entry.index = index };
+	int r = ioctl(c->fd, KVM_GET_MSRS, &one);
+	*ret_value = one.entry.data;
+	return r == 1 ? 0 : -ENOENT;
+}
+
+static int add_to_msrs(struct vm *vm, uint32_t index, uint64_t delta, struct mv_err *err)
+{
+	int r = 0;
+	for (unsigned i = 0; !r && i < vm->n_vcpus; i++) {
+		struct kvm_msr_entry e = { .index = index };
+		uint64_t now;
+		if (read_msr(&vm->vcpu[i], index, &now) == 0 && (e.data = now + delta))
+			r = set_msrs(&vm->vcpu[i], &e, 1, err);
+	}
+	return r;
+}
+
+static int add_to_offsets(struct vm *vm, uint64_t delta, struct mv_err *err)
+{
+	int r = 0;
+	for (unsigned i = 0; r >= 0 && i < vm->n_vcpus; i++) {
+		uint64_t offset;
+		r = x86_tsc_offset(&vm->vcpu[i], KVM_GET_DEVICE_ATTR, &offset, err);
+		offset += delta;
+		r = r < 0 ? r : x86_tsc_offset(&vm->vcpu[i], KVM_SET_DEVICE_ATTR, &offset, err);
+	}
+	return r < 0 ? r : 0;
+}
+
+// What loading the vCPUs made of their TSCs is not to be relied on: KVM takes a TSC that is set to less than
+// a second from the last one that was, or from a new VM's own, for a try to synchronise CPUs, and leaves it
+// where it is. That they are synchronised is right.
+int x86_set_tscs(struct vm *vm, uint64_t saved, uint64_t passed_ns, struct mv_err *err)
+{
+	int khz = ioctl(vm->vcpu[0].fd, KVM_GET_TSC_KHZ, 0), r;
+	uint64_t now;
+	if (khz <= 0 || read_msr(&vm->vcpu[0], MSR_TSC, &now))
 		return 0; // no TSC to be moved
-	list.entry[0].data += (uint64_t)((unsigned __int128)ns * (unsigned)khz / 1000000);
-	// The deadline again, behind the TSC: its timer was set by the old one. Zero is not armed.
-	return set_msrs(c, list.entry, n == 2 && list.entry[1].data ? 2 : 1, err);
+	uint64_t delta = saved + (uint64_t)((unsigned __int128)passed_ns * (unsigned)khz / 1000000) - now;
+	if (x86_has_tsc_offset(vm))
+		r = add_to_offsets(vm, delta, err);
+	else {
+		uint64_t far = 10 * (uint64_t)khz * 1000; // more than a second, first
+		r = add_to_msrs(vm, MSR_TSC, delta + far, err);
+		r = r ? r : add_to_msrs(vm, MSR_TSC, -far, err);
+	}
+	// The deadlines again, behind the TSC: their timers were set by the old one. Zero is not armed.
+	return r ? r : add_to_msrs(vm, MSR_TSC_DEADLINE, 0, err);
 }
 
 int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err)
@@ -275,6 +330,10 @@ int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err 
 		return mv_fail(err, EINVAL, "vCPU %u: damaged state", c->index);
 	if (need > (int)s->n_xsave)
 		s->n_xsave = (uint32_t)need; // zero beyond what was saved
+	const struct kvm_msr_entry *msr = (void *)s->msrs;
+	for (uint32_t i = 0; c->index == 0 && i < s->n_msrs / sizeof *msr; i++)
+		if (msr[i].index == MSR_TSC)
+			c->vm->arch.saved_tsc = msr[i].data;
 	if ((r = kvm_call(c->fd, KVM_SET_CPUID2, cpuid, "KVM_SET_CPUID2", err)) < 0 ||
 	    (r = check_tsc(c, s->tsc_khz, err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_MP_STATE, &s->mp_state, "KVM_SET_MP_STATE", err)) < 0 ||
@@ -284,7 +343,7 @@ int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err 
 	    (r = kvm_call(c->fd, KVM_SET_XSAVE, s->xsave, "KVM_SET_XSAVE", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_DEBUGREGS, &s->debugregs, "KVM_SET_DEBUGREGS", err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_LAPIC, &s->lapic, "KVM_SET_LAPIC", err)) < 0 ||
-	    (r = set_msrs(c, (void *)s->msrs, s->n_msrs / (uint32_t)sizeof(struct kvm_msr_entry), err)) < 0 ||
+	    (r = set_msrs(c, msr, s->n_msrs / (uint32_t)sizeof *msr, err)) < 0 ||
 	    (r = kvm_call(c->fd, KVM_SET_VCPU_EVENTS, &s->events, "KVM_SET_VCPU_EVENTS", err)) < 0)
 		return r;
 	return 0;

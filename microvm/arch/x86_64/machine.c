@@ -96,19 +96,15 @@ static uint64_t real_time_ns(void)
 // host's clock is the TSC (KVM_CLOCK_REALTIME); else we read the second one beside it.
 static int get_clock(struct vm *vm, struct kvm_clock_data *ret_clock, struct mv_err *err)
 {
-	struct kvm_clock_data c = vm->arch.clock; // loaded and never run: KVM does not have it yet
-	int r = vm->arch.clock_pending ? 0 : kvm_call(vm->vm_fd, KVM_GET_CLOCK, &c, "KVM_GET_CLOCK", err);
-	if (r < 0)
-		return r;
-	if (!vm->arch.clock_pending && !(c.flags & KVM_CLOCK_REALTIME))
-		c.realtime = real_time_ns();
-	*ret_clock = c;
-	return 0;
+	int r = kvm_call(vm->vm_fd, KVM_GET_CLOCK, ret_clock, "KVM_GET_CLOCK", err);
+	if (!r && !(ret_clock->flags & KVM_CLOCK_REALTIME))
+		ret_clock->realtime = real_time_ns();
+	return r < 0 ? r : 0;
 }
 
-// Moves the guest's clock on by the time that passed since the snapshot, so that its wall
-// clock is right. Where KVM can, it does so itself (KVM API 4.29).
-static int set_clock(struct vm *vm, struct mv_err *err)
+// kvmclock moves on where KVM can by itself (KVM API 4.29), so that the guest's wall clock is right. Where
+// the TSC is invariant, Linux takes the time from it and not from kvmclock.
+int arch_vm_catch_up(struct vm *vm, struct mv_err *err)
 {
 	struct kvm_clock_data c = vm->arch.clock;
 	int adjust = kvm_capability(vm->vm_fd, KVM_CAP_ADJUST_CLOCK);
@@ -117,12 +113,7 @@ static int set_clock(struct vm *vm, struct mv_err *err)
 	if (!c.flags)
 		c.clock += passed;
 	int r = kvm_call(vm->vm_fd, KVM_SET_CLOCK, &c, "KVM_SET_CLOCK", err);
-	// Where the TSC is invariant, Linux takes the time from it and not from kvmclock.
-	for (unsigned i = 0; !r && passed && i < vm->n_vcpus; i++)
-		r = x86_advance_tsc(&vm->vcpu[i], passed, err);
-	if (!r)
-		vm->arch.clock_pending = false;
-	return r;
+	return r < 0 ? r : x86_set_tscs(vm, vm->arch.saved_tsc, passed, err);
 }
 
 int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err)
@@ -152,19 +143,14 @@ int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *er
 		return r;
 	vm->arch.i8042 = s.i8042;
 	vm->arch.clock = s.clock;
-	vm->arch.clock_pending = true;
 	return 0;
 }
 
-int arch_vm_resume(struct vm *vm, struct mv_err *err)
+void arch_vm_resume(struct vm *vm)
 {
-	int r = vm->arch.clock_pending ? set_clock(vm, err) : 0;
-	if (r < 0)
-		return r;
 	// "It was stopped from outside": no soft-lockup report. EINVAL: the guest has no kvmclock.
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		ioctl(vm->vcpu[i].fd, KVM_KVMCLOCK_CTRL, 0);
-	return 0;
 }
 
 int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err)

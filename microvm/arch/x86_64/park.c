@@ -120,18 +120,9 @@ int arch_vcpu_waits(struct vcpu *c, bool *ret_waits, uint64_t *ret_left_ns, stru
 	return 0;
 }
 
-static int tsc_offset(struct vcpu *c, unsigned long request, uint64_t *offset, struct mv_err *err)
-{
-	struct kvm_device_attr a = { .group = KVM_VCPU_TSC_CTRL,
-				     .attr = KVM_VCPU_TSC_OFFSET,
-				     .addr = (uintptr_t)offset };
-	return kvm_call(c->fd, request, &a, "KVM_VCPU_TSC_OFFSET", err);
-}
-
 int arch_park_check(struct vm *vm, struct mv_err *err)
 {
-	if (kvm_capability(vm->kvm_fd,
-			   KVM_CAP_VCPU_ATTRIBUTES)) // asking a vCPU would wait until it leaves KVM_RUN
+	if (x86_has_tsc_offset(vm))
 		return 0;
 	return mv_fail(err, ENOTSUP,
 		       "this host's KVM can't set a guest's TSC offset; parking needs Linux 5.16");
@@ -156,7 +147,7 @@ int arch_park(struct vm *vm, struct mv_err *err)
 {
 	int r = 0;
 	for (unsigned i = 0; r >= 0 && i < vm->n_vcpus; i++)
-		r = tsc_offset(&vm->vcpu[i], KVM_GET_DEVICE_ATTR, &vm->arch.parked.tsc_offset[i], err);
+		r = x86_tsc_offset(&vm->vcpu[i], KVM_GET_DEVICE_ATTR, &vm->arch.parked.tsc_offset[i], err);
 	vm->arch.parked.boot_to_real_ns = boot_to_real_ns();
 	return r < 0 ? r : 0;
 }
@@ -184,7 +175,7 @@ static int move_vcpu(struct vcpu *c, struct mv_err *err)
 	uint64_t due = c->vm->arch.parked.timer_boot_ns[c->index], now = clock_ns(CLOCK_BOOTTIME);
 	struct tsc_msrs m = { .head.nmsrs = 1, .entry = { { .index = MSR_TSC_DEADLINE } } };
 	struct kvm_lapic_state apic;
-	int r = tsc_offset(c, KVM_SET_DEVICE_ATTR, &offset, err);
+	int r = x86_tsc_offset(c, KVM_SET_DEVICE_ATTR, &offset, err);
 	if (r < 0)
 		return r;
 	if (!due && !c->vm->arch.parked.spent[c->index]) {
@@ -210,8 +201,5 @@ int arch_unpark(struct vm *vm, struct mv_err *err)
 	int r = move_clock(vm, err);
 	for (unsigned i = 0; r >= 0 && i < vm->n_vcpus; i++)
 		r = move_vcpu(&vm->vcpu[i], err);
-	if (r < 0)
-		return r;
-	vm->arch.clock_pending = false;
-	return 0;
+	return r < 0 ? r : 0;
 }

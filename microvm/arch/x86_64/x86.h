@@ -5,8 +5,14 @@
 #include "microvm/base/err.h"
 #include "microvm/vm.h"
 
-// Moves a vCPU's TSC on; a pending TSC deadline stays at its value.
-int x86_advance_tsc(struct vcpu *c, uint64_t ns, struct mv_err *err);
+// The first vCPU's TSC is what it was saved as plus the time that passed since; the others go where they were
+// beside it. Pending TSC deadlines keep their value.
+int x86_set_tscs(struct vm *vm, uint64_t saved, uint64_t passed_ns, struct mv_err *err);
+
+// Can KVM tell and set how far a guest's TSC is from the host's? Linux 5.16.
+bool x86_has_tsc_offset(const struct vm *vm);
+// KVM_GET_DEVICE_ATTR or KVM_SET_DEVICE_ATTR of that distance.
+int x86_tsc_offset(struct vcpu *c, unsigned long request, uint64_t *offset, struct mv_err *err);
 
 extern const struct mv_table x86_machine_table; // what is saved of the machine around the CPUs
 
