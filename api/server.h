@@ -112,7 +112,9 @@ struct server {
 	// processes that are to be anybody's VM (spare.c)
 	struct vm_process spare[MAX_SPARES];
 	unsigned n_spares, want_spares;
-	int spare_socket; // of the one that is being started; -1: none
+	struct vm_process warming; // the one that is being started, or is not warm yet; socket -1: none
+	struct mv_watch warming_watch;
+	unsigned spare_failures; // one after the other
 	struct mv_timer spare_timer;
 	// templates of compressed snapshots (lazy.c) and who fills them (pager.c)
 	struct lazy_list lazy_templates;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Spare VM processes: started, with an empty KVM VM, waiting for what they are to be. They are of no
-// snapshot; whoever starts a VM takes one when there is one, and saves the start of a process.
-// Made off the path of requests. Loop's thread only.
+// snapshot; whoever starts a VM takes one when there is one, and saves the start of a process. One that is
+// not warm yet (vm_warm()) is not taken: what it still waits for takes longer than a start. Made off the path
+// of requests. Loop's thread only.
 #pragma once
 #include "api/server.h"
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +38,7 @@
 #include "microvm/base/util.h"
 
 #define ORPHAN_S 600
+#define HEAP_KEPT_BYTES (4 << 20)
 #define CONFIG "/etc/thaw/thawd.conf"
 #define STOP_WAIT_NS (5ull * 1000 * 1000 * 1000) // for VM processes to go when we end
 
@@ -513,6 +515,11 @@ int main(int argc, char **argv)
 	if (r)
 		return r - 1;
 	stdio_is_open();
+	// What one request frees the next one takes: a page that is touched for the first time costs more
+	// than most requests do.
+	mallopt(M_TRIM_THRESHOLD, HEAP_KEPT_BYTES);
+	mallopt(M_MMAP_THRESHOLD, HEAP_KEPT_BYTES / 4);
+	mallopt(M_TOP_PAD, HEAP_KEPT_BYTES / 4);
 	mv_log_init("thawd", o.level);
 	raise_fd_limit();
 	if (take_service(&o, &listen_fd, &err) || paths_default_socket(o.socket, &err) ||
@@ -531,7 +538,8 @@ int main(int argc, char **argv)
 	s.idem.keep_s = o.keep_s;
 	TAILQ_INIT(&s.idem.kept);
 	s.store = (struct store)STORE_CLOSED;
-	s.layers_fd = s.cgroup.fd = s.vms_fd = s.spare_socket = s.cpu_latency_fd = -1;
+	s.layers_fd = s.cgroup.fd = s.vms_fd = s.cpu_latency_fd = -1;
+	s.warming = (struct vm_process){ .socket = -1, .pidfd = -1 };
 	s.cpu_latency_us = o.cpu_latency_us;
 	r = mv_loop_init(&s.loop);
 	if (!r)

@@ -11,9 +11,11 @@
 
 #include "devices/devices.h"
 #include "microvm/base/log.h"
+#include "microvm/base/scratch.h"
 #include "microvm/kvm.h"
 
 // Console output is answered this long after its first byte, so that a line is one answer.
+#define SETUP_BYTES (192u << 10) // what a VM that is made is decoded from, and into, at a time
 #define CONSOLE_GATHER_NS (2u * 1000 * 1000)
 
 static void reply(struct control *c, uint64_t id, struct msg_reply *r, int code, const struct mv_err *err)
@@ -263,7 +265,8 @@ static int do_metadata(struct control *c, const struct msg *m, struct mv_err *er
 
 static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 {
-	MV_FREE struct msg_setup *s = malloc(sizeof *s);
+	mv_scratch_make(SETUP_BYTES, false);
+	MV_SCRATCH struct msg_setup *s = mv_scratch(sizeof *s);
 	struct vm_fds fds;
 	if (!s)
 		return mv_fail(err, ENOMEM, "out of memory");
@@ -301,13 +304,15 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 	return s->run ? vm_run(c->vm, err) : 0;
 }
 
-// What fails here fails again, and is told, when the VM is really made.
-static void do_warm(struct control *c, struct msg *m)
+static int do_warm(struct control *c, struct msg *m, struct mv_err *err)
 {
-	struct mv_err ignored;
 	if (c->used || c->vm->vm_fd >= 0 || m->n_fds != 1)
-		return;
-	c->vm->vm_fd = kvm_create_vm(m->fds[0], &ignored);
+		return mv_fail(err, EBUSY, "this process has a VM");
+	m->n_fds = 0; // taken
+	int r = vm_warm(c->vm, m->fds[0], err);
+	mv_scratch_make(SETUP_BYTES, true);
+	c->used = r != 0; // else for nothing
+	return r;
 }
 
 static int do_claim(struct control *c, struct msg *m, struct mv_err *err)
@@ -469,7 +474,7 @@ static void handle(struct control *c, struct msg *m)
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
-	case MSG_WARM: do_warm(c, m); return;
+	case MSG_WARM: r = do_warm(c, m, &err); break;
 	case MSG_NET_SET:
 	case MSG_DRIVE_SET: r = do_device_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
@@ -510,6 +515,7 @@ static void handle(struct control *c, struct msg *m)
 	default: r = mv_fail(&err, EPROTO, "unknown message %u", m->type);
 	}
 	reply(c, m->id, rep, r, &err);
+	mv_scratch_drop();
 }
 
 static void on_message(void *arg, uint32_t events);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
 int kvm_call(int fd, unsigned long request, void *arg, const char *name, struct mv_err *err)
 {
@@ -59,6 +60,21 @@ int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_er
 			return mv_wrap(err, "pmem");
 	}
 	return 0;
+}
+
+// The grace period is over when a slot could be made; which one does not matter.
+int kvm_settle(int vm_fd, struct mv_err *err)
+{
+	struct kvm_userspace_memory_region slot = { .memory_size = GMEM_PAGE_BYTES };
+	void *p = mmap(NULL, GMEM_PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return mv_fail(err, errno, "out of memory");
+	slot.userspace_addr = (uintptr_t)p;
+	int r = kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
+	slot.memory_size = 0;
+	r = r < 0 ? r : kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
+	munmap(p, GMEM_PAGE_BYTES);
+	return r < 0 ? r : 0;
 }
 
 int kvm_get_dirty_log(int vm_fd, unsigned slot, uint64_t *bits, struct mv_err *err)

@@ -13,9 +13,13 @@
 int kvm_create_vm(int kvm_fd, struct mv_err *err);
 
 // Registers guest memory as slots 0.. (4.35), behind them its files. Before the irqchip exists: afterwards
-// each slot costs an SRCU grace period (6 ms measured instead of 0.1 ms). log_dirty: KVM notes what the guest
-// writes (KVM_MEM_LOG_DIRTY_PAGES), and maps 4 KiB pages only.
+// each slot costs an SRCU grace period (6 ms measured instead of 0.1 ms), unless kvm_settle() waited for it.
+// log_dirty: KVM notes what the guest writes (KVM_MEM_LOG_DIRTY_PAGES), and maps 4 KiB pages only.
 int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_err *err);
+
+// Waits until memory slots can be registered at their usual cost, after interrupt controllers and eventfds
+// were made.
+int kvm_settle(int vm_fd, struct mv_err *err);
 
 // Sets in `bits` the pages of a slot that were written since the last call, by the guest or for
 // it by KVM, and forgets them (4.8). `bits` has room for the slot's pages, rounded up to 64.

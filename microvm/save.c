@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "microvm/base/scratch.h"
 #include "microvm/sections.h"
 #include "snapshot/format.h"
 #include "snapshot/memory_map.h"
@@ -148,7 +149,7 @@ int saved_vm_read(int state_fd, const struct vmcfg *cfg, struct saved_vm *ret_sa
 
 void saved_vm_fini(struct saved_vm *s)
 {
-	free(s->payload);
+	mv_scratch_free(s->payload);
 	*s = (struct saved_vm){ 0 };
 }
 

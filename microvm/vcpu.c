@@ -192,8 +192,7 @@ static void *vcpu_thread(void *arg)
 	snprintf(name, sizeof name, "vcpu%u", c->index);
 	pthread_setname_np(pthread_self(), name);
 
-	// The claim of a shell comes to the thread that is to run it.
-	if (c->vm->shell && !c->index) {
+	if (c->takes_claim) {
 		touch_stack();
 		mv_loop_borrow(&c->vm->loop);
 	}
@@ -229,6 +228,7 @@ static int start_thread(struct vcpu *c, struct mv_err *err)
 	pthread_attr_t attr;
 	// Our own, with a page of guard below: libc keeps those of ended threads, and a parked VM would keep
 	// 8 KiB.
+	c->takes_claim = c->vm->shell && !c->index;
 	c->stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK,
 			-1, 0);
 	int e = c->stack == MAP_FAILED || mprotect(c->stack, GMEM_PAGE_BYTES, PROT_NONE) ? errno : 0;
@@ -249,9 +249,12 @@ static int start_thread(struct vcpu *c, struct mv_err *err)
 int vcpus_start(struct vm *vm, struct mv_err *err)
 {
 	int r = 0;
+	// Of a warm VM: it waits already. That of a shell has more to do.
+	if (vm->shell)
+		vcpus_end(vm);
 	vm->end_vcpus = false;
 	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
-		r = start_thread(&vm->vcpu[i], err);
+		r = vm->vcpu[i].has_thread ? 0 : start_thread(&vm->vcpu[i], err);
 	return r;
 }
 

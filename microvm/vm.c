@@ -421,8 +421,34 @@ static int map_memory(struct vm *vm, int memory_fd, struct mv_err *err)
 	return gmem_map(&vm->mem, memory_fd, err);
 }
 
+// What every machine has, whatever it is to be: interrupt controllers, a first CPU, the serial port.
+static int make_core(struct vm *vm, struct mv_err *err)
+{
+	int r = arch_vm_init(vm, err);
+	if (r || (r = vcpu_open(vm, 0, err)))
+		return r;
+	if ((r = serial_init(&vm->serial)))
+		return mv_fail(err, -r, "serial port: %s", strerror(-r));
+	r = kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err);
+	return r < 0 ? r : 0;
+}
+
+int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err)
+{
+	vm->kvm_fd = kvm_fd;
+	vm->vm_fd = kvm_create_vm(kvm_fd, err);
+	if (vm->vm_fd < 0)
+		return -err->code;
+	int r = make_core(vm, err);
+	r = r ? r : kvm_settle(vm->vm_fd, err);
+	r = r ? r : vcpus_start(vm, err);
+	vm->warm = !r;
+	return r;
+}
+
 // Everything up to the point where a kernel or a saved state is loaded. The order of the
-// KVM calls matters: memory slots before the interrupt controllers and eventfds.
+// KVM calls matters: memory slots before the interrupt controllers and eventfds, or long after them
+// (vm_warm()).
 static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f, int memory_fd,
 			struct mv_err *err)
 {
@@ -436,9 +462,10 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		return r;
 	vmcfg_copy(&vm->cfg, cfg);
 	ready_text_init(&vm->ready_text, cfg->ready.console);
-	vm->kvm_fd = MV_TAKE_FD(f->kvm);
-	if (vm->vm_fd < 0) // else it was made in advance
+	if (!vm->warm) {
+		vm->kvm_fd = MV_TAKE_FD(f->kvm);
 		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
+	}
 	if (vm->vm_fd < 0)
 		return -err->code;
 	if ((r = map_memory(vm, memory_fd, err)) || (r = map_pmems(vm, f, err)) ||
@@ -448,15 +475,12 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	r = dirty_init(&vm->dirty, &vm->mem, cfg->track_dirty, vm->mem.from_file, err);
 	vm->dirty.forked = vm->seed != NULL;
 	if (r || (r = kvm_set_memory(vm->vm_fd, &vm->mem, cfg->track_dirty, err)) ||
-	    (r = arch_vm_init(vm, err)))
+	    (!vm->warm && (r = make_core(vm, err))))
 		return r;
-	for (unsigned i = 0; i < cfg->vcpus; i++)
+	for (unsigned i = 1; i < cfg->vcpus; i++)
 		if ((r = vcpu_open(vm, i, err)))
 			return r;
-	if ((r = serial_init(&vm->serial)))
-		return mv_fail(err, -r, "serial port: %s", strerror(-r));
-	if ((r = kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err)) < 0 ||
-	    (r = add_devices(vm, f, err)))
+	if ((r = add_devices(vm, f, err)))
 		return r;
 	vm->times.kvm_ready = mv_now_ns();
 	return 0;

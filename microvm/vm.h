@@ -42,7 +42,8 @@ struct vcpu {
 	pthread_t thread;
 	char *stack; // of the thread
 	bool has_thread;
-	bool stopped; // not in KVM_RUN and its last exit is completed
+	bool takes_claim; // that of a shell comes to the thread that is to run it
+	bool stopped;     // not in KVM_RUN and its last exit is completed
 	// When its thread first went into KVM_RUN and came back; atomic. vcpu_times() tells others.
 	uint64_t entered_ns, left_ns;
 	struct msg_exits exits; // counted by its thread; read by others, relaxed
@@ -78,6 +79,7 @@ struct vm {
 	char exit_detail[128];
 	struct msg_times times;
 	bool io_seen, io_told;
+	bool warm;                    // vm_warm() was called
 	bool shell;                   // restored in advance, not yet claimed
 	bool resumed;                 // arch_vm_resume() was called in advance
 	const struct vm_seed *seed;   // of a forked process: memory and state are there (zygote.h)
@@ -102,6 +104,10 @@ struct vm {
 
 // An empty VM with its loop, in memory that is zeros. The caller holds no lock yet.
 int vm_init(struct vm *vm, struct mv_err *err);
+
+// In advance, for whatever VM this is to be: a KVM VM with what all have, and the first vCPU's thread. Takes
+// kvm_fd. Takes some 8 ms, of which most is waiting. After a failure only vm_fini() may follow.
+int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err);
 
 // Makes the machine described by cfg, from a kernel or from a snapshot. Takes all
 // descriptors of fds, also on failure. After a failure only vm_fini() may follow.

@@ -7,6 +7,7 @@
 #include <xxhash.h>
 
 #include "microvm/base/bytes.h"
+#include "microvm/base/scratch.h"
 
 struct head {
 	char magic[8];
@@ -105,7 +106,7 @@ int snap_container_read(int fd, const char magic[8], const char *what, size_t ma
 	if (r)
 		return r;
 	size_t len = (size_t)le64_get(h.payload_bytes);
-	MV_FREE uint8_t *payload = malloc(len ? len : 1);
+	MV_SCRATCH uint8_t *payload = mv_scratch(len ? len : 1);
 	if (!payload)
 		return out_of_memory(err);
 	r = mv_pread_full(fd, payload, len, sizeof h);

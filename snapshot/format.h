@@ -28,7 +28,8 @@ int snap_container_write(int fd, const char magic[8], const void *payload, size_
 
 // Reads a whole file (whatever the file position) and checks all of it. `what` begins
 // each message ("state"). -EINVAL: bad bytes, the message says which way; -EFBIG: the
-// payload is over max_len; -ENOMEM. The caller frees *ret_payload (never NULL).
+// payload is over max_len; -ENOMEM. *ret_payload is for mv_scratch_free() - or free(), where there is no
+// region -, never NULL.
 int snap_container_read(int fd, const char magic[8], const char *what, size_t max_len, uint8_t **ret_payload,
 			size_t *ret_len, struct mv_err *err);
 

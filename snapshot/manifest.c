@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "microvm/base/scratch.h"
 #include "snapshot/format.h"
 
 static const struct mv_field file_fields[] = {
@@ -155,7 +156,7 @@ int manifest_save(int fd, const struct manifest *m, struct mv_err *err)
 
 int manifest_load(int fd, struct manifest *ret_m, struct mv_err *err)
 {
-	MV_FREE uint8_t *payload = NULL;
+	MV_SCRATCH uint8_t *payload = NULL;
 	size_t len;
 	int r = snap_container_read(fd, SNAP_MAGIC_MANIFEST, "manifest", SNAP_MANIFEST_MAX_BYTES, &payload,
 				    &len, err);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "microvm/base/scratch.h"
 #include "microvm/base/util.h"
 #include "snapshot/chunk.h"
 #include "snapshot/format.h"
@@ -140,7 +141,7 @@ static int wait_for_writers(int fd, const char *name, uint64_t *ret_bytes, struc
 // Is it what restore can read? Sections are not interpreted here, only walked.
 static int check_state(int fd, struct mv_err *err)
 {
-	MV_FREE uint8_t *payload = NULL;
+	MV_SCRATCH uint8_t *payload = NULL;
 	struct snap_section sec;
 	size_t len, pos = 0;
 	int r = snap_container_read(fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len, err);

@@ -25,7 +25,7 @@ enum msg_type {
 	MSG_BOOT = 1, // struct msg_setup + kvm, kernel, initrd, drive, tap, vsock, layer: load, do not run
 	MSG_RESTORE,  // struct msg_setup + kvm, state, memory or handler, drive, tap, vsock, layer; runs if
 		      // run is set
-	MSG_WARM,     // fd: kvm; not answered: makes an empty VM for the BOOT or RESTORE that is to come
+	MSG_WARM,     // fd: kvm; makes in advance what the BOOT or RESTORE that is to come needs
 	MSG_RUN,      // empty: first start, or resume
 	MSG_PAUSE,    // empty
 	MSG_SNAPSHOT, // struct msg_snapshot; fds state, memory (both empty files open for writing; memory

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "microvm/base/bytes.h"
+#include "microvm/base/scratch.h"
 
 struct tlv_head {
 	le16_t tag, zero;
@@ -177,7 +178,7 @@ int mv_state_load(const struct mv_table *t, const void *bytes, size_t len, void 
 {
 	const uint8_t *in = bytes;
 	uint64_t seen = 0;
-	MV_FREE uint8_t *scratch = calloc(1, t->size);
+	MV_SCRATCH uint8_t *scratch = mv_scratch(t->size);
 
 	if (!scratch)
 		return mv_fail(err, ENOMEM, "out of memory");

@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 
 #include "microvm/arch/arch.h"
+#include "microvm/base/scratch.h"
 #include "microvm/kvm.h"
 #include "vcpu_state.h"
 #include "x86.h"
@@ -316,8 +317,9 @@ int x86_set_tscs(struct vm *vm, uint64_t saved, uint64_t passed_ns, struct mv_er
 
 int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err *err)
 {
-	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
-	MV_FREE struct x86_cpuid *cpuid = malloc(sizeof *cpuid); // a stack keeps what it was once used for
+	MV_SCRATCH struct vcpu_state *s = mv_scratch(sizeof *s);
+	MV_SCRATCH struct x86_cpuid *cpuid =
+		mv_scratch(sizeof *cpuid); // a stack keeps what it was once used for
 	int r;
 
 	if (!s || !cpuid)
