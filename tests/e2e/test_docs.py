@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of docs/api.md and docs/cli.md: each shell example is run as it stands against a daemon that has what it
+"""The examples of docs/api.md, docs/cli.md and README.md: each shell example is run as it stands against a daemon that has what it
 talks about, and must succeed; each piece of JSON must be what the OpenAPI document says of it. An example
 that is in neither table fails, so a new one is not forgotten."""
 import contextlib
@@ -170,6 +170,39 @@ def test_cli_page_handler():
 
 def test_cli_has_no_other_examples():
     assert len(blocks("sh", "cli.md")) == 2
+
+
+def readme():
+    """Its commands, in order, without prompt and comment."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
+        found = re.findall(r"^    \$ ((?:.*\\\n)*.*)$", f.read(), re.M)
+    return [re.sub(r" {2,}#.*", "", c) for c in found]
+
+
+# Those that are not run here, by how they begin. Kernels from the archive, a console and systemd: tests/rig/guest.sh,
+# test_install.py. What `make` does: the tests themselves.
+README_ELSEWHERE = ("make", "sudo", "thawd &", "thaw guest fetch", "thaw run")
+
+
+def test_readme():
+    need_kvm()
+    commands = [c for c in readme() if not c.startswith(README_ELSEWHERE)]
+    assert commands[0] == "thaw doctor" and commands[1].startswith("thaw create web") and len(commands) >= 10, commands
+    with Daemon() as d:
+        os.mkdir(os.path.join(d.folder, "guest"))
+        os.symlink(GUEST, os.path.join(d.folder, "guest", "vmlinuz"))
+        for name in ("initrd", "rootfs.ext4"):
+            with open(os.path.join(d.folder, "guest", name), "wb") as f:
+                f.write(bytes(1 << 20))
+        env = dict(os.environ, THAW_SOCKET=d.socket, PATH=BIN + ":" + os.environ["PATH"])
+        for c in commands:
+            c = c.replace("GUEST-READY", "READY").replace("/run/thaw/thaw.sock", d.socket)
+            c = re.sub("^curl ", "curl --fail-with-body ", c)
+            r = subprocess.run(["bash", "-c", c], cwd=d.folder, env=env, timeout=60, capture_output=True, text=True,
+                               stdin=subprocess.DEVNULL, check=False)
+            assert r.returncode == 0 or c == "thaw doctor", f"{c}: {r.returncode}\n{r.stdout}\n{r.stderr}"
+        names = {v["name"] for v in d.get("/v1/vms").json["vms"]}
+        assert {"web", "copy-1", "copy-3", "twin-1", "twin-3"} < names and len(names) == 10, names
 
 
 def make_tests():
