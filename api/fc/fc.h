@@ -3,8 +3,9 @@
 // thread alone. The front speaks Firecracker's API to clients and microvm/base/msg.h to one thaw-vmm, which
 // it started and which ends with it.
 //
-// Requests are answered one after the other, as Firecracker does it: a call to the VM process waits for its
-// answer right there (vmm.h), and handles meanwhile what else the VM process says.
+// Requests are done one after the other, as Firecracker does it: a call to the VM process waits for its
+// answer right there (vmm.h). Meanwhile the loop turns (work.h), so requests that only read are answered, and
+// what else the VM process says is handled.
 #pragma once
 #include "api/error.h"
 #include "api/fc/args.h"
@@ -13,6 +14,7 @@
 #include "api/fc/objects.h"
 #include "api/fc/serial.h"
 #include "api/fc/vmm.h"
+#include "api/fc/work.h"
 #include "microvm/base/loop.h"
 
 // What GET /version says: of the API that is spoken, and who speaks it.
@@ -29,7 +31,9 @@ struct fc {
 	struct mv_loop loop;
 	struct http *http; // NULL: --no-api
 	int exit_status;
-	bool end; // no more requests: it ends when the answer is out
+	bool end;   // no more requests: it ends when the answers are out
+	int signal; // that ends it; 0: none
+	struct fc_work work;
 
 	// Before the start: what clients configured, and what was opened for it. After a load: what the
 	// snapshot says.

@@ -21,7 +21,6 @@
 #include "api/fc/snapfile.h"
 #include "microvm/base/util.h"
 
-#define MAX_CONNECTIONS 10
 #define BACKLOG 128
 
 static struct fc fc; // large, and one of a kind
@@ -30,7 +29,6 @@ struct signals {
 	int fd;
 	struct mv_watch watch;
 	sigset_t set;
-	int which; // that ended it; 0: none
 };
 
 // They end it, as they end Firecracker: when the terminal is as it was.
@@ -41,8 +39,8 @@ static void on_signal(void *arg, uint32_t events)
 	(void)events;
 	if (read(g->fd, &s, sizeof s) != sizeof s)
 		return;
-	g->which = (int)s.ssi_signo;
-	mv_loop_stop(&fc.loop);
+	fc.signal = (int)s.ssi_signo;
+	fc_vmm_hurry(&fc);
 }
 
 static int take_signals(struct signals *g)
@@ -124,7 +122,7 @@ static void note_startup(const struct fc_args *a)
 static int serve(const struct fc_args *a, struct mv_err *err)
 {
 	const struct http_limits limits = { .body_bytes = a->max_payload_bytes,
-					    .connections = MAX_CONNECTIONS,
+					    .connections = FC_MAX_CONNECTIONS,
 					    .no_idle = true };
 	int fd = -1, r = listen_on(a->api_sock, &fd, err);
 	r = r ? r : http_new(&fc.loop, fd, fc_dispatch, &fc, &limits, &fc.http, err);
@@ -186,7 +184,7 @@ static int begin(const struct fc_args *a, struct signals *g)
 	return FC_EXIT_OK;
 }
 
-static void end(struct signals *g)
+static void end(void)
 {
 	struct api_err err;
 	if (fc.http)
@@ -201,7 +199,7 @@ static void end(struct signals *g)
 		fc_log(&fc, fc.exit_status ? FC_ERROR : FC_INFO, "The guest has ended: %s%s%s",
 		       vm_exit_name(fc.vmm.exit_reason), fc.vmm.exit_detail[0] ? ": " : "",
 		       fc.vmm.exit_detail);
-	if (!fc.exit_status && !g->which)
+	if (!fc.exit_status && !fc.signal)
 		fc_log(&fc, FC_INFO, "Firecracker exiting successfully. exit_code=0");
 	fc_metrics_fini(&fc);
 	fc_log_fini(&fc.log);
@@ -249,13 +247,12 @@ int main(int argc, char **argv)
 	fc_log_init(&fc.log, a.id);
 	fc_serial_init(&fc.port, &fc);
 	fc.exit_status = begin(&a, &g);
-	// A guest may have ended while it was begun.
-	if (fc.exit_status == FC_EXIT_OK && !fc.vmm.exited && mv_loop_run(&fc.loop))
+	if (fc.exit_status == FC_EXIT_OK && fc_work(&fc))
 		fc.exit_status = FC_EXIT_ERROR;
-	end(&g);
-	if (g.which) { // to be seen as what it was
-		signal(g.which, SIG_DFL);
-		raise(g.which);
+	end();
+	if (fc.signal) { // to be seen as what it was
+		signal(fc.signal, SIG_DFL);
+		raise(fc.signal);
 		sigprocmask(SIG_UNBLOCK, &g.set, NULL);
 	}
 	return fc.exit_status;

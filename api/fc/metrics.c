@@ -124,9 +124,7 @@ int fc_metrics_flush(struct fc *fc, struct api_err *err)
 static void on_time(void *arg)
 {
 	struct fc *fc = arg;
-	struct api_err err;
-	if (fc_metrics_flush(fc, &err))
-		fc_log(fc, FC_ERROR, "Failed to flush metrics: %s", err.msg);
+	fc->work.flush_due = true;
 	mv_timer_arm(&fc->counts.timer, FLUSH_NS);
 }
 

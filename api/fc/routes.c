@@ -50,7 +50,7 @@ static const struct fc_route routes[] = {
 	{ "GET", "/balloon", FC_ALWAYS, .fn = fc_get_balloon },
 	{ "PUT", "/balloon", FC_BEFORE, BODY(balloon), .fn = fc_put_balloon, SETS },
 	{ "PATCH", "/balloon", FC_AFTER, PATCH(balloon), .fn = fc_patch_balloon },
-	{ "GET", "/balloon/statistics", FC_AFTER, .fn = fc_get_balloon_stats },
+	{ "GET", "/balloon/statistics", FC_AFTER, .asks = true, .fn = fc_get_balloon_stats },
 	{ "PATCH", "/balloon/statistics", FC_AFTER, .table = &fc_balloon_stats_table,
 	  .body_bytes = sizeof(struct fc_balloon), .fn = fc_patch_balloon_stats },
 	{ "PATCH", "/balloon/hinting/start", FC_AFTER, BODY(hinting), .defaults = &default_hinting,
@@ -199,11 +199,17 @@ static void answer_text(struct http_req *q, unsigned status, const char *key, co
 	answer(q, status, o);
 }
 
+// What the VM process is not needed for is answered while something else waits for it.
+static bool only_reads(const struct http_req *q)
+{
+	const char *id;
+	const struct fc_route *r = find(q->method, q->path, &id);
+	return !r || (!strcmp(q->method, "GET") && !r->asks);
+}
+
 void fc_dispatch(void *arg, struct http_req *q)
 {
 	struct fc *fc = arg;
-	struct api_err err = { 0 };
-	js *a = NULL;
 	if (q->refusal == HTTP_FULL) {
 		answer_text(q, 503, "error", "Too many open connections");
 		return;
@@ -220,6 +226,16 @@ void fc_dispatch(void *arg, struct http_req *q)
 		answer_text(q, q->body_too_large ? 413 : 400, "error", text);
 		return;
 	}
+	if (only_reads(q))
+		fc_answer(fc, q);
+	else
+		fc_work_add(fc, q);
+}
+
+void fc_answer(struct fc *fc, struct http_req *q)
+{
+	struct api_err err = { 0 };
+	js *a = NULL;
 	fc_log(fc, FC_INFO, "The API server received a %s request on \"%s\".", q->method, q->path);
 	if (fc->end)
 		api_fail(&err, API_SHUTTING_DOWN, "The microVM has ended");

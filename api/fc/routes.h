@@ -20,6 +20,7 @@ struct fc_route {
 	const char *metric;   // name in the metrics; NULL: is not counted
 	fc_handler *fn;
 	bool configures;  // brings what a snapshot would bring
+	bool asks;        // a GET that the VM process is asked for
 	bool any;         // the body is any JSON: handed over as its bytes, struct fc_bytes
 	const char *note; // for docs/firecracker.md: what is not the same; NULL: all is
 };
@@ -34,7 +35,8 @@ const struct fc_route *fc_route_at(unsigned i); // NULL: no more
 int fc_do(struct fc *fc, const char *method, const char *path, const char *body, size_t body_len,
 	  js **ret_answer, struct api_err *err);
 
-void fc_dispatch(void *fc, struct http_req *r); // http_handler
+void fc_dispatch(void *fc, struct http_req *r);    // http_handler: answers what only reads, keeps the rest
+void fc_answer(struct fc *fc, struct http_req *q); // does it; not from a callback
 void fc_print_table(void);
 
 // Handlers: config.c

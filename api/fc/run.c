@@ -83,7 +83,6 @@ static int start(struct fc *fc, struct api_err *err)
 	if (r) { // it may be configured differently, and tried again
 		struct mv_err e = { 0 };
 		fc_close_layers(&fc->fds);
-		mv_loop_again(&fc->loop);
 		if (fc_vmm_restart(fc, &e))
 			fc_log(fc, FC_ERROR, "No VM process: %s", e.msg);
 		return r;

@@ -105,8 +105,17 @@ static void on_input(void *arg, uint32_t events)
 		return;
 	}
 	b.n_data = (uint32_t)n;
-	if (fc_vmm_call(p->fc, MSG_CONSOLE_WRITE, &msg_bytes_table, &b, NULL, 0, NULL, &err))
+	mv_watch_del(&p->in); // until it has arrived
+	if (fc_vmm_send(p->fc, MSG_CONSOLE_WRITE, &msg_bytes_table, &b, &p->fc->vmm.input_call, &err))
 		fc_log(p->fc, FC_WARN, "Input of %zd bytes was lost: %s", n, err.msg);
+}
+
+void fc_serial_input_done(struct fc_serial_port *p, const struct msg_reply *r)
+{
+	p->fc->vmm.input_call = 0;
+	if (r->code)
+		fc_log(p->fc, FC_WARN, "Input was lost: %s", r->text);
+	mv_watch_add(&p->fc->loop, &p->in, STDIN_FILENO, EPOLLIN, on_input, p);
 }
 
 void fc_serial_start(struct fc_serial_port *p)

@@ -37,30 +37,59 @@ static int check_create(const struct fc *fc, struct api_err *err)
 	return 0;
 }
 
+// What is done to files, which may take long: by fc_aside(), so it knows nothing of the front.
+struct files {
+	const struct fc_create *asked;
+	const struct vmcfg *cfg;
+	struct fc_outfile state, memory;
+	int state_fd; // what the VM process writes
+	struct mv_err err;
+};
+
+static void files_fini(struct files *f)
+{
+	fc_outfile_drop(&f->state);
+	fc_outfile_drop(&f->memory);
+	mv_close(&f->state_fd);
+}
+
+static int open_files(void *arg)
+{
+	struct files *f = arg;
+	uint64_t base_bytes = f->asked->snapshot_type ? (uint64_t)f->cfg->mem_mib << 20 : 0;
+	f->state_fd = memfd_create("state", MFD_CLOEXEC);
+	if (f->state_fd < 0)
+		return mv_fail(&f->err, errno, "memfd: %s", strerror(errno));
+	int r = fc_outfile_open(f->asked->snapshot_path, 0, &f->state, &f->err);
+	return r ? r : fc_outfile_open(f->asked->mem_file_path, base_bytes, &f->memory, &f->err);
+}
+
+static int publish_files(void *arg)
+{
+	struct files *f = arg;
+	int r = fc_snapfile_write(f->state.fd, f->cfg, f->state_fd, &f->err);
+	return r ? r : fc_outfile_publish(&f->state, &f->memory, &f->err);
+}
+
 static int create(struct fc *fc, const struct fc_create *c, struct api_err *err)
 {
 	struct msg_snapshot m = { .lz4 = SNAP_MEMORY_RAW,
 				  .incremental = c->snapshot_type,
 				  .confirmed = fc->confirmed };
-	uint64_t bytes = c->snapshot_type ? (uint64_t)fc->cfg.mem_mib << 20 : 0;
-	struct mv_err e = { 0 };
-	FC_OUTFILE state = FC_OUTFILE_NONE;
-	FC_OUTFILE memory = FC_OUTFILE_NONE;
-	MV_FD state_fd = memfd_create("state", MFD_CLOEXEC);
-	if (state_fd < 0)
-		return api_fail(err, API_OUT_OF_MEMORY, "memfd: %s", strerror(errno));
-	if (fc_outfile_open(c->snapshot_path, 0, &state, &e) ||
-	    fc_outfile_open(c->mem_file_path, bytes, &memory, &e))
-		return from(err, &e);
+	__attribute__((cleanup(files_fini))) struct files f = { .asked = c,
+								.cfg = &fc->cfg,
+								.state = FC_OUTFILE_NONE,
+								.memory = FC_OUTFILE_NONE,
+								.state_fd = -1 };
+	if (fc_aside(fc, open_files, &f))
+		return from(err, &f.err);
 	fc->confirmed = false; // until both files are there
-	int r = fc_vmm_call(fc, MSG_SNAPSHOT, &msg_snapshot_table, &m, (int[]){ state_fd, memory.fd }, 2,
+	int r = fc_vmm_call(fc, MSG_SNAPSHOT, &msg_snapshot_table, &m, (int[]){ f.state_fd, f.memory.fd }, 2,
 			    NULL, err);
-	if (r)
-		return r;
-	if (fc_snapfile_write(state.fd, &fc->cfg, state_fd, &e) || fc_outfile_publish(&state, &memory, &e))
-		return from(err, &e);
-	fc->confirmed = true;
-	return 0;
+	if (!r && fc_aside(fc, publish_files, &f))
+		r = from(err, &f.err);
+	fc->confirmed = !r;
+	return r;
 }
 
 int fc_create_snapshot(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
@@ -219,6 +248,5 @@ int fc_load_snapshot(struct fc *fc, const char *id, const void *body, js **ret_a
 		return 0;
 	fc->end = true; // as Firecracker: it has no way back
 	fc->exit_status = FC_EXIT_ERROR;
-	mv_loop_stop(&fc->loop);
 	return r;
 }

@@ -2,7 +2,6 @@
 #include "api/fc/vmm.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +16,7 @@
 
 #define CALL_MS 30000
 #define LOAD_MS 600000 // boot, load and snapshot: as much as disks need
+#define END_MS 1000    // when a signal ended the front
 #define CONSOLE_WAIT_MS 60000
 #define MESSAGES_PER_TURN 16
 #define MESSAGES_AT_END 64
@@ -34,7 +34,6 @@ static void gone(struct fc *fc)
 	mv_watch_del(&v->socket_watch);
 	mv_watch_del(&v->pid_watch);
 	fc->exit_status = good ? FC_EXIT_OK : FC_EXIT_ERROR;
-	mv_loop_stop(&fc->loop);
 }
 
 static void merge_times(struct msg_times *to, const struct msg_times *from)
@@ -105,6 +104,8 @@ static int on_reply(struct fc *fc, const struct msg *m)
 		fc->vmm.waits_for = 0;
 	else if (m->id == fc->vmm.console_call)
 		on_console(fc, r);
+	else if (m->id == fc->vmm.input_call)
+		fc_serial_input_done(&fc->port, r);
 	else
 		fc_on_answer(fc, m->id, r);
 	return 0;
@@ -170,6 +171,20 @@ static void on_pidfd(void *arg, uint32_t events)
 	crashed(fc, how);
 }
 
+static void on_late(void *arg)
+{
+	struct fc *fc = arg;
+	if (!fc->vmm.exited)
+		syscall(SYS_pidfd_send_signal, fc->vmm.pidfd, SIGKILL, NULL, 0);
+	crashed(fc, "the VM process did not answer in time");
+}
+
+void fc_vmm_hurry(struct fc *fc)
+{
+	if (fc->vmm.late.watch.loop)
+		mv_timer_arm(&fc->vmm.late, END_MS * 1000000ull);
+}
+
 int fc_vmm_start(struct fc *fc, struct mv_err *err)
 {
 	struct fc_vmm *v = &fc->vmm;
@@ -187,6 +202,8 @@ int fc_vmm_start(struct fc *fc, struct mv_err *err)
 		r = msg_send(v->socket, MSG_WARM, 0, NULL, NULL, &kvm, 1);
 	r = r ? r : spawn_helper(v->path, argv, theirs, log, &v->pidfd, &v->pid, err);
 	if (!r)
+		r = mv_timer_init(&fc->loop, &v->late, on_late, fc);
+	if (!r)
 		r = mv_watch_add(&fc->loop, &v->pid_watch, v->pidfd, EPOLLIN, on_pidfd, fc);
 	return r ? r : mv_watch_add(&fc->loop, &v->socket_watch, v->socket, EPOLLIN, on_socket, fc);
 }
@@ -196,6 +213,7 @@ void fc_vmm_stop(struct fc *fc)
 	struct fc_vmm *v = &fc->vmm;
 	mv_watch_del(&v->socket_watch);
 	mv_watch_del(&v->pid_watch);
+	mv_timer_fini(&v->late);
 	if (v->pid) {
 		if (!v->exited) // else it ends by itself, perhaps after a snapshot was written
 			syscall(SYS_pidfd_send_signal, v->pidfd, SIGKILL, NULL, 0);
@@ -211,7 +229,7 @@ int fc_vmm_restart(struct fc *fc, struct mv_err *err)
 {
 	struct fc_vmm *v = &fc->vmm;
 	fc_vmm_stop(fc);
-	v->console_call = v->console_offset = v->waits_for = 0;
+	v->console_call = v->console_offset = v->input_call = v->waits_for = 0;
 	v->exited = false;
 	v->times = (struct msg_times){ 0 };
 	return fc_vmm_start(fc, err);
@@ -236,24 +254,16 @@ static int send_one(struct fc *fc, enum msg_type type, uint64_t id, const struct
 }
 
 // Until it has answered, ended, or its time is up.
-static void wait_for(struct fc *fc, uint64_t deadline_ns)
+static void wait_for(struct fc *fc, uint64_t id, uint64_t ms)
 {
 	struct fc_vmm *v = &fc->vmm;
-	while (v->waits_for && !v->exited) {
-		struct pollfd p[] = { { .fd = v->socket, .events = POLLIN },
-				      { .fd = v->pidfd, .events = POLLIN } };
-		uint64_t now = mv_now_ns();
-		if (now >= deadline_ns) {
-			syscall(SYS_pidfd_send_signal, v->pidfd, SIGKILL, NULL, 0);
-			crashed(fc, "the VM process did not answer in time");
-			return;
-		}
-		int n = poll(p, 2, (int)((deadline_ns - now) / 1000000 + 1));
-		if (n > 0 && p[0].revents)
-			on_socket(fc, 0);
-		if (n > 0 && p[1].revents && v->waits_for && !v->exited)
-			on_pidfd(fc, 0);
-	}
+	v->waits_for = id;
+	mv_timer_arm(&v->late, (fc->signal ? END_MS : ms) * 1000000u);
+	while (v->waits_for && !v->exited)
+		if (mv_loop_turn(&fc->loop))
+			crashed(fc, "the event loop failed");
+	if (!fc->signal)
+		mv_timer_disarm(&v->late);
 }
 
 int fc_vmm_call(struct fc *fc, enum msg_type type, const struct mv_table *table, const void *obj,
@@ -265,8 +275,7 @@ int fc_vmm_call(struct fc *fc, enum msg_type type, const struct mv_table *table,
 	int r = send_one(fc, type, id, table, obj, fds, n_fds, err);
 	if (r)
 		return r;
-	v->waits_for = id;
-	wait_for(fc, mv_now_ns() + (slow ? LOAD_MS : CALL_MS) * 1000000ull);
+	wait_for(fc, id, slow ? LOAD_MS : CALL_MS);
 	if (v->waits_for) {
 		v->waits_for = 0;
 		return has_ended(fc, err);

@@ -106,6 +106,22 @@ int mv_loop_run(struct mv_loop *l)
 	return r;
 }
 
+int mv_loop_turn(struct mv_loop *l)
+{
+	int r = run_batch(l);
+	if (!r)
+		mv_loop_unlock(l);
+	return r;
+}
+
+void mv_loop_settle(struct mv_loop *l)
+{
+	mv_loop_lock(l);
+	if (l->before_wait)
+		l->before_wait(l->before_wait_arg);
+	mv_loop_unlock(l);
+}
+
 void mv_loop_lend(struct mv_loop *l, void (*on_return)(void *arg), void *arg)
 {
 	l->lent = true;

@@ -49,6 +49,12 @@ static inline void mv_loop_unlock(struct mv_loop *l) { pthread_mutex_unlock(&l->
 
 // Runs until mv_loop_stop(); 0, or -errno when epoll itself fails.
 int mv_loop_run(struct mv_loop *l);
+// For a program that drives its loop itself, one thread alone, instead of mv_loop_run(): waits for events and
+// handles them. 0, or -errno when epoll itself fails. Not from a callback. mv_loop_settle(): what the end of
+// a turn does (before_wait), for what was done outside of one.
+int mv_loop_turn(struct mv_loop *l);
+void mv_loop_settle(struct mv_loop *l);
+
 void mv_loop_stop(struct mv_loop *l);  // any thread; a signal handler too
 void mv_loop_again(struct mv_loop *l); // after a stop: it may be run again
 

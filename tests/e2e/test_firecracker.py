@@ -9,9 +9,11 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import threading
+import time
 
 from test_lazy import need_userfaultfd
 from test_page_handler import HANDLER
@@ -564,6 +566,77 @@ def test_userfaultfd():
             f.refused("PUT", "/snapshot/load", {"snapshot_path": state, "mem_backend": {
                 "backend_type": "Uffd", "backend_path": path}}, "page handler")
             assert f.process.wait(15) == 1
+
+
+def ask_while(f, work):
+    """Does work in a thread, and asks meanwhile: how long each answer took, in seconds."""
+    thread, took = threading.Thread(target=work), []
+    thread.start()
+    while thread.is_alive():
+        before = time.monotonic()
+        assert [f.get(p).status for p in ("/", "/vm/config", "/machine-config")] == [200] * 3
+        took.append((time.monotonic() - before) / 3)
+    thread.join()
+    return took
+
+
+def test_what_waits_holds_no_readers_up():
+    need_kvm()
+    need_userfaultfd()
+    with folder() as w:
+        with Front(w, "a") as f:
+            f.boot(mem_size_mib=256)
+            f.say("fill 0 50000 3")
+            total = f.say("sum 0 1000")
+            f.pause()
+            state, memory = f"{w}/snap.state", f"{w}/snap.mem"
+            took = ask_while(f, lambda: f.put("/snapshot/create", {"snapshot_path": state, "mem_file_path": memory}))
+            assert len(took) > 5 and statistics.median(took) < 0.02, took
+            f.resume()
+            took = ask_while(f, lambda: f.freeze("snap", snapshot_type="Diff"))  # copies the old file first
+            assert len(took) > 5 and statistics.median(took) < 0.02, took
+        path = f"{w}/handler"
+        with open(f"{w}/handler.log", "wb") as log:
+            handler = subprocess.Popen([HANDLER, path, memory], stderr=log)
+        load = {"snapshot_path": state, "resume_vm": True,
+                "mem_backend": {"backend_type": "Uffd", "backend_path": path}}
+        try:
+            wait_until("the page handler", lambda: os.path.exists(path))
+
+            def slowly(f, work):
+                """The same with a handler that does nothing for two seconds."""
+                handler.send_signal(signal.SIGSTOP)
+                wakes = threading.Timer(2, handler.send_signal, [signal.SIGCONT])
+                wakes.start()
+                before = time.monotonic()
+                took = ask_while(f, work)
+                assert time.monotonic() - before > 1.9 and statistics.median(took) < 0.02, took
+                wakes.join()
+
+            with Front(w, "b") as f:
+                other = threading.Thread(target=f.refused, args=("PUT", "/machine-config", MACHINE, AFTER))
+
+                def both():
+                    threading.Timer(0.2, other.start).start()
+                    f.put("/snapshot/load", load)
+                slowly(f, both)
+                other.join(10)  # which came while it was loaded, and had its turn afterwards
+                f.expect("RESTORED\n")
+                os.write(f.master, b"sum 0 1000\n")
+                f.pause()
+                f.resume()
+                assert f.expect("\n").rstrip() == total
+                slowly(f, lambda: (f.say("sum 20000 1000"), f.pause()))
+                assert f.state() == "Paused"
+            # One that never answers does not keep it from ending.
+            with Front(w, "c") as f:
+                handler.send_signal(signal.SIGSTOP)
+                threading.Timer(0.3, f.process.terminate).start()
+                f.refused("PUT", "/snapshot/load", load, "has ended")
+                assert f.process.wait(10) == -signal.SIGTERM
+        finally:
+            handler.kill()
+            handler.wait(10)
 
 
 def test_what_changes_while_it_runs():
