@@ -48,12 +48,12 @@ struct cli {
 
 typedef int cli_fn(struct cli *c);
 cli_fn cli_create, cli_start, cli_pause, cli_resume, cli_stop, cli_delete, cli_ls, cli_show, cli_info,
-	cli_metadata, cli_balloon, cli_drive_set, cli_net_set; // cli_vm.c
-cli_fn cli_wait;                                               // cli_wait.c
-cli_fn cli_devices;                                            // cli_devices.c
-cli_fn cli_console;                                            // cli_console.c
-cli_fn cli_run;                                                // cli_run.c
-cli_fn cli_ps, cli_top;                                        // cli_top.c
+	cli_metadata, cli_balloon, cli_drive_set, cli_net_set, cli_pmem_set; // cli_vm.c
+cli_fn cli_wait;                                                             // cli_wait.c
+cli_fn cli_devices;                                                          // cli_devices.c
+cli_fn cli_console;                                                          // cli_console.c
+cli_fn cli_run;                                                              // cli_run.c
+cli_fn cli_ps, cli_top;                                                      // cli_top.c
 cli_fn cli_snapshot, cli_snapshots, cli_snapshot_show, cli_snapshot_verify, cli_snapshot_prepare,
 	cli_snapshot_delete, cli_snapshot_flatten, cli_clone, cli_fork; // cli_snapshot.c
 cli_fn cli_snapshot_export, cli_snapshot_import, cli_gc;                // cli_store.c

@@ -46,7 +46,8 @@ const struct cli_option cli_options[N_OPTS] = {
 	     "a network device; of a clone id and what differs from the snapshot's"),
 	TEXT(O_VSOCK, "vsock", "cid=N[,path=SOCKET]", vsock, "sockets between host and guest"),
 	LIST(O_PORT, "port", "id=NAME[,path=SOCKET][,tty]", port, n_ports, "a virtio console port"),
-	LIST(O_PMEM, "pmem", "id=ID,path=FILE[,ro]", pmem, n_pmems, "a file as memory of the guest"),
+	LIST(O_PMEM, "pmem", "id=ID,path=FILE[,ro][,bandwidth=" RATE "][,iops=N]", pmem, n_pmems,
+	     "a file as memory of the guest"),
 	TEXT(O_BALLOON, "balloon",
 	     "target_mib=N[,deflate_on_oom][,free_page_reporting][,free_page_hinting]"
 	     "[,stats_interval_s=N]",
@@ -111,7 +112,8 @@ const struct cli_option cli_options[N_OPTS] = {
 	NUMBER(O_PARK, "idle-park", "MS", park_ms, has_park, "it is parked after so long without running"),
 	FLAG(O_AUTO_DELETE, "auto-delete", auto_delete, "it is forgotten when it has ended"),
 	TEXT(O_LIMIT, "limit", "KEY=N[,KEY=N]...", limit,
-	     "of a VM: memory_mib, cpu_percent, pids; of a drive: bandwidth=" RATE ", iops, or none"),
+	     "of a VM: memory_mib, cpu_percent, pids; of a drive or pmem device: bandwidth=" RATE
+	     ", iops, or none"),
 	// of guests
 	TEXT(O_SUITE, "suite", "bookworm|trixie", suite, "the release of Debian (default trixie)"),
 	TEXT(O_ARCH, "arch", "amd64", arch, "of the guest"),
@@ -171,6 +173,8 @@ const struct cli_command cli_commands[] = {
 	  "cut or restore the link of a network device; limit what passes it", "", false, false },
 	{ "drive-set", "VM DRIVE", "", OPTIONS(O_SIZE, O_REREAD, O_LIMIT), cli_drive_set,
 	  "enlarge a drive; limit what the guest may transfer", "", false, false },
+	{ "pmem-set", "VM PMEM", "", OPTIONS(O_LIMIT), cli_pmem_set,
+	  "limit the flushes of a pmem device", "", false, false },
 	{ "balloon", "VM", "", OPTIONS(O_TARGET, O_STATS_INTERVAL, O_HINT, O_TIMEOUT), cli_balloon,
 	  "its balloon and the guest's statistics, or another size of it; what the guest has free goes back",
 	  "", false, false },

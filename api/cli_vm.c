@@ -160,7 +160,7 @@ static int put_devices(struct cli *c, js *o)
 	js *pmems = js_list();
 	js_put(o, "pmems", pmems);
 	for (unsigned i = 0; i < c->n_pmems; i++) {
-		if (!(v = cli_parse_pairs("pmem", c->pmem[i], "id path ro", "", 0)))
+		if (!(v = cli_parse_pairs("pmem", c->pmem[i], "id path ro bandwidth iops", "", 0)))
 			return EXIT_USAGE;
 		js_add(pmems, v);
 	}
@@ -331,6 +331,23 @@ int cli_drive_set(struct cli *c)
 		return status;
 	}
 	status = cli_request(c, "PATCH", o, &v, "/v1/vms/%s/drives/%s", c->pos[0], c->pos[1]);
+	return finish(c, status, v, NULL);
+}
+
+int cli_pmem_set(struct cli *c)
+{
+	js *v = NULL;
+	if (!cli_name_ok(c->pos[0]) || !cli_name_ok(c->pos[1]))
+		return EXIT_USAGE;
+	if (!c->limit)
+		return cli_fail(EXIT_USAGE, "pmem-set: give --limit");
+	js *o = js_object();
+	int status = put_limit(o, "limit", "rate_limit", c->limit);
+	if (status) {
+		js_free(o);
+		return status;
+	}
+	status = cli_request(c, "PATCH", o, &v, "/v1/vms/%s/pmems/%s", c->pos[0], c->pos[1]);
 	return finish(c, status, v, NULL);
 }
 

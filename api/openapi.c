@@ -31,6 +31,7 @@ static const struct {
 	{ "BalloonHint", &balloon_hint_table },
 	{ "NetPatch", &net_body_table },
 	{ "DrivePatch", &drive_body_table },
+	{ "PmemPatch", &pmem_body_table },
 	{ "Snapshot", &snapshot_answer },
 	{ "SnapshotList", &snapshot_list_answer },
 	{ "SnapshotCreate", &snapshot_table },

@@ -15,12 +15,14 @@
 union body {
 	struct drive_body drive;
 	struct net_body net;
+	struct pmem_body pmem;
 };
 
 union set { // both begin with the device's index
 	uint32_t index;
 	struct msg_drive_set drive;
 	struct msg_net_set net;
+	struct msg_pmem_set pmem;
 };
 
 struct kind {
@@ -93,12 +95,29 @@ static void net_take(struct vm *vm, const union set *set)
 	vm->links_down = set->net.link_up ? vm->links_down & ~bit : vm->links_down | bit;
 }
 
+static const char *pmem_id(const struct vm *vm, uint32_t i)
+{
+	return i < vm->cfg.n_pmems ? vm->cfg.pmem[i].id : NULL;
+}
+
+static int pmem_fill(const struct vm *vm, const union body *body, union set *set, struct api_err *err)
+{
+	const struct vmcfg_pmem *p = &vm->cfg.pmem[set->index];
+	set->pmem.rate = body->pmem.has_rate ? body->pmem.rate : p->rate;
+	return check_rate(&set->pmem.rate, "pmem", p->id, err);
+}
+
+static void pmem_take(struct vm *vm, const union set *set) { vm->cfg.pmem[set->index].rate = set->pmem.rate; }
+
 static const struct kind drives = {
 	"drive",  "drives",   &drive_body_table, MSG_DRIVE_SET, &msg_drive_set_table,
 	drive_id, drive_fill, drive_take
 };
 static const struct kind nets = { "network device",   "nets", &net_body_table, MSG_NET_SET,
 				  &msg_net_set_table, net_id, net_fill,        net_take };
+
+static const struct kind pmems = { "pmem device",       "pmems", &pmem_body_table, MSG_PMEM_SET,
+				   &msg_pmem_set_table, pmem_id, pmem_fill,        pmem_take };
 
 void devices_adopt(struct vm *vm, const struct msg_reply *reply)
 {
@@ -108,6 +127,9 @@ void devices_adopt(struct vm *vm, const struct msg_reply *reply)
 	for (uint32_t i = 0; i < reply->n_nets; i++)
 		if (net_id(vm, reply->net[i].index))
 			net_take(vm, &(union set){ .net = reply->net[i] });
+	for (uint32_t i = 0; i < reply->n_pmems; i++)
+		if (pmem_id(vm, reply->pmem[i].index))
+			pmem_take(vm, &(union set){ .pmem = reply->pmem[i] });
 }
 
 static void on_done(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
@@ -161,3 +183,4 @@ static void patch(struct server *s, struct http_req *r, const char *name, const 
 
 void op_drive_patch(struct server *s, struct http_req *r, const char *name) { patch(s, r, name, &drives); }
 void op_net_patch(struct server *s, struct http_req *r, const char *name) { patch(s, r, name, &nets); }
+void op_pmem_patch(struct server *s, struct http_req *r, const char *name) { patch(s, r, name, &pmems); }

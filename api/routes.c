@@ -95,6 +95,8 @@ const struct route api_routes[] = {
 	  BODY(net_body_table) },
 	{ "PATCH", "/v1/vms/{name}/drives/{drive}", op_drive_patch, "its size and rate limit",
 	  ANSWER(200, vm_answer), BODY(drive_body_table) },
+	{ "PATCH", "/v1/vms/{name}/pmems/{pmem}", op_pmem_patch, "its rate limit", ANSWER(200, vm_answer),
+	  BODY(pmem_body_table) },
 	{ "GET", "/v1/vms/{name}/balloon", op_balloon_get, "its size, and the guest's statistics",
 	  ANSWER(200, balloon_answer) },
 	{ "PATCH", "/v1/vms/{name}/balloon", op_balloon_patch, "another size or interval",

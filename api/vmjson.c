@@ -152,6 +152,7 @@ static const struct js_field pmem_fields[] = {
 	F_TEXT(struct vmcfg_pmem, path, "path", JS_PATH, JS_REQUIRED,
 	       "absolute path of a file, of a size that is a multiple of 2 MiB"),
 	F_BOOL(struct vmcfg_pmem, read_only, "read_only", "default false"),
+	F_SUB(struct vmcfg_pmem, rate, "rate_limit", rate_table, "of its flushes; default: none"),
 };
 static DEFINE_JS(pmem_table, pmem_fields);
 
@@ -394,6 +395,10 @@ static const struct js_field drive_body_fields[] = {
 	F_RATE(struct drive_body, rate, has_rate, "rate_limit", "{}: none; default: as it is"),
 };
 DEFINE_JS(drive_body_table, drive_body_fields);
+static const struct js_field pmem_body_fields[] = {
+	F_RATE(struct pmem_body, rate, has_rate, "rate_limit", "{}: none; default: as it is"),
+};
+DEFINE_JS(pmem_body_table, pmem_body_fields);
 
 static const struct js_field snapshot_fields[] = {
 	F_TEXT(struct snapshot_body, name, "name", JS_NAME, JS_REQUIRED, "of the snapshot"),

@@ -87,6 +87,11 @@ struct drive_body { // PATCH .../drives/{drive}: what it does not have stays
 	bool reread_size, has_rate;
 };
 
+struct pmem_body { // PATCH .../pmems/{pmem}
+	struct vmcfg_rate rate;
+	bool has_rate;
+};
+
 struct stop_body {
 	uint32_t mode; // enum stop_mode
 	uint32_t wait_ms;
@@ -119,7 +124,7 @@ struct prepare_body {
 };
 
 extern const struct js_table prepare_table, create_table, clone_table, stop_table, snapshot_table,
-	flatten_table, net_body_table, drive_body_table, empty_table, lifetime_table,
+	flatten_table, net_body_table, drive_body_table, pmem_body_table, empty_table, lifetime_table,
 	limits_table,       // of struct vm_policy, struct vm_limits
 	balloon_set_table,  // of struct msg_balloon_set
 	balloon_hint_table, // of struct msg_balloon_hint

@@ -158,6 +158,8 @@ struct vio_pmem_config {
 };
 int vio_pmem_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring,
 		 const struct vio_pmem_config *config, struct vio_dev **ret_dev, struct mv_err *err);
+// Another limit of its flushes, from now on; loop's lock held.
+int vio_pmem_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err);
 // Can this file be one? -EINVAL: no regular file, or of a size that is not a multiple of 2 MiB.
 int vio_pmem_check(int fd, uint64_t *ret_bytes, struct mv_err *err);
 

@@ -3,6 +3,9 @@
 // copies (DAX), so all guests of a host share its pages in the page cache. The VMM maps the file and gives it
 // a memory slot; here is what is left: where it is, and flushes, which are an fdatasync(2) on io_uring.
 //
+// Flushes are all that a rate limit can hold back. Those that are found together cost one operation and as
+// many bytes as the file has, since one of them does the work of all.
+//
 // The memory is in no snapshot, so the file has to be the one that it was: its size, time stamp and inode are
 // saved. Of a file that guests write only the size is: writes to a mapping change no time stamp that could be
 // relied on.
@@ -13,6 +16,7 @@
 #include <sys/stat.h>
 
 #include "devices/devices.h"
+#include "microvm/base/token_bucket.h"
 #include "microvm/base/util.h"
 
 enum { QUEUE_SIZE = 64, POPS_PER_KICK = 64, REQUEST_FLUSH = 0 };
@@ -49,6 +53,9 @@ struct vio_pmem {
 	int fd;
 	bool read_only, other_file;
 	unsigned n_inflight;
+	struct mv_rate rate;
+	struct mv_timer timer; // of the rate; made with the first limit
+	bool waits;            // the timer runs
 	struct request request[QUEUE_SIZE];
 	struct vq_chain chain;
 };
@@ -114,13 +121,38 @@ static void request(struct vio_pmem *p)
 	mv_ring_queue(p->ring, &r->io);
 }
 
+// A request was taken. Beyond the rate limit it goes back into the queue, and the timer looks again.
+static bool throttle(struct vio_pmem *p)
+{
+	uint64_t wait_ns =
+		mv_rate_limited(&p->rate) ? mv_rate_take(&p->rate, p->s.size_bytes, mv_now_ns()) : 0;
+	if (!wait_ns)
+		return false;
+	vq_unpop(&p->dev.s.queue[0]);
+	p->waits = true;
+	mv_timer_arm(&p->timer, wait_ns);
+	return true;
+}
+
+static void on_timer(void *arg)
+{
+	struct vio_pmem *p = arg;
+	p->waits = false;
+	vio_notify(&p->dev, 0);
+}
+
 static void pmem_kick(struct vio_dev *d, unsigned q)
 {
 	struct vio_pmem *p = of(d);
 	unsigned left = POPS_PER_KICK;
+	if (p->waits)
+		return;
 	do {
-		for (; left && p->n_inflight < QUEUE_SIZE && vio_pop(d, q, &p->chain); left--)
+		for (; left && p->n_inflight < QUEUE_SIZE && vio_pop(d, q, &p->chain); left--) {
+			if (left == POPS_PER_KICK && throttle(p))
+				return;
 			request(p);
+		}
 	} while (left && p->n_inflight < QUEUE_SIZE && vio_rearm(d, q));
 	if (!left)
 		vio_again(d, q);
@@ -172,6 +204,7 @@ static void pmem_free(struct vio_dev *d)
 {
 	struct vio_pmem *p = of(d);
 	pmem_quiesce(d);
+	mv_timer_fini(&p->timer);
 	mv_close(&p->fd);
 	vio_dev_fini(d);
 	free(p);
@@ -228,5 +261,18 @@ int vio_pmem_new(struct gmem *mem, struct mv_loop *loop, struct mv_ring *ring,
 	p->fd = MV_TAKE_FD(fd);
 	pmem_restored(&p->dev);
 	*ret_dev = &MV_TAKE(p)->dev;
+	return 0;
+}
+
+int vio_pmem_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv_err *err)
+{
+	struct vio_pmem *p = of(d);
+	bool limited = rate->bandwidth.size || rate->ops.size;
+	int r = limited && !p->timer.watch.loop ? mv_timer_init(d->loop, &p->timer, on_timer, p) : 0;
+	if (r)
+		return mv_fail(err, -r, "%s: no timer for its rate limit: %s", d->name, strerror(-r));
+	mv_rate_set(&p->rate, rate, mv_now_ns());
+	if (p->waits)
+		mv_timer_arm(&p->timer, 0); // by the new limit
 	return 0;
 }

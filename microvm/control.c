@@ -254,6 +254,13 @@ static int do_device_set(struct control *c, struct msg *m, struct mv_err *err)
 	return vm_drive_set(c->vm, &s.drive, s.drive.new_file ? &m->fds[0] : NULL, err);
 }
 
+static int do_pmem_set(struct control *c, const struct msg *m, struct mv_err *err)
+{
+	struct msg_pmem_set s;
+	int r = mv_state_load(&msg_pmem_set_table, m->body, m->body_len, &s, err);
+	return r ? r : vm_pmem_set(c->vm, &s, err);
+}
+
 static int do_metadata(struct control *c, const struct msg *m, struct mv_err *err)
 {
 	MV_FREE struct msg_metadata *d = malloc(sizeof *d);
@@ -415,6 +422,9 @@ static int do_adopt(struct control *c, const struct msg *m, struct msg_reply *re
 	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
 		rep->drive[i] = (struct msg_drive_set){ .index = i, .rate = vm->cfg.drive[i].rate };
 	rep->n_drives = vm->cfg.n_drives;
+	for (uint32_t i = 0; i < vm->cfg.n_pmems; i++)
+		rep->pmem[i] = (struct msg_pmem_set){ .index = i, .rate = vm->cfg.pmem[i].rate };
+	rep->n_pmems = vm->cfg.n_pmems;
 	return 0;
 }
 
@@ -477,6 +487,7 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_WARM: r = do_warm(c, m, &err); break;
 	case MSG_NET_SET:
 	case MSG_DRIVE_SET: r = do_device_set(c, m, &err); break;
+	case MSG_PMEM_SET: r = do_pmem_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
 	case MSG_RUN: r = vm_run(c->vm, &err); break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;

@@ -283,6 +283,7 @@ static int add_pmems(struct vm *vm, struct vm_fds *f, struct mv_err *err)
 		c.fd = MV_TAKE_FD(f->pmem[i]);
 		r = vio_pmem_new(&vm->mem, &vm->loop, vm->ring, &c, &d, err);
 		r = r ? mv_wrap(err, "pmem %s", c.name) : add_device(vm, d, err);
+		r = r ? r : vio_pmem_set_rate(d, &vm->cfg.pmem[i].rate, err);
 	}
 	return r;
 }
@@ -633,6 +634,19 @@ int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, int *new_fd, stru
 		r = vio_blk_set_rate(vm->dev[s->index], &s->rate, err);
 	if (!r)
 		drive->rate = s->rate;
+	return r;
+}
+
+int vm_pmem_set(struct vm *vm, const struct msg_pmem_set *s, struct mv_err *err)
+{
+	const uint32_t n = vm->cfg.n_pmems; // the last devices, see add_devices()
+	if (vm->state == VM_EXITED || s->index >= n || vm->n_devs < n)
+		return mv_fail(err, EINVAL, "there is no pmem device %u", s->index);
+	struct vmcfg_pmem *p = &vm->cfg.pmem[s->index];
+	int r = vmcfg_check_rate(&s->rate, "pmem", p->id, err);
+	r = r ? r : vio_pmem_set_rate(vm->dev[vm->n_devs - n + s->index], &s->rate, err);
+	if (!r)
+		p->rate = s->rate;
 	return r;
 }
 

@@ -139,6 +139,8 @@ void vm_net_get(const struct vm *vm, uint32_t index, struct msg_net_set *ret_s);
 // File, size and rate limit of a drive, made already, in this order up to the first error. new_fd: NULL, or
 // another file, which is taken (and -1 then).
 int vm_drive_set(struct vm *vm, const struct msg_drive_set *s, int *new_fd, struct mv_err *err);
+// Rate limit of a pmem device, made already.
+int vm_pmem_set(struct vm *vm, const struct msg_pmem_set *s, struct mv_err *err);
 // Another target or interval of the balloon; -ENODEV: there is none.
 int vm_balloon_set(struct vm *vm, const struct msg_balloon_set *set, struct mv_err *err);
 // A round of free page hints; -EBUSY also when the VM does not run (vio_balloon_hint()).

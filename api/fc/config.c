@@ -203,17 +203,6 @@ int fc_put_net(struct fc *fc, const char *id, const void *body, js **ret_answer,
 	return 0;
 }
 
-static int refuse_limiter(bool has, const struct fc_limiter *l, struct api_err *err)
-{
-	struct vmcfg_rate rate = { 0 };
-	if (has)
-		fc_limiter_apply(l, &rate);
-	if (rate.bandwidth.size || rate.ops.size)
-		return api_fail(err, API_INVALID_VALUE,
-				"rate_limiter: a pmem device has none here; leave it out");
-	return 0;
-}
-
 int fc_put_pmem(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
 {
 	const struct fc_pmem *p = body;
@@ -228,8 +217,7 @@ int fc_put_pmem(struct fc *fc, const char *id, const void *body, js **ret_answer
 		return api_fail(err, API_INVALID_VALUE,
 				"Attempt to add pmem as a root device while the root device is "
 				"already configured");
-	int r = refuse_limiter(p->has_rate_limiter, &p->rate_limiter, err);
-	r = r ? r : vmfds_file("path_on_host", p->path_on_host, !p->read_only, false, &fd, err);
+	int r = vmfds_file("path_on_host", p->path_on_host, !p->read_only, false, &fd, err);
 	if (r)
 		return r;
 	if (at == fc->n_pmems)
@@ -237,16 +225,6 @@ int fc_put_pmem(struct fc *fc, const char *id, const void *body, js **ret_answer
 	replace(&fc->fds.pmem[at], MV_TAKE_FD(fd));
 	fc->pmem[at] = *p;
 	return 0;
-}
-
-int fc_patch_pmem(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
-{
-	const struct fc_pmem *p = body;
-	(void)ret_answer;
-	for (uint32_t i = 0; i < fc->n_pmems; i++)
-		if (!strcmp(fc->pmem[i].id, id))
-			return refuse_limiter(p->has_rate_limiter, &p->rate_limiter, err);
-	return api_fail(err, API_INVALID_VALUE, "There is no pmem device \"%s\"", id);
 }
 
 int fc_put_vsock(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
@@ -450,6 +428,8 @@ int fc_make_config(const struct fc *fc, struct vmcfg *ret_cfg, struct api_err *e
 		memcpy(c->pmem[i].id, fc->pmem[i].id, sizeof c->pmem[i].id);
 		memcpy(c->pmem[i].path, fc->pmem[i].path_on_host, sizeof c->pmem[i].path);
 		c->pmem[i].read_only = fc->pmem[i].read_only;
+		if (fc->pmem[i].has_rate_limiter)
+			fc_limiter_apply(&fc->pmem[i].rate_limiter, &c->pmem[i].rate);
 	}
 	if (fc->has_vsock) {
 		c->vsock = (struct vmcfg_vsock){ .present = true, .cid = fc->vsock.guest_cid };
@@ -513,6 +493,7 @@ void fc_take_config(struct fc *fc, const struct vmcfg *c)
 		fc->pmem[i] = (struct fc_pmem){ .read_only = c->pmem[i].read_only };
 		memcpy(fc->pmem[i].id, c->pmem[i].id, sizeof c->pmem[i].id);
 		memcpy(fc->pmem[i].path_on_host, c->pmem[i].path, sizeof c->pmem[i].path);
+		fc->pmem[i].has_rate_limiter = fc_limiter_from(&c->pmem[i].rate, &fc->pmem[i].rate_limiter);
 	}
 	fc->has_vsock = c->vsock.present;
 	fc->vsock = (struct fc_vsock){ .guest_cid = c->vsock.cid };

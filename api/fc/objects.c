@@ -127,17 +127,16 @@ const TABLE(fc_net_patch_table, net_patch_fields);
 #undef S
 
 #define S struct fc_pmem
-#define PMEM_LIMITER MAYBE(rate_limiter, JS_OBJ, FC_REFUSED, "buckets of 0 alone", .sub = &limiter_table)
 static const struct js_field pmem_fields[] = {
 	FIELD(id, JS_STR, JS_REQUIRED, "that of the path"),
 	FIELD(path_on_host, JS_STR, JS_REQUIRED, "a file of a multiple of 2 MiB; opened at once"),
 	FIELD(root_device, JS_BOOL, 0, "default false"),
 	FIELD(read_only, JS_BOOL, 0, "default false"),
-	PMEM_LIMITER,
+	LIMITER(rate_limiter, "of flushes; one costs as many bytes as the file has. Default: none"),
 };
 static const struct js_field pmem_patch_fields[] = {
 	FIELD(id, JS_STR, JS_REQUIRED, "that of the path"),
-	PMEM_LIMITER,
+	LIMITER(rate_limiter, "buckets that are left out stay"),
 };
 const TABLE(fc_pmem_table, pmem_fields);
 const TABLE(fc_pmem_patch_table, pmem_patch_fields);

@@ -171,6 +171,28 @@ int fc_patch_net(struct fc *fc, const char *id, const void *body, js **ret_answe
 	return 0;
 }
 
+int fc_patch_pmem(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
+{
+	const struct fc_pmem *p = body;
+	uint32_t i = 0;
+	(void)ret_answer;
+	while (i < fc->n_pmems && strcmp(fc->pmem[i].id, id) != 0)
+		i++;
+	if (i == fc->n_pmems)
+		return api_fail(err, API_INVALID_VALUE, "There is no pmem device \"%s\"", id);
+	struct fc_pmem *d = &fc->pmem[i];
+	struct msg_pmem_set set = { .index = i, .rate = fc->cfg.pmem[i].rate };
+	if (!p->has_rate_limiter)
+		return 0;
+	fc_limiter_apply(&p->rate_limiter, &set.rate);
+	int r = fc_vmm_call(fc, MSG_PMEM_SET, &msg_pmem_set_table, &set, NULL, 0, NULL, err);
+	if (r)
+		return r;
+	fc->cfg.pmem[i].rate = set.rate;
+	fc_limiter_merge(&p->rate_limiter, &d->rate_limiter, &d->has_rate_limiter);
+	return 0;
+}
+
 int fc_refuse_hotplug(struct fc *fc, const char *id, const void *body, js **ret_answer, struct api_err *err)
 {
 	(void)fc, (void)id, (void)body, (void)ret_answer;

@@ -65,6 +65,11 @@ static const struct mv_field drive_set_fields[] = {
 	MV_OPT_FLAG(struct msg_drive_set, new_file, 5),
 };
 MV_DEFINE_TABLE(msg_drive_set_table, struct msg_drive_set, drive_set_fields);
+static const struct mv_field pmem_set_fields[] = {
+	MV_INT(struct msg_pmem_set, index, 1, MV_U32, 0, VMCFG_MAX_PMEMS - 1),
+	MV_SUB(struct msg_pmem_set, rate, 2, vmcfg_rate_table),
+};
+MV_DEFINE_TABLE(msg_pmem_set_table, struct msg_pmem_set, pmem_set_fields);
 
 static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, lz4, 1, MV_U32, 0, 2),
@@ -224,6 +229,7 @@ static const struct mv_field reply_fields[] = {
 	MV_ARRAY(struct msg_reply, net, n_nets, 61, msg_net_set_table),
 	MV_ARRAY(struct msg_reply, drive, n_drives, 60, msg_drive_set_table),
 	MV_SUB(struct msg_reply, balloon, 62, msg_balloon_table),
+	MV_ARRAY(struct msg_reply, pmem, n_pmems, 63, msg_pmem_set_table),
 };
 MV_DEFINE_TABLE(msg_reply_table, struct msg_reply, reply_fields);
 

@@ -17,7 +17,7 @@
 #define MSG_RECORD_MAX_MS 600000u
 // Of all that is said here. VM processes outlive their daemon: raise it with every change that an
 // older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
-#define MSG_VERSION 7
+#define MSG_VERSION 8
 #define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {
@@ -47,6 +47,7 @@ enum msg_type {
 	MSG_BALLOON_HINT,  // struct msg_balloon_hint; answered when the round has ended, with a struct
 			   // msg_balloon
 	MSG_BALLOON_STOP_HINT, // empty: a round that goes on ends now; its request fails with ECANCELED
+	MSG_PMEM_SET = 70,     // struct msg_pmem_set
 	MSG_PARK = 80,         // struct msg_park
 	// VM -> daemon
 	MSG_REPLY = 100,   // struct msg_reply
@@ -134,6 +135,12 @@ struct msg_drive_set {
 	bool reread_size;    // the file has another size
 	uint64_t size_bytes; // or is to get this one; 0: no
 	bool new_file;       // another one takes its place; in a message, not in an answer
+	struct vmcfg_rate rate;
+};
+
+// Of one pmem device: what it is to be from now on.
+struct msg_pmem_set {
+	uint32_t index; // in struct vmcfg
 	struct vmcfg_rate rate;
 };
 
@@ -259,7 +266,8 @@ struct msg_reply {
 	uint8_t layers[VMCFG_MAX_DRIVES];             // MSG_ADOPT: of each drive, in use
 	struct msg_drive_set drive[VMCFG_MAX_DRIVES]; // MSG_ADOPT: of each, as it is
 	struct msg_net_set net[VMCFG_MAX_NETS];       // likewise
-	uint32_t n_drives, n_nets;
+	struct msg_pmem_set pmem[VMCFG_MAX_PMEMS];    // likewise
+	uint32_t n_drives, n_nets, n_pmems;
 	// MSG_SNAPSHOT
 	uint64_t state_bytes, memory_bytes, memory_data_bytes; // the last: without holes
 	uint64_t pause_ns;                                     // how long the vCPUs stood still; MSG_FORK too
@@ -299,9 +307,9 @@ struct msg_event {
 
 extern const struct mv_table msg_setup_table, msg_snapshot_table, msg_lazy_table, msg_recorded_table,
 	msg_stop_table, msg_console_read_table, msg_bytes_table, msg_claim_table, msg_metadata_table,
-	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_device_query_table, msg_device_table,
-	msg_balloon_set_table, msg_balloon_hint_table, msg_balloon_table, msg_park_table, msg_parking_table,
-	msg_reply_table, msg_event_table, msg_forked_table;
+	msg_adopt_table, msg_net_set_table, msg_drive_set_table, msg_pmem_set_table, msg_device_query_table,
+	msg_device_table, msg_balloon_set_table, msg_balloon_hint_table, msg_balloon_table, msg_park_table,
+	msg_parking_table, msg_reply_table, msg_event_table, msg_forked_table;
 
 struct msg {
 	uint16_t type;

@@ -135,6 +135,7 @@ static const struct mv_field pmem_fields[] = {
 	MV_STRING(struct vmcfg_pmem, path, 2),
 	MV_FLAG(struct vmcfg_pmem, read_only, 3),
 	MV_FLAG(struct vmcfg_pmem, other_file, 4),
+	MV_OPT_SUB(struct vmcfg_pmem, rate, MV_TAG_SKIP + 5, vmcfg_rate_table),
 };
 static MV_DEFINE_TABLE(pmem_table, struct vmcfg_pmem, pmem_fields);
 
@@ -398,7 +399,8 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 				return mv_fail(err, EINVAL, "console %s: id or path there twice", n->id);
 	}
 	for (uint32_t i = 0; i < c->n_pmems; i++) {
-		if ((r = check_id("pmem", c->pmem[i].id, err)))
+		if ((r = check_id("pmem", c->pmem[i].id, err)) ||
+		    (r = vmcfg_check_rate(&c->pmem[i].rate, "pmem", c->pmem[i].id, err)))
 			return r;
 		if (!c->pmem[i].path[0])
 			return mv_fail(err, EINVAL, "pmem %s: path is missing", c->pmem[i].id);

@@ -158,7 +158,8 @@ struct vmcfg_pmem {
 	char id[VMCFG_NAME_LEN];
 	char path[VMCFG_PATH_LEN];
 	bool read_only;
-	bool other_file; // of a clone: the path is not the snapshot's
+	bool other_file;        // of a clone: the path is not the snapshot's
+	struct vmcfg_rate rate; // of flushes: one costs as many bytes as the file has
 };
 
 struct vmcfg {

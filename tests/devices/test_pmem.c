@@ -132,6 +132,61 @@ static void test_memory_of_devices(void **state)
 	end(&f);
 }
 
+static void wait_for_one(struct fixture *f)
+{
+	t_run_until(&f->vm, t_has_used, &f->q);
+	assert_true(t_used(&f->q, NULL, NULL));
+}
+
+// A flush is one operation of the whole file; those that are found together are one. What waits goes by a new
+// limit.
+static void test_limit(void **state)
+{
+	const struct vmcfg_rate none = { 0 };
+	const struct vmcfg_rate rates[] = { { .ops = { .size = 1, .refill_ms = 50 } },
+					    { .bandwidth = { .size = BYTES, .refill_ms = 50 } } };
+	(void)state;
+	for (unsigned i = 0; i < MV_ARRAY_LEN(rates); i++) {
+		struct fixture f;
+		start(&f, false);
+		assert_int_equal(vio_pmem_set_rate(f.d, &rates[i], NULL), 0);
+		uint64_t before = mv_now_ns();
+		for (unsigned k = 0; k < 3; k++)
+			add(&f, 0, 0);
+		t_kick(f.d, 0);
+		for (unsigned k = 0; k < 3; k++)
+			wait_for_one(&f);
+		for (unsigned k = 0; k < 2; k++) {
+			add(&f, 0, 0);
+			t_kick(f.d, 0);
+			t_kick(f.d, 0); // while it waits
+			assert_false(t_has_used(&f.q));
+			wait_for_one(&f);
+		}
+		assert_true(mv_now_ns() - before >= 95 * 1000000ull);
+		// Over a pause.
+		add(&f, 0, 0);
+		t_kick(f.d, 0);
+		vio_quiesce(f.d);
+		assert_false(t_has_used(&f.q));
+		vio_unquiesce(f.d);
+		wait_for_one(&f);
+		struct vmcfg_rate slow = rates[i];
+		slow.ops.refill_ms = slow.bandwidth.refill_ms = VMCFG_MAX_REFILL_MS;
+		assert_int_equal(vio_pmem_set_rate(f.d, &slow, NULL), 0);
+		for (unsigned k = 0; k < 2; k++) {
+			add(&f, 0, 0);
+			t_kick(f.d, 0);
+			if (!k)
+				wait_for_one(&f); // the new bucket is full
+		}
+		assert_false(t_has_used(&f.q));
+		assert_int_equal(vio_pmem_set_rate(f.d, &none, NULL), 0);
+		wait_for_one(&f);
+		end(&f);
+	}
+}
+
 static void test_which_file(void **state)
 {
 	struct fixture f;
@@ -210,9 +265,8 @@ static void test_hostile(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_flush),
-		cmocka_unit_test(test_memory_of_devices),
-		cmocka_unit_test(test_which_file),
+		cmocka_unit_test(test_flush),   cmocka_unit_test(test_memory_of_devices),
+		cmocka_unit_test(test_limit),   cmocka_unit_test(test_which_file),
 		cmocka_unit_test(test_hostile),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -309,7 +309,7 @@ def test_every_refusal_of_a_body():
                 ("PUT", "/network-interfaces/a", {"iface_id": "a", "host_dev_name": "a/b"}, "not the name"),
                 ("PUT", "/network-interfaces/a", {"iface_id": "a", "host_dev_name": "t", "guest_mac": "x"}, "MAC"),
                 ("PUT", "/pmem/a", {"id": "a", "path_on_host": f"{w}/no"}, "does not exist"),
-                ("PUT", "/pmem/a", {"id": "a", "path_on_host": disk, "rate_limiter": {"ops": bucket}}, "none here"),
+                ("PUT", "/pmem/a", {"id": "a", "path_on_host": disk, "rate_limiter": {"iops": bucket}}, "iops"),
                 ("PUT", "/entropy", {"rate_limiter": {"ops": {"size": 5}}}, "refill_time"),
                 ("PUT", "/vsock", {"guest_cid": 2, "uds_path": f"{w}/v"}, "guest_cid"),
                 ("PUT", "/vsock", {"guest_cid": 3, "uds_path": f"{w}/no/v"}, "does not exist"),
@@ -424,7 +424,7 @@ def test_config_round_trip():
             f.put("/drives/data", {**drive(image(w, "data.img", b"data")), "drive_id": "data", "is_root_device": False,
                                    "rate_limiter": limiter})
             f.put("/drives/root", drive(image(w), is_read_only=True, io_engine="Async", cache_type="Writeback"))
-            f.put("/pmem/p", {"id": "p", "path_on_host": pmem})
+            f.put("/pmem/p", {"id": "p", "path_on_host": pmem, "rate_limiter": limiter})
             f.put("/vsock", {"guest_cid": 7, "uds_path": f"{w}/v"})
             f.put("/vsock", {"guest_cid": 8, "uds_path": f"{w}/v2"})
             assert not os.path.exists(f"{w}/v") and os.path.exists(f"{w}/v2")
@@ -643,6 +643,7 @@ def test_what_changes_while_it_runs():
     need_kvm()
     with folder() as w, Front(w) as f:
         f.put("/drives/root", drive(image(w), rate_limiter={"ops": {"size": 10, "refill_time": 100}}))
+        f.put("/pmem/p", {"id": "p", "path_on_host": image(w, "pmem.img", mib=2)})
         f.put("/balloon", {"amount_mib": 1, "deflate_on_oom": True, "stats_polling_interval_s": 1})
         f.boot()
         assert f.say("blk r 0") == "OK first"
@@ -658,6 +659,14 @@ def test_what_changes_while_it_runs():
         d = f.config()["drives"][0]
         assert d["path_on_host"] == other and d["rate_limiter"]["ops"]["size"] == 10, d
         assert d["rate_limiter"]["bandwidth"]["size"] == 0, d
+        # One flush, and the next one in half a second at the earliest.
+        f.patch("/pmem/p", {"id": "p", "rate_limiter": {"ops": {"size": 1, "refill_time": 500}}})
+        before = time.monotonic()
+        assert f.say("pmem flush") == "OK 0" and f.say("pmem flush") == "OK 0"
+        assert time.monotonic() - before > 0.45
+        f.patch("/pmem/p", {"id": "p"})
+        assert f.config()["pmem"][0]["rate_limiter"]["ops"]["size"] == 1, f.config()["pmem"]
+        f.refused("PATCH", "/pmem/none", {"id": "none"}, "none")
         f.refused("PATCH", "/drives/none", {"drive_id": "none"}, "none")
         f.refused("PATCH", "/drives/root", {"drive_id": "root", "path_on_host": f"{w}/no"}, "does not exist")
         f.refused("PATCH", "/network-interfaces/none", {"iface_id": "none"}, "none")

@@ -4,6 +4,7 @@
 import os
 import shutil
 import struct
+import time
 
 from test_incremental import clone, take
 from thawlib import GUEST, Daemon, main, need_kvm, thaw, wait_until
@@ -65,6 +66,41 @@ def test_a_file_is_memory():
         assert d.say("c", "pmem flush") == "OK 0"
         assert f"pmem:      data {copy}\n" in thaw(d, "show", "c").stdout
         assert d.post("/v1/vms/vm/clone", {}).code == "in_use"
+
+
+def flushes(d, vm, n):
+    """How long n of them take, in seconds."""
+    before = time.monotonic()
+    for _ in range(n):
+        assert d.say(vm, "pmem flush") == "OK 0"
+    return time.monotonic() - before
+
+
+def test_a_limit_of_flushes():
+    need_kvm()
+    with Daemon() as d:
+        limit = {"ops": {"size": 1, "refill_time_ms": 300}}
+        boot(d, [{"id": "data", "path": file_of(d, "data"), "rate_limit": limit}])
+        config = d.vm("vm")["config"]["pmems"][0]
+        assert config["rate_limit"]["ops"]["size"] == 1, config
+        assert flushes(d, "vm", 3) >= 0.55
+        take(d, "vm", "snap")
+        r = d.request("PATCH", "/v1/vms/vm/pmems/data", {"rate_limit": {}})
+        assert r.status == 200 and r.json["config"]["pmems"][0].get("rate_limit") is None, r
+        assert flushes(d, "vm", 3) < 0.55
+        d.delete("/v1/vms/vm")
+        clone(d, "snap", "c")
+        assert flushes(d, "c", 3) >= 0.55  # it is in the snapshot
+        assert thaw(d, "pmem-set", "c", "data", "--limit", "bandwidth=1G/s,iops=2").returncode == 0
+        config = d.vm("c")["config"]["pmems"][0]["rate_limit"]
+        assert (config["bandwidth"]["size"], config["ops"]["size"]) == (1 << 30, 2), config
+        assert thaw(d, "pmem-set", "c", "data", "--limit", "none").returncode == 0
+        assert flushes(d, "c", 3) < 0.55
+        assert d.request("PATCH", "/v1/vms/c/pmems/no", {}).code == "not_found"
+        r = d.request("PATCH", "/v1/vms/c/pmems/data", {"rate_limit": {"ops": {"size": 1}}})
+        assert r.status == 400 and "refill_time_ms" in r.message, r
+        r = d.request("PATCH", "/v1/vms/c/pmems/data", {"path": "/x"})
+        assert r.code == "unknown_field", r
 
 
 def test_clones_share_a_read_only_file():
