@@ -28,12 +28,14 @@ PROGRAMS += $(SNAPSHOT_EDITOR)
 $(SNAPSHOT_EDITOR): $(call objs,api/fc/editor/main.c) $(FC_FILES_O) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -luring -lxxhash -llz4 -o $@
-# The front of a VM with Firecracker's API.
+# The front of a VM with Firecracker's API. Static, where libmicrohttpd is there as an archive: see no_tls.c.
+FC_STATIC := $(if $(SAN),,$(wildcard $(shell $(CC) -print-file-name=libmicrohttpd.a)))
+FC_O := $(call objs,$(filter-out $(if $(FC_STATIC),,api/fc/no_tls.c),$(wildcard api/fc/*.c)))
 FIRECRACKER := $(B)/bin/thaw-firecracker
 PROGRAMS += $(FIRECRACKER)
-$(FIRECRACKER): $(call objs,$(wildcard api/fc/*.c) $(patsubst %,api/%.c,http json error spawn vmfds tap)) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
+$(FIRECRACKER): $(FC_O) $(call objs,$(patsubst %,api/%.c,http json error spawn vmfds tap)) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -llz4 -luring -o $@
+	$(call say,LD,$@)$(CC) $(if $(FC_STATIC),-static-pie,-pie) $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -llz4 -luring -o $@
 
 PAGE_HANDLER := $(B)/bin/thaw-page-handler
 PROGRAMS += $(PAGE_HANDLER)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU that a snapshot's guest has, and what of it this host's KVM can't give. Needs no VM:
 // the daemon asks once per snapshot, so that restores need not. Any thread. KVM is asked at the
-// first call and its answer kept: 0.1 ms for its list; milliseconds where the list does not have all that
-// the guest has, since then a vCPU is asked as well.
+// first call and its answer kept: 0.1 ms for its list, and as much again several times where the list does
+// not have all that the guest has, since then a vCPU is asked as well; its VM ends in a thread, which takes
+// milliseconds.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "microvm/sections.h"
 #include "snapshot/format.h"
@@ -52,12 +53,30 @@ static bool ask_list(int kvm_fd, struct x86_cpuid *ret_list)
 	return true;
 }
 
+static void *close_vm(void *vm_fd)
+{
+	close((int)(intptr_t)vm_fd);
+	return NULL;
+}
+
+// The end of a VM takes KVM milliseconds, and nobody needs to wait for it.
+static void end_vm(int *vm_fd)
+{
+	pthread_t thread;
+	if (*vm_fd < 0)
+		return;
+	if (pthread_create(&thread, NULL, close_vm, (void *)(intptr_t)*vm_fd))
+		close(*vm_fd);
+	else
+		pthread_detach(thread);
+}
+
 // Adds what a vCPU shows of its own accord (kvm-pvm shows the guest's user mode the bare CPU, whatever is
 // set).
 static bool ask_vcpu(int kvm_fd, struct x86_cpuid *list)
 {
 	struct x86_cpuid shown = { .head.nent = X86_MAX_CPUID };
-	MV_FD vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0L);
+	__attribute__((cleanup(end_vm))) int vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0L);
 	MV_FD vcpu_fd = vm_fd < 0 ? -1 : ioctl(vm_fd, KVM_CREATE_VCPU, 0L);
 	if (vcpu_fd < 0 || ioctl(vcpu_fd, KVM_SET_CPUID2, list) || ioctl(vcpu_fd, KVM_GET_CPUID2, &shown))
 		return false;
@@ -66,7 +85,7 @@ static bool ask_vcpu(int kvm_fd, struct x86_cpuid *list)
 }
 
 // Each is asked once per process, since the answer stays the same; and the vCPU only for what the list lacks:
-// it takes a VM, whose end takes milliseconds.
+// it takes a VM.
 static bool read_host(const char *kvm_path, bool vcpu_too, struct x86_cpuid *ret_list)
 {
 	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
