@@ -340,7 +340,7 @@ int fc_get_config(struct fc *fc, const char *id, const void *body, js **ret_answ
 static int make_cmdline(const struct fc *fc, char *to, size_t size, struct api_err *err)
 {
 	const char *args = fc->boot.has_boot_args ? fc->boot.boot_args : DEFAULT_ARGS;
-	const char *init = strstr(args, " -- ");
+	const size_t n_kernel = vmcfg_kernel_args_len(args);
 	char root[120] = "";
 	if (fc->n_drives && fc->drive[0].is_root_device)
 		snprintf(root, sizeof root, " root=%s%s %s",
@@ -351,8 +351,8 @@ static int make_cmdline(const struct fc *fc, char *to, size_t size, struct api_e
 		if (fc->pmem[i].root_device)
 			snprintf(root, sizeof root, " root=/dev/pmem%u %s", i,
 				 fc->pmem[i].read_only ? "ro" : "rw");
-	int n = snprintf(to, size, "%.*s%spci=off%s%s", (int)(init ? (size_t)(init - args) : strlen(args)),
-			 args, args[0] ? " " : "", root, init ? init : "");
+	int n = snprintf(to, size, "%.*s%spci=off%s%s%s", (int)n_kernel, args, n_kernel ? " " : "", root,
+			 args[n_kernel] == '-' ? " " : "", args + n_kernel);
 	return n < (int)size ? 0
 			     : api_fail(err, API_INVALID_VALUE,
 					"boot_args: longer than %zu bytes with what is appended", size - 1);

@@ -476,3 +476,20 @@ int vm_fds_unpack(const int *list, unsigned n, vm_fd_mask mask, struct vm_fds *r
 			fd[i] = *list++;
 	return 0;
 }
+
+size_t vmcfg_kernel_args_len(const char *cmdline)
+{
+	bool quoted = false, begins = true; // a word
+	size_t end = 0;                     // behind the last one
+	for (size_t i = 0; cmdline[i]; i++) {
+		const char c = cmdline[i];
+		bool space = !quoted && isspace((unsigned char)c);
+		if (begins && !strncmp(cmdline + i, "--", 2) &&
+		    (!cmdline[i + 2] || isspace((unsigned char)cmdline[i + 2])))
+			return end;
+		quoted ^= c == '"';
+		begins = space;
+		end = space ? end : i + 1;
+	}
+	return strlen(cmdline);
+}

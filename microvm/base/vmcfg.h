@@ -191,6 +191,11 @@ struct vmcfg {
 	uint32_t n_pmems;
 };
 
+// Of a kernel command line: the length of what is the kernel's. Behind it comes nothing, or a space (not at
+// the very beginning), "--" and what is init's, as Linux takes it apart (kernel/params.c): a word "--"
+// outside of quotes.
+size_t vmcfg_kernel_args_len(const char *cmdline);
+
 extern const char *const vmcfg_huge_pages[]; // words for enum gmem_pages, ended by NULL
 
 extern const struct mv_table vmcfg_table, vmcfg_vsock_table, vmcfg_net_table, vmcfg_rate_table;

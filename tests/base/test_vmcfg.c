@@ -287,6 +287,29 @@ static void copy(void **state)
 	munmap(to, sizeof *to);
 }
 
+// As Linux reads them: "--" as a word of its own, outside of quotes, ends the kernel's.
+static void arguments_of_init(void **state)
+{
+	static const struct {
+		const char *text;
+		size_t len;
+	} all[] = { { "", 0 },
+		    { "a=1", 3 },
+		    { "a=1 -- b", 3 },
+		    { "a  --", 1 },
+		    { "-- b", 0 },
+		    { "a --b -- c", 5 },
+		    { "a-- b", 5 },
+		    { "x=\"a -- b\" c", 12 },
+		    { "a\t--\tb -- c", 1 },
+		    { "x=\"a -- b", 9 },
+		    { " -- b", 0 },
+		    { "a ", 2 } };
+	(void)state;
+	for (size_t i = 0; i < MV_ARRAY_LEN(all); i++)
+		assert_int_equal(vmcfg_kernel_args_len(all[i].text), all[i].len);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -297,6 +320,7 @@ int main(void)
 		cmocka_unit_test(descriptors),
 		cmocka_unit_test(hostile_bytes),
 		cmocka_unit_test(copy),
+		cmocka_unit_test(arguments_of_init),
 	};
 	return cmocka_run_group_tests_name("base/vmcfg", tests, NULL, NULL);
 }

@@ -261,21 +261,23 @@ static int write_zero_page(struct vm *vm, struct boot_params *z, uint64_t rsdp, 
 	return gmem_write(&vm->mem, gpa(X86_ZERO_PAGE), z, sizeof *z);
 }
 
-// The command line, with the devices of command-line discovery behind it.
+// The command line, with the devices of command-line discovery behind what is the kernel's.
 static int write_cmdline(struct vm *vm, struct mv_err *err)
 {
 	char text[VMCFG_CMDLINE_LEN];
-	size_t len = strlen(vm->cfg.cmdline);
+	size_t len = vmcfg_kernel_args_len(vm->cfg.cmdline);
+	const char *init_args = vm->cfg.cmdline + len, *space = init_args[0] == '-' ? " " : "";
 
-	memcpy(text, vm->cfg.cmdline, len + 1);
+	memcpy(text, vm->cfg.cmdline, len);
 	for (unsigned i = 0; vm->cfg.discovery != VMCFG_ACPI && i < vm->n_devs; i++) {
 		int n = snprintf(text + len, sizeof text - len, "%svirtio_mmio.device=4K@0x%llx:%u",
 				 len ? " " : "", (unsigned long long)arch_device_gpa(i), arch_device_gsi(i));
 		len += (size_t)n;
-		if (len >= sizeof text)
+		if (len + strlen(space) + strlen(init_args) >= sizeof text)
 			return mv_fail(err, EINVAL, "cmdline: no room for the virtio_mmio.device parameters");
 	}
-	return gmem_write(&vm->mem, gpa(X86_CMDLINE), text, len + 1);
+	snprintf(text + len, sizeof text - len, "%s%s", len ? space : "", init_args);
+	return gmem_write(&vm->mem, gpa(X86_CMDLINE), text, strlen(text) + 1);
 }
 
 int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp, struct x86_entry *ret_entry,
