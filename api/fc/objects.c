@@ -70,8 +70,8 @@ static const struct js_field machine_patch_fields[] = {
 	MACHINE(MAYBE, 0),
 	MAYBE(cpu_template, JS_WORD, FC_REFUSED, "None alone; see /cpu-config", .words = template_words),
 };
-const TABLE(fc_machine_table, machine_fields);
-const TABLE(fc_machine_patch_table, machine_patch_fields);
+TABLE(fc_machine_table, machine_fields);
+TABLE(fc_machine_patch_table, machine_patch_fields);
 #undef S
 
 #define S struct fc_boot
@@ -80,7 +80,7 @@ static const struct js_field boot_fields[] = {
 	MAYBE(initrd_path, JS_STR, 0, "opened at once"),
 	MAYBE(boot_args, JS_STR, 0, "pci=off and the root device are appended"),
 };
-const TABLE(fc_boot_table, boot_fields);
+TABLE(fc_boot_table, boot_fields);
 #undef S
 
 #define S struct fc_drive
@@ -104,8 +104,8 @@ static const struct js_field drive_patch_fields[] = {
 	MAYBE(path_on_host, JS_STR, 0, "another file, or the same with another size"),
 	LIMITER(rate_limiter, "buckets that are left out stay"),
 };
-const TABLE(fc_drive_table, drive_fields);
-const TABLE(fc_drive_patch_table, drive_patch_fields);
+TABLE(fc_drive_table, drive_fields);
+TABLE(fc_drive_patch_table, drive_patch_fields);
 #undef S
 
 #define S struct fc_net
@@ -122,8 +122,8 @@ static const struct js_field net_patch_fields[] = {
 	LIMITER(rx_rate_limiter, "buckets that are left out stay"),
 	LIMITER(tx_rate_limiter, "buckets that are left out stay"),
 };
-const TABLE(fc_net_table, net_fields);
-const TABLE(fc_net_patch_table, net_patch_fields);
+TABLE(fc_net_table, net_fields);
+TABLE(fc_net_patch_table, net_patch_fields);
 #undef S
 
 #define S struct fc_pmem
@@ -138,8 +138,8 @@ static const struct js_field pmem_patch_fields[] = {
 	FIELD(id, JS_STR, JS_REQUIRED, "that of the path"),
 	LIMITER(rate_limiter, "buckets that are left out stay"),
 };
-const TABLE(fc_pmem_table, pmem_fields);
-const TABLE(fc_pmem_patch_table, pmem_patch_fields);
+TABLE(fc_pmem_table, pmem_fields);
+TABLE(fc_pmem_patch_table, pmem_patch_fields);
 #undef S
 
 #define S struct fc_vsock
@@ -148,14 +148,14 @@ static const struct js_field vsock_fields[] = {
 	FIELD(uds_path, JS_STR, JS_REQUIRED, "of the listening socket, made at once"),
 	MAYBE(vsock_id, JS_STR, FC_IGNORED, "deprecated"),
 };
-const LENIENT(fc_vsock_table, vsock_fields);
+LENIENT(fc_vsock_table, vsock_fields);
 #undef S
 
 #define S struct fc_entropy
 static const struct js_field entropy_fields[] = {
 	LIMITER(rate_limiter, "default: none"),
 };
-const TABLE(fc_entropy_table, entropy_fields);
+TABLE(fc_entropy_table, entropy_fields);
 #undef S
 
 #define S struct fc_serial
@@ -163,7 +163,7 @@ static const struct js_field serial_fields[] = {
 	MAYBE(serial_out_path, JS_STR, 0, "file or FIFO for the guest's output; default: standard output"),
 	LIMITER(rate_limiter, "output beyond it is dropped"),
 };
-const TABLE(fc_serial_table, serial_fields);
+TABLE(fc_serial_table, serial_fields);
 #undef S
 
 #define S struct fc_balloon
@@ -179,16 +179,16 @@ static const struct js_field balloon_fields[] = {
 };
 static const struct js_field balloon_patch_fields[] = { AMOUNT };
 static const struct js_field balloon_stats_fields[] = { INTERVAL(JS_REQUIRED) };
-const TABLE(fc_balloon_table, balloon_fields);
-const TABLE(fc_balloon_patch_table, balloon_patch_fields);
-const TABLE(fc_balloon_stats_table, balloon_stats_fields);
+TABLE(fc_balloon_table, balloon_fields);
+TABLE(fc_balloon_patch_table, balloon_patch_fields);
+TABLE(fc_balloon_stats_table, balloon_stats_fields);
 #undef S
 
 #define S struct fc_hinting
 static const struct js_field hinting_fields[] = {
 	FIELD(acknowledge_on_stop, JS_BOOL, 0, "tell the guest of the round's end; default true"),
 };
-const TABLE(fc_hinting_table, hinting_fields);
+TABLE(fc_hinting_table, hinting_fields);
 #undef S
 
 #define S struct fc_logger
@@ -199,14 +199,14 @@ static const struct js_field logger_fields[] = {
 	MAYBE(show_log_origin, JS_BOOL, 0, "default false"),
 	MAYBE(module, JS_STR, FC_IGNORED, "of Firecracker's sources"),
 };
-const TABLE(fc_logger_table, logger_fields);
+TABLE(fc_logger_table, logger_fields);
 #undef S
 
 #define S struct fc_metrics
 static const struct js_field metrics_fields[] = {
 	FIELD(metrics_path, JS_STR, JS_REQUIRED, "file or FIFO; made if it is not there"),
 };
-const LENIENT(fc_metrics_table, metrics_fields);
+LENIENT(fc_metrics_table, metrics_fields);
 #undef S
 
 #define S struct fc_mmds_config
@@ -218,7 +218,7 @@ static const struct js_field mmds_config_fields[] = {
 	MAYBE(ipv4_address, JS_STR, 0, "link-local; default 169.254.169.254"),
 	FIELD(imds_compat, JS_BOOL, 0, "default false"),
 };
-const TABLE(fc_mmds_config_table, mmds_config_fields);
+TABLE(fc_mmds_config_table, mmds_config_fields);
 #undef S
 
 #define S struct fc_action
@@ -226,14 +226,14 @@ static const struct js_field action_fields[] = {
 	FIELD(action_type, JS_WORD, JS_REQUIRED, "InstanceStart, SendCtrlAltDel or FlushMetrics",
 	      .words = fc_action_words),
 };
-const TABLE(fc_action_table, action_fields);
+TABLE(fc_action_table, action_fields);
 #undef S
 
 #define S struct fc_vm_state
 static const struct js_field vm_state_fields[] = {
 	FIELD(state, JS_WORD, JS_REQUIRED, "Paused or Resumed", .words = state_words),
 };
-const TABLE(fc_vm_state_table, vm_state_fields);
+TABLE(fc_vm_state_table, vm_state_fields);
 #undef S
 
 #define S struct fc_create
@@ -242,7 +242,7 @@ static const struct js_field create_fields[] = {
 	FIELD(snapshot_path, JS_STR, JS_REQUIRED, "file for the state"),
 	FIELD(mem_file_path, JS_STR, JS_REQUIRED, "file for the memory"),
 };
-const TABLE(fc_create_table, create_fields);
+TABLE(fc_create_table, create_fields);
 #undef S
 
 #define S struct fc_backend
@@ -293,7 +293,7 @@ static const struct js_field load_fields[] = {
 	MAYBE(huge_pages, JS_WORD, 0, "default: the snapshot's", .words = huge_pages_words),
 	LIST(drive_overrides, FC_EXTENDED, "default: none", load_drive_table),
 };
-const TABLE(fc_load_table, load_fields);
+TABLE(fc_load_table, load_fields);
 #undef S
 // clang-format on
 

@@ -8,7 +8,7 @@ FUZZ_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=
 	-Wno-gnu-variable-sized-type-not-at-end -O1 -g
 FUZZ_OBJ := $(B)/tests/fuzz/obj
 FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(filter-out snapshot/sandbox.c,$(wildcard microvm/base/*.c snapshot/*.c devices/*.c)) api/json.c api/error.c api/vmjson.c \
-	api/fc/snapfile.c $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state))
+	api/http.c api/spawn.c api/vmfds.c api/tap.c $(filter-out api/fc/main.c api/fc/no_tls.c,$(wildcard api/fc/*.c)) $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state))
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_PROGRAMS := $(if $(FUZZ_RT),$(patsubst %.c,$(B)/%,$(FUZZ_SRC)))
 OBJECTS += $(FUZZ_O) $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(FUZZ_SRC))
@@ -17,7 +17,7 @@ $(FUZZ_OBJ)/%.o: %.c
 	$(Q)mkdir -p $(@D)
 	$(call say,FUZZCC,$<)$(FUZZ_CC) $(filter-out -D_FORTIFY_SOURCE=2,$(BASE_CFLAGS)) $(FUZZ_FLAGS) -c $< -o $@
 $(FUZZ_PROGRAMS): $(B)/%: $(FUZZ_OBJ)/%.o $(FUZZ_O)
-	$(call say,LD,$@)$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined $^ -luring -lxxhash -llz4 -ljansson -o $@
+	$(call say,LD,$@)$(FUZZ_CC) -pthread -fsanitize=fuzzer,address,undefined $^ -luring -lxxhash -llz4 -ljansson -lmicrohttpd -o $@
 
 .PHONY: fuzz fuzz-smoke
 fuzz: $(FUZZ_PROGRAMS)
