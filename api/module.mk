@@ -33,7 +33,7 @@ FC_STATIC := $(if $(SAN),,$(wildcard $(shell $(CC) -print-file-name=libmicrohttp
 FC_O := $(call objs,$(filter-out $(if $(FC_STATIC),,api/fc/no_tls.c),$(wildcard api/fc/*.c)))
 FIRECRACKER := $(B)/bin/thaw-firecracker
 PROGRAMS += $(FIRECRACKER)
-$(FIRECRACKER): $(FC_O) $(call objs,$(patsubst %,api/%.c,http json error spawn vmfds tap)) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
+$(FIRECRACKER): $(FC_O) $(call objs,$(patsubst %,api/%.c,http json error spawn vmfds tap) microvm/kvm.c) $(CPU_REPORT_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(if $(FC_STATIC),-static-pie,-pie) $(LDFLAGS_ALL) $^ -Wl,--as-needed -lmicrohttpd -ljansson -lxxhash -llz4 -luring -o $@
 

@@ -32,10 +32,12 @@ int fc_get_machine(struct fc *fc, const char *id, const void *body, js **ret_ans
 
 static int set_machine(struct fc *fc, const struct fc_machine *m, struct api_err *err)
 {
-	if (m->cpu_template)
+	if (m->cpu_template && m->cpu_template < FC_TEMPLATE_V2)
 		return api_fail(
 			err, API_INVALID_VALUE,
-			"cpu_template: only None is known here; see PUT /cpu-config to take features away");
+			"cpu_template: Firecracker's own set MSRs beside CPUID, which is not done here; "
+			"x86-64-v2 and x86-64-v3 are fixed sets of features, and PUT /cpu-config takes "
+			"single ones away");
 	if (m->smt && m->vcpu_count > 1 && m->vcpu_count % 2)
 		return api_fail(
 			err, API_INVALID_VALUE,
@@ -65,7 +67,7 @@ int fc_patch_machine(struct fc *fc, const char *id, const void *body, js **ret_a
 	m.smt = p->has_smt ? p->smt : m.smt;
 	m.track_dirty_pages = p->has_track_dirty_pages ? p->track_dirty_pages : m.track_dirty_pages;
 	m.huge_pages = p->has_huge_pages ? p->huge_pages : m.huge_pages;
-	m.cpu_template = p->cpu_template;
+	m.cpu_template = p->has_cpu_template ? p->cpu_template : m.cpu_template;
 	if (!(p->has_vcpu_count || p->has_mem_size_mib || p->has_smt || p->has_track_dirty_pages ||
 	      p->has_huge_pages || p->has_cpu_template))
 		return api_fail(err, API_INVALID_VALUE, "Empty PATCH request.");
@@ -413,6 +415,9 @@ int fc_make_config(const struct fc *fc, struct vmcfg *ret_cfg, struct api_err *e
 	c->huge_pages = fc->machine.huge_pages;
 	c->discovery = VMCFG_ACPI_AND_CMDLINE;
 	c->cpu = fc->cpu;
+	if (fc->machine.cpu_template)
+		c->cpu.template = fc->machine.cpu_template - FC_TEMPLATE_V2 + VMCFG_CPU_V2;
+	c->cpu.present |= c->cpu.template != VMCFG_CPU_HOST;
 	memcpy(c->kernel, fc->boot.kernel_image_path, sizeof c->kernel);
 	if (fc->boot.has_initrd_path)
 		memcpy(c->initrd, fc->boot.initrd_path, sizeof c->initrd);
@@ -459,6 +464,10 @@ void fc_take_config(struct fc *fc, const struct vmcfg *c)
 					   .mem_size_mib = c->mem_mib,
 					   .track_dirty_pages = c->track_dirty,
 					   .huge_pages = c->huge_pages,
+					   .cpu_template =
+						   c->cpu.template == VMCFG_CPU_HOST
+							   ? FC_TEMPLATE_NONE
+							   : c->cpu.template - VMCFG_CPU_V2 + FC_TEMPLATE_V2,
 					   .has_cpu_template = true };
 	fc->has_boot = true;
 	memcpy(fc->boot.kernel_image_path, c->kernel, sizeof c->kernel);

@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/vmfds.h"
 #include "microvm/base/util.h"
 #include "microvm/cpu_report.h"
+#include "microvm/kvm.h"
 
 enum { REG_BITS = 32 };
 
@@ -99,6 +101,31 @@ static int modifier(js *leaf, struct vmcfg_cpu *c, struct api_err *err)
 	return 0;
 }
 
+// "171": KVM has to have it. "!171": it need not, which is true of whatever thaw does not use; what it uses
+// and KVM lacks is told when the VM is made.
+static int capabilities(js *list, struct api_err *err)
+{
+	MV_FD kvm = -1;
+	for (size_t i = 0; i < js_len(list); i++) {
+		const char *text = js_str(js_at(list, i), "", "");
+		uint32_t n;
+		int r = 0;
+		if (number(text + (text[0] == '!'), &n) || n > INT32_MAX)
+			return api_fail(
+				err, API_INVALID_VALUE,
+				"kvm_capabilities: \"%.40s\" is not the number of one, with or without !",
+				text);
+		if (text[0] != '!' && kvm < 0)
+			r = vmfds_kvm("/dev/kvm", &kvm, err);
+		if (r)
+			return r;
+		if (text[0] != '!' && !kvm_capability(kvm, (int)n))
+			return api_fail(err, API_INVALID_VALUE,
+					"kvm_capabilities: this host's KVM does not have %u", n);
+	}
+	return 0;
+}
+
 int fc_cpu_parse(const char *bytes, size_t len, js **ret_v, struct vmcfg_cpu *ret_cpu, struct api_err *err)
 {
 	static const char *const known[] = { "cpuid_modifiers", "kvm_capabilities", "msr_modifiers", NULL };
@@ -114,10 +141,11 @@ int fc_cpu_parse(const char *bytes, size_t len, js **ret_v, struct vmcfg_cpu *re
 			     "unknown field `%.60s`; known are cpuid_modifiers, "
 			     "kvm_capabilities and msr_modifiers",
 			     wrong);
-	else if (js_len(js_member(v, "kvm_capabilities")) || js_len(js_member(v, "msr_modifiers")))
+	else if (js_len(js_member(v, "msr_modifiers")))
 		r = api_fail(err, API_INVALID_VALUE,
-			     "kvm_capabilities and msr_modifiers are not supported; only "
-			     "cpuid_modifiers that set bits to 0 are");
+			     "msr_modifiers: not supported: a guest's MSRs are as KVM and thaw set them, "
+			     "and what they say of features goes with cpuid_modifiers");
+	r = r ? r : capabilities(js_member(v, "kvm_capabilities"), err);
 	for (size_t i = 0; !r && i < js_len(list); i++)
 		r = modifier(js_at(list, i), &cpu, err);
 	if (r) {

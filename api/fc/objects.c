@@ -26,7 +26,8 @@
 				      .lenient = true }
 
 static const char *const huge_pages_words[] = { "None", "Transparent", "2M", NULL }; // enum gmem_pages
-static const char *const template_words[] = { "None", "C3", "T2", "T2S", "T2CL", "T2A", "V1N1", NULL };
+static const char *const template_words[] = { "None", "C3", "T2", "T2S", "T2CL", "T2A", "V1N1",
+						   "x86-64-v2", "x86-64-v3", NULL }; // enum fc_template
 static const char *const cache_words[] = { "Unsafe", "Writeback", NULL };    // enum fc_cache
 static const char *const engine_words[] = { "Sync", "Async", NULL };
 static const char *const layer_words[] = { "None", "Ephemeral", NULL };      // enum vmcfg_layer
@@ -62,13 +63,17 @@ static TABLE(limiter_table, limiter_fields);
 	kind(smt, JS_BOOL, FC_IGNORED, "the guest has one thread per core in any case"),             \
 	kind(track_dirty_pages, JS_BOOL, 0, "for Diff snapshots by what was written"),               \
 	kind(huge_pages, JS_WORD, 0, "None, Transparent or 2M", .words = huge_pages_words)
+#define TEMPLATE                                                                                     \
+	MAYBE(cpu_template, JS_WORD, FC_EXTENDED, \
+	      "None; thaw's x86-64-v2 and x86-64-v3. Firecracker's own are refused", \
+	      .words = template_words)
 static const struct js_field machine_fields[] = {
 	MACHINE(FIELD, JS_REQUIRED),
-	MAYBE(cpu_template, JS_WORD, FC_REFUSED, "None alone; see /cpu-config", .words = template_words),
+	TEMPLATE,
 };
 static const struct js_field machine_patch_fields[] = {
 	MACHINE(MAYBE, 0),
-	MAYBE(cpu_template, JS_WORD, FC_REFUSED, "None alone; see /cpu-config", .words = template_words),
+	TEMPLATE,
 };
 TABLE(fc_machine_table, machine_fields);
 TABLE(fc_machine_patch_table, machine_patch_fields);

@@ -29,10 +29,14 @@ struct fc_machine {
 	uint32_t vcpu_count, mem_size_mib;
 	bool smt, track_dirty_pages;
 	uint32_t huge_pages;   // enum gmem_pages
-	uint32_t cpu_template; // 0: none
+	uint32_t cpu_template; // enum fc_template
 	bool has_vcpu_count, has_mem_size_mib, has_smt, has_track_dirty_pages, has_huge_pages,
 		has_cpu_template;
 };
+
+// In between: Firecracker's own, which are refused. The last two are thaw's, in the order of enum
+// vmcfg_cpu_template.
+enum fc_template { FC_TEMPLATE_NONE, FC_TEMPLATE_V2 = 7, FC_TEMPLATE_V3 };
 
 struct fc_boot {
 	char kernel_image_path[VMCFG_PATH_LEN], initrd_path[VMCFG_PATH_LEN], boot_args[VMCFG_CMDLINE_LEN];

@@ -351,7 +351,9 @@ def test_every_refusal_of_a_body():
                 ("PUT", "/logger", {"level": "Loud"}, "Loud"), ("PUT", "/logger", {"log_path": w}, "log_path"),
                 ("PUT", "/logger", {"file": "x"}, what), ("PUT", "/metrics", {"metrics_path": w}, "metrics_path"),
                 ("PUT", "/cpu-config", {"cpuid": []}, "cpuid"), ("PUT", "/cpu-config", "[", "line"),
-                ("PUT", "/cpu-config", {"kvm_capabilities": ["!56"]}, "not supported"),
+                ("PUT", "/cpu-config", {"kvm_capabilities": ["9999"]}, "does not have 9999"),
+                ("PUT", "/cpu-config", {"kvm_capabilities": ["x", 1]}, "not the number"),
+                ("PUT", "/cpu-config", {"kvm_capabilities": [7]}, "not the number"),
                 ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1"}]}, "not supported"),
                 ("PUT", "/cpu-config", cpuid("0x7", "ebx", "0b1xxxxx"), "not added"),
                 ("PUT", "/cpu-config", cpuid("0x123", "ebx", "0b0"), "no feature"),
@@ -811,14 +813,20 @@ def test_vsock():
 
 def test_cpu_config():
     need_kvm()
-    with folder() as w, Front(w) as f:
-        f.put("/cpu-config", cpuid("0x7", "ebx", "0b0xxx_x"))
-        assert f.config()["cpu-config"] == cpuid("0x7", "ebx", "0b0xxx_x")
-        f.put("/boot-source", BOOT)
-        f.put("/machine-config", MACHINE)
-        r = f.call("PUT", "/actions", {"action_type": "InstanceStart"})
-        # Some KVMs can't hide features, and say so.
-        assert r.status == 204 or "does not hide features" in r.json["fault_message"], r.text
+    # Some KVMs can't hide features, or lack some of a template, and say so.
+    for template, refusal in ((None, "does not hide features"), ("x86-64-v2", "host's KVM does not give")):
+        with folder() as w, Front(w) as f:
+            config = {"kvm_capabilities": ["7", "!56"]}  # KVM_CAP_EXT_CPUID; any
+            if not template:
+                config |= cpuid("0x7", "ebx", "0b0xxx_x")
+            f.put("/cpu-config", config)
+            assert f.config()["cpu-config"] == config
+            f.put("/boot-source", BOOT)
+            f.put("/machine-config", {**MACHINE, "cpu_template": template})
+            f.patch("/machine-config", {"vcpu_count": 1})
+            assert f.get("/machine-config").json["cpu_template"] == (template or "None")
+            r = f.call("PUT", "/actions", {"action_type": "InstanceStart"})
+            assert r.status == 204 or refusal in r.json["fault_message"], r.text
 
 
 def test_mmds_document():
