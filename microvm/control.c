@@ -456,10 +456,7 @@ static int do_stop(struct control *c, const struct msg *m, struct mv_err *err)
 		return mv_fail(err, EBUSY, "the VM is %s", vm_state_name(c->vm->state));
 	if ((r = park_wake(c->vm, PARK_WOKEN_BY_REQUEST, err))) // their interrupts need KVM
 		return r;
-	if (s.mode == VM_STOP_CTRL_ALT_DEL)
-		return arch_ctrl_alt_del(c->vm, err);
-	arch_power_button(c->vm);
-	return 0;
+	return s.mode == VM_STOP_CTRL_ALT_DEL ? arch_ctrl_alt_del(c->vm, err) : arch_power_button(c->vm, err);
 }
 
 static void handle(struct control *c, struct msg *m)

@@ -22,7 +22,9 @@ static int usage(FILE *to, int status)
 		"usage: thaw-vmm [--version] [--help] [--api-sock PATH]...\n"
 		"One VM of thaw. Started by thawd, with a control socket as descriptor %d;\n"
 		"see thawd(8) and thaw(1). With other options, or by the name firecracker, it is\n"
-		"thaw-firecracker: one VM that is driven by Firecracker's API.\n",
+		"thaw-firecracker: one VM that is driven by Firecracker's API.\n"
+		"       thaw-vmm --device-tree VCPUS MEMORY_MIB DEVICES [GIC_VERSION]\n"
+		"Writes the device tree that such a VM's guest gets, as a blob, to the standard output.\n",
 		VMM_CONTROL_FD);
 	return status;
 }
@@ -41,6 +43,30 @@ static int become_firecracker(char **argv)
 			execv(path, argv);
 	}
 	fprintf(stderr, "thaw-vmm: there is no thaw-firecracker beside it: %s\n", strerror(errno));
+	return 1;
+}
+
+static int device_tree(char **number)
+{
+	const unsigned max[] = { VMCFG_MAX_VCPUS, VMCFG_MAX_MEM_MIB, VM_MAX_DEVICES, 3 };
+	const unsigned min[] = { 1, VMCFG_MIN_MEM_MIB, 0, 2 };
+	unsigned value[MV_ARRAY_LEN(max)] = { 0 };
+	for (size_t i = 0; i < MV_ARRAY_LEN(max) && number[i]; i++) {
+		char *end;
+		unsigned long v = strtoul(number[i], &end, 10);
+		if (end == number[i] || *end || v < min[i] || v > max[i]) {
+			fprintf(stderr, "thaw-vmm: --device-tree: \"%s\" is not a number from %u to %u\n",
+				number[i], min[i], max[i]);
+			return 2;
+		}
+		value[i] = (unsigned)v;
+	}
+	struct arch_description d = { value[0], value[1], value[2], value[3] };
+	struct mv_err err;
+	if (arch_describe(STDOUT_FILENO, &d, &err))
+		fprintf(stderr, "thaw-vmm: %s\n", err.msg);
+	else
+		return 0;
 	return 1;
 }
 
@@ -81,6 +107,8 @@ int main(int argc, char **argv)
 	}
 	if (argc == 2 && !strcmp(argv[1], "--help"))
 		return usage(stdout, 0);
+	if ((argc == 5 || argc == 6) && !strcmp(argv[1], "--device-tree"))
+		return device_tree(argv + 2);
 	if (argc > 1)
 		return become_firecracker(argv);
 	if (!is_control_socket(VMM_CONTROL_FD))

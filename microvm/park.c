@@ -288,7 +288,8 @@ static int make_kvm(struct vm *vm, struct mv_err *err)
 	for (unsigned i = 0; i < vm->n_vcpus; i++)
 		if ((r = vcpu_open(vm, i, err)))
 			return r;
-	r = saved_vm_kvm_load(vm, state.p, state.len, err);
+	r = arch_vcpus_made(vm, err);
+	r = r ? r : saved_vm_kvm_load(vm, state.p, state.len, err);
 	r = r ? r : arch_unpark(vm, err);
 	for (unsigned i = 0; !r && i < vm->n_devs; i++)
 		r = vm_wire_kicks(vm, i, err);

@@ -7,6 +7,7 @@
 #include "microvm/base/scratch.h"
 #include "microvm/sections.h"
 #include "snapshot/format.h"
+#include "snapshot/manifest.h"
 #include "snapshot/memory_map.h"
 
 // What must be the same in the configuration for the rest to fit.
@@ -54,7 +55,12 @@ static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct
 {
 	struct shape want = shape_of(cfg);
 	if (file->arch != want.arch)
-		return mv_fail(err, ENOTSUP, "the snapshot is of another CPU architecture");
+		return mv_fail(err, ENOTSUP,
+			       "the snapshot is of another CPU architecture, %s; this host is %s",
+			       file->arch == MANIFEST_X86_64    ? "x86_64"
+			       : file->arch == MANIFEST_AARCH64 ? "aarch64"
+								: "unknown",
+			       ARCH_NAME);
 	if (file->vcpus != want.vcpus || file->mem_mib != want.mem_mib)
 		return mv_fail(err, EINVAL,
 			       "the state is of a VM with %u vCPUs and %u MiB, the configuration "

@@ -54,7 +54,7 @@ int vcpu_open(struct vm *vm, unsigned index, struct mv_err *err)
 	madvise(p, (size_t)bytes, MADV_DONTFORK); // this VM's, not that of a forked process
 	c->run = p;
 	c->run_bytes = (size_t)bytes;
-	return 0;
+	return arch_vcpu_init(c, err);
 }
 
 void vcpu_close(struct vcpu *c)

@@ -102,7 +102,7 @@ void vm_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_wri
 	uint64_t base = arch_device_gpa(0);
 	uint64_t slot = (gpa_ - base) / VIO_MMIO_BYTES; // wraps to a huge number below base
 	if (slot >= vm->n_devs) {
-		if (!is_write)
+		if (!arch_mmio(vm, gpa_, data, len, is_write) && !is_write)
 			memset(data, 0xff, len);
 	} else if (is_write)
 		vio_mmio_write(vm->dev[slot], (gpa_ - base) % VIO_MMIO_BYTES, data, len);
@@ -428,10 +428,8 @@ static int make_core(struct vm *vm, struct mv_err *err)
 	int r = arch_vm_init(vm, err);
 	if (r || (r = vcpu_open(vm, 0, err)))
 		return r;
-	if ((r = serial_init(&vm->serial)))
-		return mv_fail(err, -r, "serial port: %s", strerror(-r));
-	r = kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err);
-	return r < 0 ? r : 0;
+	r = serial_init(&vm->serial);
+	return r ? mv_fail(err, -r, "serial port: %s", strerror(-r)) : 0;
 }
 
 int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err)
@@ -481,7 +479,9 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 	for (unsigned i = 1; i < cfg->vcpus; i++)
 		if ((r = vcpu_open(vm, i, err)))
 			return r;
-	if ((r = add_devices(vm, f, err)))
+	if ((r = arch_vcpus_made(vm, err)) ||
+	    (r = kvm_irqfd(vm->vm_fd, vm->serial.irq_fd, arch_serial_gsi(), err)) < 0 ||
+	    (r = add_devices(vm, f, err)))
 		return r;
 	vm->times.kvm_ready = mv_now_ns();
 	return 0;
@@ -744,6 +744,7 @@ void vm_fini(struct vm *vm)
 		vcpu_close(&vm->vcpu[i]);
 	vm->n_vcpus = 0;
 	record_fini(&vm->record);
+	arch_vm_fini(vm);
 	mv_close(&vm->vm_fd);
 	mv_close(&vm->kvm_fd);
 	dirty_fini(&vm->dirty, &vm->mem);

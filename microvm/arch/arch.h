@@ -31,6 +31,12 @@ uint64_t arch_file_gpa(const struct gmem *m);
 
 // After memory slots exist, before vCPUs: interrupt controllers and the like.
 int arch_vm_init(struct vm *vm, struct mv_err *err);
+void arch_vm_fini(struct vm *vm); // idempotent; before the VM's descriptor is closed
+
+// A vCPU was just made: maybe long before the configuration is known.
+int arch_vcpu_init(struct vcpu *c, struct mv_err *err);
+// All vCPUs were made; from now on interrupts can be wired.
+int arch_vcpus_made(struct vm *vm, struct mv_err *err);
 
 // Loads kernel, initrd, tables and the vCPUs' first registers.
 int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err);
@@ -60,9 +66,20 @@ int arch_unpark(struct vm *vm, struct mv_err *err);
 // restore, the guest is told.
 int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err);
 
-void arch_power_button(struct vm *vm);
+// -ENOTSUP: this machine has none, or the guest does not listen.
+int arch_power_button(struct vm *vm, struct mv_err *err);
 int arch_ctrl_alt_del(struct vm *vm, struct mv_err *err);
+
+// A guest access to memory-mapped I/O that is no virtio-mmio slot's, lock held: false when nobody has it.
+bool arch_mmio(struct vm *vm, uint64_t gpa, void *data, uint32_t len, bool is_write);
 
 // An exit that vcpu.c does not know: true when handled. Called from the vCPU's thread
 // without the lock.
 bool arch_vcpu_exit(struct vcpu *c);
+
+// What the guest is told of a machine with these numbers, as text or bytes on this descriptor: the device
+// tree. For whoever wants to read it; needs no KVM and no VM. -ENOTSUP: there is none.
+struct arch_description {
+	unsigned vcpus, mem_mib, n_devs, gic_version;
+};
+int arch_describe(int fd, const struct arch_description *d, struct mv_err *err);

@@ -68,6 +68,41 @@ int arch_vm_init(struct vm *vm, struct mv_err *err)
 	return 0;
 }
 
+void arch_vm_fini(struct vm *vm) { (void)vm; } // all of it goes with the VM's descriptor
+
+int arch_vcpu_init(struct vcpu *c, struct mv_err *err)
+{
+	(void)c;
+	(void)err;
+	return 0;
+}
+
+int arch_vcpus_made(struct vm *vm, struct mv_err *err)
+{
+	(void)vm;
+	(void)err;
+	return 0;
+}
+
+int arch_describe(int fd, const struct arch_description *d, struct mv_err *err)
+{
+	(void)fd;
+	(void)d;
+	return mv_fail(err, ENOTSUP,
+		       "x86-64 has no device tree; its ACPI tables are in the guest's /sys/firmware/acpi");
+}
+
+// A PC's devices are at ports.
+bool arch_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_write)
+{
+	(void)vm;
+	(void)gpa_;
+	(void)data;
+	(void)len;
+	(void)is_write;
+	return false;
+}
+
 int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
 {
 	struct x86_entry entry;
@@ -165,7 +200,11 @@ int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err)
 	return r ? mv_fail(err, -r, "KVM_IRQ_LINE: %s", strerror(-r)) : 0;
 }
 
-void arch_power_button(struct vm *vm) { kvm_pulse_gsi(vm->vm_fd, X86_GSI_POWER_BUTTON); }
+int arch_power_button(struct vm *vm, struct mv_err *err)
+{
+	int r = kvm_pulse_gsi(vm->vm_fd, X86_GSI_POWER_BUTTON);
+	return r ? mv_fail(err, -r, "KVM_IRQ_LINE: %s", strerror(-r)) : 0;
+}
 
 int arch_ctrl_alt_del(struct vm *vm, struct mv_err *err)
 {
