@@ -7,14 +7,17 @@
 #   make docs            what is generated in docs/
 #   make man             manual pages      make install  all of it (PREFIX=/usr/local DESTDIR=)
 #   make deb             Debian package      make uninstall
-# V=1 shows commands; SAN=asan|tsan builds with sanitizers into a folder of its own.
+# V=1 shows commands; SAN=asan|tsan builds with sanitizers into a folder of its own, ARCH=aarch64 for arm64.
+
+all: programs
 
 SAN ?=
 V ?=
-ARCH ?= x86_64
+HOST_ARCH := $(shell uname -m)
+ARCH ?= $(HOST_ARCH)
 DESTDIR ?=
 PREFIX ?= /usr/local
-B ?= build$(if $(SAN),/$(SAN))
+B ?= build$(if $(filter-out $(HOST_ARCH),$(ARCH)),/$(ARCH))$(if $(SAN),/$(SAN))
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-7s %s\n' $(1) '$(2)';)
 
@@ -32,10 +35,13 @@ LDFLAGS_ALL = -pthread $(SAN_FLAGS) $(LDFLAGS) -Wl,-z,relro,-z,now
 VERSION := 0.1.0
 BASE_CFLAGS += -DTHAW_VERSION='"$(VERSION)"'
 
+ifneq ($(ARCH),$(HOST_ARCH))
+include scripts/cross.mk
+endif
+
 PROGRAMS :=
 TEST_PROGRAMS :=
 OBJECTS :=
-all: programs
 
 # objs FILES: their object files, remembered for the dependency includes.
 objs = $(eval OBJECTS += $(patsubst %.c,$(B)/%.o,$(1)))$(patsubst %.c,$(B)/%.o,$(1))
@@ -53,7 +59,7 @@ $(GUEST_TOOL): $(GUEST_FILES)
 	$(Q)mkdir -p $(@D)
 	$(call say,COPY,$(@D))cp $^ $(@D)
 
-$(B)/%.o: %.c
+$(B)/%.o: %.c | $(SYSROOT_READY)
 	$(Q)mkdir -p $(@D)
 	$(call say,CC,$<)$(CC) $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS) $(CFLAGS_LIB) $(CFLAGS_$<) -c $< -o $@
 

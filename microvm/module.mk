@@ -11,7 +11,7 @@ VMM := $(B)/bin/thaw-vmm
 PROGRAMS += $(VMM)
 $(VMM): $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) -luring -lxxhash -llz4 -o $@
+	$(call say,LD,$@)$(CC) $(if $(SAN),-pie,-static-pie) $(LDFLAGS_ALL) $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) -luring -lxxhash -llz4 $(ARCH_LIBS) -o $@
 
 $(PAGER): $(call objs,snapshot/thaw-pager/main.c) $(SANDBOX_O) $(SNAP_O) $(BASE_O)
 	$(Q)mkdir -p $(@D)

@@ -8,7 +8,7 @@ TEST_SRC := $(wildcard tests/base/test_*.c tests/devices/test_*.c tests/snapshot
 TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
 TEST_O := $(call objs,$(TEST_SRC))
 $(TEST_PROGRAMS): $(B)/%: $(B)/%.o
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -lseccomp -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -lseccomp $(ARCH_LIBS) -o $@
 
 # A folder's tests link what that folder may know, and the helpers beside them.
 T_O := $(call objs,$(wildcard tests/*/t_*.c))
@@ -29,7 +29,7 @@ $(FAULTS): tests/faults/shim.c
 # thaw-vmm is static, so a variant of it has the shim inside: tests/e2e/test_vmm_faults.py.
 FAULTS_VMM := $(B)/tests/faults/thaw-vmm
 $(FAULTS_VMM): $(VMM_MAIN_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) | $(FAULTS)
-	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -L$(@D) -l:shim.so -Wl,-rpath,'$$ORIGIN' -luring -lxxhash -llz4 -o $@
+	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -L$(@D) -l:shim.so -Wl,-rpath,'$$ORIGIN' -luring -lxxhash -llz4 $(ARCH_LIBS) -o $@
 
 include tests/fuzz/fuzz.mk
 tests: $(FAULTS) $(FAULTS_VMM) $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) guest $(B)/bench/bench

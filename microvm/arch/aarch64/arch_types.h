@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// arm64's part of struct vm.
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "pl031.h"
+
+#define ARCH_ID 2 // enum manifest_arch
+#define ARCH_NAME "aarch64"
+
+struct a64_clock {             // saved
+	uint64_t hz;           // of the virtual counter
+	uint64_t counter;      // the virtual counter
+	uint64_t real_ns;      // CLOCK_REALTIME when it was read
+	uint64_t phys_counter; // the physical one, where KVM lets it be set (Linux 6.4)
+	bool has_phys_counter;
+};
+
+struct arch_vm {
+	unsigned gic_version; // 3 or 2; 0: there is none yet, nor gic_fd
+	int gic_fd;
+	struct pl031 rtc;       // saved
+	struct a64_clock clock; // of the state that was loaded
+};

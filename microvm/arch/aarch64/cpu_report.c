@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a saved arm64 CPU is, by its identification registers (Arm ARM, D19.2). Whether a host has all of it
+// only its KVM can say, when the registers are loaded: `compared` stays false.
+#include "microvm/cpu_report.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "microvm/sections.h"
+#include "snapshot/format.h"
+#include "vcpu_state.h"
+
+#define REG_MIDR ARM64_SYS_REG(3, 0, 0, 0, 0)
+#define ISAR0 ARM64_SYS_REG(3, 0, 0, 6, 0)
+#define ISAR1 ARM64_SYS_REG(3, 0, 0, 6, 1)
+#define PFR0 ARM64_SYS_REG(3, 0, 0, 4, 0)
+
+// Names of /proc/cpuinfo, by a field of four bits and its least value. Of PFR0's first two 15 means "none".
+static const struct feature {
+	const char *name;
+	uint64_t reg;
+	uint8_t shift, min, none;
+} features[] = {
+	{ "fp", PFR0, 16, 0, 15 },       { "asimd", PFR0, 20, 0, 15 },   { "aes", ISAR0, 4, 1, 0 },
+	{ "pmull", ISAR0, 4, 2, 0 },     { "sha1", ISAR0, 8, 1, 0 },     { "sha2", ISAR0, 12, 1, 0 },
+	{ "sha512", ISAR0, 12, 2, 0 },   { "crc32", ISAR0, 16, 1, 0 },   { "atomics", ISAR0, 20, 2, 0 },
+	{ "asimdrdm", ISAR0, 28, 1, 0 }, { "sha3", ISAR0, 32, 1, 0 },    { "sm3", ISAR0, 36, 1, 0 },
+	{ "sm4", ISAR0, 40, 1, 0 },      { "asimddp", ISAR0, 44, 1, 0 }, { "flagm", ISAR0, 52, 1, 0 },
+	{ "rng", ISAR0, 60, 1, 0 },      { "dcpop", ISAR1, 0, 1, 0 },    { "jscvt", ISAR1, 12, 1, 0 },
+	{ "fcma", ISAR1, 16, 1, 0 },     { "lrcpc", ISAR1, 20, 1, 0 },   { "bf16", ISAR1, 44, 1, 0 },
+	{ "i8mm", ISAR1, 52, 1, 0 },     { "dit", PFR0, 48, 1, 0 },
+};
+
+static const struct {
+	uint8_t code;
+	const char *name;
+} vendors[] = { { 0x41, "Arm" },       { 0x43, "Cavium" },    { 0x46, "Fujitsu" },
+		{ 0x48, "HiSilicon" }, { 0x4e, "NVIDIA" },    { 0x51, "Qualcomm" },
+		{ 0x61, "Apple" },     { 0x6d, "Microsoft" }, { 0xc0, "Ampere" } };
+
+struct id_regs {
+	uint64_t midr, isar0, isar1, pfr0;
+};
+
+static int read_ids(const struct vcpu_state *s, struct id_regs *ret_ids)
+{
+	struct a64_reg reg;
+	size_t pos = 0;
+	int r;
+	while ((r = a64_reg_next(s, &pos, &reg)) > 0)
+		switch (reg.id) {
+		case REG_MIDR: ret_ids->midr = a64_reg_u64(&reg); break;
+		case ISAR0: ret_ids->isar0 = a64_reg_u64(&reg); break;
+		case ISAR1: ret_ids->isar1 = a64_reg_u64(&reg); break;
+		case PFR0: ret_ids->pfr0 = a64_reg_u64(&reg); break;
+		default: break;
+		}
+	return r;
+}
+
+// Of the first vCPU: all are the same.
+static int read_guest(int state_fd, struct id_regs *ret_ids, struct mv_err *err)
+{
+	MV_FREE uint8_t *payload = NULL;
+	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
+	struct snap_section sec;
+	size_t len, pos = 0;
+	if (!s)
+		return mv_fail(err, ENOMEM, "out of memory");
+	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,
+				    err);
+	if (r)
+		return r;
+	while ((r = snap_section_next(payload, len, &pos, &sec, err)) > 0) {
+		if (sec.kind != SECTION_VCPU || sec.index)
+			continue;
+		r = mv_state_load(&a64_vcpu_table, sec.bytes, sec.len, s, err);
+		return r || !read_ids(s, ret_ids)
+			       ? r
+			       : mv_fail(err, EINVAL, "state: the vCPU's registers are damaged");
+	}
+	return r ? r : mv_fail(err, EINVAL, "state: has no vCPU");
+}
+
+int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err)
+{
+	struct cpu_report report = { 0 };
+	struct id_regs ids = { 0 };
+	(void)kvm_path;
+	int r = read_guest(state_fd, &ids, err);
+	if (r)
+		return r;
+	uint8_t vendor = (uint8_t)(ids.midr >> 24);
+	snprintf(report.vendor, sizeof report.vendor, "0x%02x", vendor);
+	for (size_t i = 0; i < MV_ARRAY_LEN(vendors); i++)
+		if (vendors[i].code == vendor)
+			snprintf(report.vendor, sizeof report.vendor, "%s", vendors[i].name);
+	report.family = 8;
+	report.model_number = ids.midr >> 4 & 0xfff;
+	report.stepping = ids.midr & 15;
+	snprintf(report.model, sizeof report.model, "part 0x%03x variant %u", report.model_number,
+		 (unsigned)(ids.midr >> 20 & 15));
+	for (size_t i = 0; i < MV_ARRAY_LEN(features); i++) {
+		const struct feature *f = &features[i];
+		uint64_t reg = f->reg == ISAR0 ? ids.isar0 : f->reg == ISAR1 ? ids.isar1 : ids.pfr0;
+		unsigned v = reg >> f->shift & 15;
+		if (v < f->min || (f->none && v == f->none))
+			continue;
+		if (report.features.len)
+			mv_buf_append(&report.features, ", ", 2);
+		mv_buf_append(&report.features, f->name, strlen(f->name));
+	}
+	mv_buf_append(&report.features, "", 1);
+	mv_buf_append(&report.missing, "", 1);
+	if (report.features.failed || report.missing.failed) {
+		cpu_report_fini(&report);
+		return mv_fail(err, ENOMEM, "out of memory");
+	}
+	*ret_report = report;
+	return 0;
+}
+
+const char *cpu_feature_at(uint32_t leaf, uint32_t index, unsigned reg, unsigned bit)
+{
+	(void)leaf;
+	(void)index;
+	(void)reg;
+	(void)bit;
+	return NULL; // CPUID is x86's
+}
+
+void cpu_report_fini(struct cpu_report *r)
+{
+	mv_buf_fini(&r->features);
+	mv_buf_fini(&r->missing);
+}
