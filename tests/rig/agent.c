@@ -13,12 +13,13 @@
  *   fetch PORT       connects to the host's PORT, prints what it says until its end
  */
 #define _GNU_SOURCE
+#include <sys/socket.h> // before linux/vm_sockets.h, which needs it
+
 #include <linux/vm_sockets.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -199,3 +199,20 @@ rig_modules() {
 		rig_modules "$k" "$out" $deps
 	done
 }
+
+# rig_foreign_libs PROGRAM SYSROOT OUT: copies the shared libraries that a program of another architecture needs, and
+# those that they need, from the sysroot into OUT/lib. Static programs need none.
+rig_foreign_libs() {
+	local todo=("$1") f name lib
+	mkdir -p "$3/lib"
+	while [ ${#todo[@]} != 0 ]; do
+		f=${todo[0]} todo=("${todo[@]:1}")
+		for name in $(readelf -d "$f" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+			[ ! -e "$3/lib/$name" ] || continue
+			lib=$(find "$2/lib" "$2/usr/lib" -name "$name" | head -n 1)
+			[ -n "$lib" ] || { say "no $name in $2"; return 1; }
+			cp -L "$lib" "$3/lib/$name"
+			todo+=("$lib")
+		done
+	done
+}

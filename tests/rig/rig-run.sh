@@ -15,7 +15,8 @@ usage() {
 	  -m MIB   memory (default 1024)
 	  -k NAME  the machine's own kernel: 6.1 (default), 6.12 or a linux-image package
 	  -l MODS  kernel modules to load (default: $LOAD)
-	  -b PROG  also put PROG of this system and its shared libraries there
+	  -b PROG  also put PROG of this system and its shared libraries there; of another architecture:
+	           libraries of the folder RIG_SYSROOT
 	  -e N=V   set environment variable N for COMMAND
 	  -w       let QEMU use all CPUs of this system (see README.md before you do)
 	  -q ARG   another argument for QEMU
@@ -77,10 +78,11 @@ mkdir -p "$tmp/root/rig"
 } >"$tmp/root/rig/cmd"
 for p in "${progs[@]}"; do
 	p=$(command -v "$p") || die "no program $p"
-	for f in "$p" $(ldd "$p" 2>/dev/null | grep -o '/[^ ]*'); do
+	for f in "$p" $([ -n "${RIG_SYSROOT:-}" ] || ldd "$p" 2>/dev/null | grep -o '/[^ ]*'); do
 		mkdir -p "$tmp/root/${f%/*}"
 		cp -L "$f" "$tmp/root/$f"
 	done
+	[ -z "${RIG_SYSROOT:-}" ] || rig_foreign_libs "$p" "$RIG_SYSROOT" "$tmp/root" || die "$p: a library is missing"
 done
 { cat "$base"; rig_cpio "$tmp/root"; } >"$tmp/initrd"
 

@@ -13,12 +13,13 @@
  * 124: out of time, 125: no connection or a broken one. Default time: 30 s.
  */
 #define _GNU_SOURCE
+#include <sys/socket.h> // before linux/vm_sockets.h, which needs it
+
 #include <linux/vm_sockets.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
