@@ -88,12 +88,14 @@ static bool cpu_has(const char *flag)
 
 static void check_cpu(struct doctor *d)
 {
-	const char *ext = cpu_has("svm") ? "AMD-V" : NULL;
-	if (!ext && cpu_has("vmx"))
-		ext = "Intel VT-x";
-	const char *nested = cpu_has("hypervisor") ? "; this host is itself a virtual machine" : "";
+	const char *ext = NULL,
+		   *nested = cpu_has("hypervisor") ? "; this host is itself a virtual machine" : "";
+	for (const struct kvm_probe_flag *f = kvm_probe_flags; f->flag && !ext; f++)
+		ext = cpu_has(f->flag) ? f->name : NULL;
 	if (ext)
 		say(d, OK, "cpu", "%s%s", ext, nested);
+	else if (!kvm_probe_flags[0].flag)
+		say(d, OK, "cpu", "does not show whether it has virtualisation; KVM knows");
 	else
 		say(d, WARN, "cpu",
 		    "shows neither svm nor vmx%s; enable virtualisation in the firmware, or "

@@ -32,6 +32,10 @@ struct kvm_probe_need {
 	const char *name;
 };
 extern const struct kvm_probe_need kvm_probe_needed[];
+struct kvm_probe_flag { // words in the flags of /proc/cpuinfo that tell of virtualisation; ended by NULL
+	const char *flag, *name;
+};
+extern const struct kvm_probe_flag kvm_probe_flags[];
 extern const size_t kvm_probe_n_needed;
 extern const uint64_t kvm_probe_gpa;
 extern const uint32_t kvm_probe_last_exit;

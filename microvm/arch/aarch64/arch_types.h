@@ -7,7 +7,6 @@
 #include "pl031.h"
 
 #define ARCH_ID 2 // enum manifest_arch
-#define ARCH_NAME "aarch64"
 
 struct a64_clock {             // saved
 	uint64_t hz;           // of the virtual counter

@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 
 #include "a64.h"
+#include "kvm_vcpu.h"
 #include "microvm/kvm.h"
 #include "vcpu_state.h"
 
@@ -61,14 +62,8 @@ int arch_vcpu_init(struct vcpu *c, struct mv_err *err)
 		return mv_fail(err, ENOTSUP,
 			       "this host's interrupt controller, a GICv2, allows %u vCPUs at most",
 			       GICV2_MAX_VCPUS);
-	struct kvm_vcpu_init init;
-	int r = kvm_call(c->vm->vm_fd, KVM_ARM_PREFERRED_TARGET, &init, "KVM_ARM_PREFERRED_TARGET", err);
-	if (r < 0)
-		return r;
-	memset(init.features, 0, sizeof init.features);
-	init.features[0] = 1u << KVM_ARM_VCPU_PSCI_0_2 | (c->index ? 1u << KVM_ARM_VCPU_POWER_OFF : 0);
-	r = kvm_call(c->fd, KVM_ARM_VCPU_INIT, &init, "KVM_ARM_VCPU_INIT", err);
-	return r < 0 ? r : 0;
+	int r = a64_vcpu_init(c->vm->vm_fd, c->fd, c->index);
+	return r ? mv_fail(err, -r, "vCPU %u: KVM_ARM_VCPU_INIT: %s", c->index, strerror(-r)) : 0;
 }
 
 int a64_set_boot_registers(struct vcpu *c, uint64_t entry_gpa, uint64_t fdt_gpa, struct mv_err *err)

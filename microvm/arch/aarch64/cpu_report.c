@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a saved arm64 CPU is, by its identification registers (Arm ARM, D19.2). Whether a host has all of it
-// only its KVM can say, when the registers are loaded: `compared` stays false.
+// What a saved arm64 CPU is, by its identification registers (Arm ARM, D19.2), and which of them this host's
+// KVM does not let a vCPU have: it alone knows which it lets be written, so it is asked with a vCPU.
 #include "microvm/cpu_report.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "kvm_vcpu.h"
 #include "microvm/sections.h"
 #include "snapshot/format.h"
 #include "vcpu_state.h"
@@ -59,36 +61,80 @@ static int read_ids(const struct vcpu_state *s, struct id_regs *ret_ids)
 	return r;
 }
 
-// Of the first vCPU: all are the same.
-static int read_guest(int state_fd, struct id_regs *ret_ids, struct mv_err *err)
+// The first vCPU's state: all are the same.
+static int read_guest(int state_fd, struct vcpu_state *ret_state, struct mv_err *err)
 {
 	MV_FREE uint8_t *payload = NULL;
-	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
 	struct snap_section sec;
 	size_t len, pos = 0;
-	if (!s)
-		return mv_fail(err, ENOMEM, "out of memory");
 	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,
 				    err);
 	if (r)
 		return r;
-	while ((r = snap_section_next(payload, len, &pos, &sec, err)) > 0) {
-		if (sec.kind != SECTION_VCPU || sec.index)
-			continue;
-		r = mv_state_load(&a64_vcpu_table, sec.bytes, sec.len, s, err);
-		return r || !read_ids(s, ret_ids)
-			       ? r
-			       : mv_fail(err, EINVAL, "state: the vCPU's registers are damaged");
-	}
+	while ((r = snap_section_next(payload, len, &pos, &sec, err)) > 0)
+		if (sec.kind == SECTION_VCPU && !sec.index)
+			return mv_state_load(&a64_vcpu_table, sec.bytes, sec.len, ret_state, err);
 	return r ? r : mv_fail(err, EINVAL, "state: has no vCPU");
+}
+
+static void append(struct mv_buf *list, const char *text)
+{
+	if (list->len)
+		mv_buf_append(list, ", ", 2);
+	mv_buf_append(list, text, strlen(text));
+}
+
+// System registers with CRn 0: what the CPU is.
+static bool is_id_reg(uint64_t id)
+{
+	const uint64_t fixed = ~(uint64_t)(KVM_REG_ARM64_SYSREG_OP1_MASK | KVM_REG_ARM64_SYSREG_CRM_MASK |
+					   KVM_REG_ARM64_SYSREG_OP2_MASK);
+	return (id & fixed) == (REG_MIDR & fixed);
+}
+
+static void add_refused(const struct a64_reg *reg, int vcpu_fd, struct cpu_report *r)
+{
+	char text[96];
+	uint64_t here = 0;
+	struct kvm_one_reg one = { .id = reg->id, .addr = (uintptr_t)&here };
+	unsigned op1 = (reg->id & KVM_REG_ARM64_SYSREG_OP1_MASK) >> KVM_REG_ARM64_SYSREG_OP1_SHIFT;
+	unsigned crm = (reg->id & KVM_REG_ARM64_SYSREG_CRM_MASK) >> KVM_REG_ARM64_SYSREG_CRM_SHIFT;
+	bool known = !ioctl(vcpu_fd, KVM_GET_ONE_REG, &one);
+	if (known && here == a64_reg_u64(reg))
+		return; // may not be written, and need not
+	int n = snprintf(text, sizeof text, "S3_%u_C0_C%u_%u = 0x%llx", op1, crm,
+			 (unsigned)(reg->id & KVM_REG_ARM64_SYSREG_OP2_MASK),
+			 (unsigned long long)a64_reg_u64(reg));
+	snprintf(text + n, sizeof text - (size_t)n, known ? " (here 0x%llx)" : " (not here)",
+		 (unsigned long long)here);
+	append(&r->missing, text);
+	r->n_missing++;
+}
+
+// Fills compared, n_missing and missing.
+static void compare(const struct vcpu_state *s, const char *kvm_path, struct cpu_report *r)
+{
+	MV_FD kvm_fd = open(kvm_path, O_RDWR | O_CLOEXEC);
+	MV_FD vm_fd = kvm_fd < 0 ? -1 : ioctl(kvm_fd, KVM_CREATE_VM, 0L);
+	MV_FD vcpu_fd = vm_fd < 0 ? -1 : ioctl(vm_fd, KVM_CREATE_VCPU, 0L);
+	struct a64_reg reg;
+	size_t pos = 0;
+	r->compared = vcpu_fd >= 0 && !a64_vcpu_init(vm_fd, vcpu_fd, false);
+	while (r->compared && a64_reg_next(s, &pos, &reg) > 0) {
+		struct kvm_one_reg one = { .id = reg.id, .addr = (uintptr_t)reg.value };
+		if (is_id_reg(reg.id) && ioctl(vcpu_fd, KVM_SET_ONE_REG, &one))
+			add_refused(&reg, vcpu_fd, r);
+	}
 }
 
 int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err)
 {
 	struct cpu_report report = { 0 };
 	struct id_regs ids = { 0 };
-	(void)kvm_path;
-	int r = read_guest(state_fd, &ids, err);
+	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
+	int r = s ? read_guest(state_fd, s, err) : mv_fail(err, ENOMEM, "out of memory");
+	if (!r && read_ids(s, &ids))
+		r = mv_fail(err, EINVAL, "state: the vCPU's registers are damaged");
 	if (r)
 		return r;
 	uint8_t vendor = (uint8_t)(ids.midr >> 24);
@@ -107,10 +153,10 @@ int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report
 		unsigned v = reg >> f->shift & 15;
 		if (v < f->min || (f->none && v == f->none))
 			continue;
-		if (report.features.len)
-			mv_buf_append(&report.features, ", ", 2);
-		mv_buf_append(&report.features, f->name, strlen(f->name));
+		append(&report.features, f->name);
 	}
+	if (kvm_path)
+		compare(s, kvm_path, &report);
 	mv_buf_append(&report.features, "", 1);
 	mv_buf_append(&report.missing, "", 1);
 	if (report.features.failed || report.missing.failed) {

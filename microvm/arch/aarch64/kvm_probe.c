@@ -7,10 +7,14 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "kvm_vcpu.h"
 #include "microvm/base/util.h"
 
 const uint64_t kvm_probe_gpa = 0x40000000;
 const uint32_t kvm_probe_last_exit = KVM_EXIT_MMIO;
+
+// Nothing in /proc/cpuinfo tells.
+const struct kvm_probe_flag kvm_probe_flags[] = { { NULL, NULL } };
 
 const struct kvm_probe_need kvm_probe_needed[] = {
 	{ KVM_CAP_IRQCHIP, "IRQCHIP" },           { KVM_CAP_USER_MEMORY, "USER_MEMORY" },
@@ -29,16 +33,12 @@ int kvm_probe_prepare(int vm_fd, int vcpu_fd, uint8_t *memory, struct kvm_probe 
 		0x54ffffe1u,                        // b.ne again
 		0xb9000020u,                        // str w0, [x1], which is 0
 	};
-	struct kvm_vcpu_init init;
 	uint64_t pc = kvm_probe_gpa;
 	struct kvm_one_reg reg = { .id = KVM_REG_ARM64 | KVM_REG_ARM_CORE | KVM_REG_SIZE_U64 |
 					 KVM_REG_ARM_CORE_REG(regs.pc),
 				   .addr = (uintptr_t)&pc };
 	memcpy(memory, code, sizeof code);
-	if (kvm_probe_step(p, "KVM_ARM_PREFERRED_TARGET", ioctl(vm_fd, KVM_ARM_PREFERRED_TARGET, &init)))
-		return -1;
-	memset(init.features, 0, sizeof init.features);
-	if (kvm_probe_step(p, "KVM_ARM_VCPU_INIT", ioctl(vcpu_fd, KVM_ARM_VCPU_INIT, &init)))
+	if (kvm_probe_step(p, "KVM_ARM_VCPU_INIT", a64_vcpu_init(vm_fd, vcpu_fd, false)))
 		return -1;
 	return kvm_probe_step(p, "KVM_SET_ONE_REG", ioctl(vcpu_fd, KVM_SET_ONE_REG, &reg));
 }

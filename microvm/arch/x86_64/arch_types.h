@@ -9,7 +9,6 @@
 #include "microvm/base/vmcfg.h"
 
 #define ARCH_ID 1 // enum manifest_arch
-#define ARCH_NAME "x86_64"
 
 struct arch_vm {
 	struct i8042 i8042;          // saved

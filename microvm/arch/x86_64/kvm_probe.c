@@ -17,6 +17,10 @@
 const uint64_t kvm_probe_gpa = 0;
 const uint32_t kvm_probe_last_exit = KVM_EXIT_HLT;
 
+const struct kvm_probe_flag kvm_probe_flags[] = { { "svm", "AMD-V" },
+						  { "vmx", "Intel VT-x" },
+						  { NULL, NULL } };
+
 const struct kvm_probe_need kvm_probe_needed[] = {
 	{ KVM_CAP_IRQCHIP, "IRQCHIP" },
 	{ KVM_CAP_USER_MEMORY, "USER_MEMORY" },
