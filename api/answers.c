@@ -3,6 +3,7 @@
 
 #include "api/vmjson.h"
 #include "microvm/base/util.h"
+#include "snapshot/manifest.h"
 
 // clang-format off
 #define F(type_, flags_, name_, doc_) { .name = (name_), .type = (type_), .flags = (flags_), .doc = (doc_) }
@@ -16,7 +17,6 @@
 static const char *const states[] = { "unknown", "created", "running", "paused", "exited", NULL };
 static const char *const exits[] = { "none", "shutdown", "reset", "triple-fault", "kvm-error", "killed",
 				     "crashed", "snapshot-corrupt", "ttl", "idle", "out-of-memory", NULL };
-static const char *const archs[] = { "x86_64", "aarch64", NULL };
 static const char *const formats[] = { "raw", "lz4", NULL };
 static const char *const apis[] = { "v1", NULL };
 static const char *const leftovers[] = { "unfinished snapshot", "deleted snapshot", "foreign", NULL };
@@ -294,7 +294,7 @@ static TABLE(pool_table, pool_fields);
 	F(JS_UINT, 0, "chain_length", "snapshots that its memory is in; absent: one is missing"),  \
 	F(JS_TIME, R, "created", "when"),                                                          \
 	F(JS_STR, R, "thaw_version", "that took it"),                                              \
-	WORD(R, "arch", archs, "of the guest"),                                                    \
+	WORD(R, "arch", manifest_archs, "of the guest"),                                                    \
 	SUB(JS_MAP, R, "files", file_table, "by name"),                                            \
 	SUB(JS_OBJ, R, "storage", storage_table, "what it takes"),                                 \
 	SUB(JS_OBJ, R, "config", config_table, "of the VM")
@@ -346,7 +346,7 @@ static const struct js_field listed_fields[] = {
 	F(JS_UINT, 0, "chain_length", "snapshots that its memory is in; absent: one is missing"),
 	F(JS_TIME, 0, "created", "when"),
 	F(JS_STR, 0, "thaw_version", "that took it"),
-	WORD(0, "arch", archs, "of the guest"),
+	WORD(0, "arch", manifest_archs, "of the guest"),
 	SUB(JS_MAP, 0, "files", file_table, "by name"),
 	SUB(JS_OBJ, 0, "storage", storage_table, "what it takes"),
 	SUB(JS_OBJ, 0, "config", config_table, "of the VM"),

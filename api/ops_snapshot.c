@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/utsname.h>
 #include <time.h>
 
 #include "api/etag.h"
@@ -98,7 +97,7 @@ js *manifest_json(struct server *s, const struct manifest *m)
 	}
 	put_time(o, "created", m->created_unix_ns);
 	js_put_str(o, "thaw_version", m->thaw_version);
-	js_put_str(o, "arch", m->arch == MANIFEST_X86_64 ? "x86_64" : "aarch64");
+	js_put_str(o, "arch", manifest_arch_name(m->arch));
 	for (uint32_t i = 0; i < m->n_files; i++) {
 		js *f = js_object();
 		js_put_uint(f, "size_bytes", m->file[i].size_bytes);
@@ -232,13 +231,12 @@ static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *er
 static void fill_manifest(struct manifest *m, const struct vm *vm)
 {
 	struct timespec t;
-	struct utsname u;
 	clock_gettime(CLOCK_REALTIME, &t);
 	mv_uuid(m->id);
 	memcpy(m->parent, vm->cfg.name, sizeof m->parent);
 	mv_strcpy(m->thaw_version, sizeof m->thaw_version, THAW_VERSION);
 	m->created_unix_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-	m->arch = !uname(&u) && !strcmp(u.machine, "aarch64") ? MANIFEST_AARCH64 : MANIFEST_X86_64;
+	m->arch = manifest_arch_here();
 	memcpy(m->parent_snapshot, vm->from_snapshot, sizeof m->parent_snapshot);
 	memcpy(m->parent_snapshot_id, vm->from_snapshot_id, sizeof m->parent_snapshot_id);
 	m->cfg = vm->cfg;

@@ -87,12 +87,30 @@ static int open_chain(struct prepare *p)
 	return r;
 }
 
+// Its registers mean nothing here: its architecture is what this host lacks.
+static bool of_other_arch(struct prepare *p)
+{
+	static const char what[] = "the architecture ";
+	const char *name = manifest_arch_name(p->m.arch);
+	if (p->m.arch == manifest_arch_here())
+		return false;
+	mv_buf_append(&p->cpu.missing, what, sizeof what - 1);
+	mv_buf_append(&p->cpu.missing, name, strlen(name) + 1);
+	p->cpu.n_missing = 1;
+	return true;
+}
+
 static void check_run(struct worker_job *w)
 {
 	struct prepare *p = (struct prepare *)w;
 	mv_close(&p->state_fd);
 	mv_close(&p->memory_fd);
 	p->result = store_show(&p->s->store, p->m.name, &p->m, &p->err); // may be flattened by now
+	if (!p->result && of_other_arch(p)) {
+		if (p->cpu.missing.failed)
+			p->result = mv_fail(&p->err, ENOMEM, "out of memory");
+		return;
+	}
 	p->result = p->result ? p->result : open_files(p, !is_lz4(p));
 	if (!p->result && (p->no_memory || is_lz4(p))) {
 		if (!p->no_memory)

@@ -57,10 +57,7 @@ static int check_shape(const struct shape *file, const struct vmcfg *cfg, struct
 	if (file->arch != want.arch)
 		return mv_fail(err, ENOTSUP,
 			       "the snapshot is of another CPU architecture, %s; this host is %s",
-			       file->arch == MANIFEST_X86_64    ? "x86_64"
-			       : file->arch == MANIFEST_AARCH64 ? "aarch64"
-								: "unknown",
-			       ARCH_NAME);
+			       manifest_arch_name(file->arch), manifest_arch_name(want.arch));
 	if (file->vcpus != want.vcpus || file->mem_mib != want.mem_mib)
 		return mv_fail(err, EINVAL,
 			       "the state is of a VM with %u vCPUs and %u MiB, the configuration "

@@ -4,9 +4,26 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/utsname.h>
 
 #include "microvm/base/scratch.h"
 #include "snapshot/format.h"
+
+const char *const manifest_archs[] = { "x86_64", "aarch64", NULL };
+
+const char *manifest_arch_name(uint32_t arch)
+{
+	return arch - 1u < MV_ARRAY_LEN(manifest_archs) - 1 ? manifest_archs[arch - 1u] : "unknown";
+}
+
+uint32_t manifest_arch_here(void)
+{
+	struct utsname u;
+	for (uint32_t i = 0; !uname(&u) && manifest_archs[i]; i++)
+		if (!strcmp(u.machine, manifest_archs[i]))
+			return i + 1;
+	return 0;
+}
 
 static const struct mv_field file_fields[] = {
 	MV_STRING(struct manifest_file, name, 1),

@@ -13,6 +13,9 @@
 #include "microvm/base/vmcfg.h"
 
 enum manifest_arch { MANIFEST_X86_64 = 1, MANIFEST_AARCH64 = 2 };
+extern const char *const manifest_archs[];     // their names as uname(2) has them, from the first on; NULL
+const char *manifest_arch_name(uint32_t arch); // "unknown" for what is none
+uint32_t manifest_arch_here(void);             // of this host; 0: none of them
 
 #define MANIFEST_MAX_FILES (4 + VMCFG_MAX_DRIVES * VMCFG_MAX_LAYERS)
 

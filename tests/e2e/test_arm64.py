@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""arm64, as far as another host can tell: the device tree that the cross built thaw-vmm gives (run by qemu-user, read by
+dtc, which checks it), and the refusal of a snapshot of the other architecture. The rest is tests/rig/run.sh -A arm64."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from thawlib import B, ROOT, Daemon, Skip, main, need_kvm  # noqa: E402
+
+VMM = os.path.join(ROOT, "build/aarch64/bin/thaw-vmm")
+
+
+def vmm(*args):
+    for tool in "qemu-aarch64-static", "dtc":
+        if not shutil.which(tool):
+            raise Skip(f"there is no {tool}")
+    if not os.path.exists(VMM):
+        raise Skip("build/aarch64 is not built: make ARCH=aarch64")
+    return subprocess.run(["qemu-aarch64-static", VMM, "--device-tree", *map(str, args)], capture_output=True,
+                          timeout=60, check=False)
+
+
+def tree(*args):
+    """The tree as text; dtc must have nothing to complain of."""
+    blob = vmm(*args)
+    assert blob.returncode == 0, blob
+    r = subprocess.run(["dtc", "-I", "dtb", "-O", "dts"], input=blob.stdout, capture_output=True, timeout=60, check=False)
+    assert r.returncode == 0 and r.stderr == b"", r
+    return r.stdout.decode()
+
+
+def node(text, name):
+    m = re.search(r"\n\t+" + re.escape(name) + r" \{(.*?)\n\t+\};", text, re.S)
+    assert m, (name, text)
+    return m[1]
+
+
+def cells(body, prop):
+    m = re.search(r"\b" + re.escape(prop) + r" = <([^>]*)>", body)
+    assert m, (prop, body)
+    return [int(c, 16) for c in m[1].split()]
+
+
+def test_device_tree():
+    text = tree(2, 512, 3)
+    assert cells(node(text, "memory@40200000"), "reg") == [0, 0x40200000, 0, 510 << 20]
+    assert text.count('enable-method = "psci"') == 2 and cells(node(text, "cpu@1"), "reg") == [0, 1]
+    gic = node(text, "interrupt-controller@8000000")
+    assert '"arm,gic-v3"' in gic and cells(gic, "reg")[4:] == [0, 0x80A0000, 0, 2 * 0x20000]
+    for i in range(3):
+        dev = node(text, f"virtio_mmio@a00{i}000")
+        assert cells(dev, "interrupts") == [0, 8 + i, 1] and "dma-coherent" in dev
+    assert text.count("virtio_mmio@") == 3
+    assert '"ns16550a"' in node(text, "serial@9000000") and '"microsoft,vmgenid"' in node(text, "rng@40000000")
+
+
+def test_device_tree_with_gicv2():
+    text = tree(3, 128, 0, 2)
+    assert '"arm,cortex-a15-gic"' in node(text, "interrupt-controller@8000000")
+    assert cells(node(text, "timer"), "interrupts")[2] == 0x708  # three CPUs, active low
+    assert "virtio_mmio@" not in text
+
+
+def test_largest_and_smallest_machine():
+    text = tree(32, 512 * 1024, 16)
+    assert cells(node(text, "cpu@10f"), "reg") == [0, 0x10F]  # 16 CPUs to a cluster, as KVM numbers them
+    # 64-bit cells: 512 GiB less the first 2 MiB
+    reg = cells(node(text, "memory@40200000"), "reg")
+    assert reg[2] << 32 | reg[3] == (512 << 30) - (2 << 20)
+    tree(1, 4, 0)
+
+
+def test_numbers_out_of_range():
+    for args in (0, 128, 1), (33, 128, 1), (1, 3, 1), (1, 128, 17), (1, 128, 1, 4), ("x", 128, 1), (1, "128M", 1):
+        r = vmm(*args)
+        assert r.returncode == 2 and b"is not a number from" in r.stderr and not r.stdout, (args, r)
+
+
+def test_snapshot_of_the_other_architecture():
+    need_kvm()
+    with Daemon() as d:
+        d.create("src")
+        d.expect("src", "READY\n")
+        assert d.post("/v1/snapshots", {"name": "s", "vm": "src"}).status == 201
+        here = d.get("/v1/snapshots/s").json["arch"]
+        other = {"x86_64": "aarch64", "aarch64": "x86_64"}[here]
+        manifest = os.path.join(d.folder, "state/snapshots/s/manifest")
+        os.chmod(manifest, 0o600)
+        subprocess.run([os.path.join(B, "tests/snapshot/test_store"), "--foreign", manifest], check=True, timeout=60)
+        d.stop()
+        d.start()
+        assert d.get("/v1/snapshots/s").json["arch"] == other
+        r = d.post("/v1/snapshots/s/clone")
+        assert (r.status, r.code) == (422, "cpu_incompatible"), r
+        assert r.json["error"]["missing"] == [f"the architecture {other}"] and other in r.json["error"]["message"], r
+
+
+main(globals())
