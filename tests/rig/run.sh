@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the scenario with a stock Linux guest in the rig: run.sh [OPTION...] BUILD
 #   -s SERIES   guest kernels, default "6.1 6.12"
-#   -k KINDS    default "vmlinux bzImage"
+#   -A ARCH     amd64 or arm64, default amd64; BUILD is of that architecture
+#   -k KINDS    default "vmlinux bzImage", of arm64 "Image gzip"
 #   -c VCPUS    default "1 2"
 #   -q          quick: each series, kind and number once instead of all combinations
 #   -x SCRIPT   what to run instead of scenario.sh, with the same arguments
@@ -20,10 +21,11 @@
 set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
-series="6.1 6.12" kinds="vmlinux bzImage" vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs='' fetched=''
+series="6.1 6.12" arch=amd64 kinds='' vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs='' fetched=''
 mem=1536 guest_progs=() progs=() files=()
-while getopts s:k:c:o:x:j:b:a:e:m:gGqH opt; do
+while getopts A:s:k:c:o:x:j:b:a:e:m:gGqH opt; do
 	case $opt in
+	A) arch=$OPTARG ;;
 	s) series=$OPTARG ;;
 	k) kinds=$OPTARG ;;
 	c) vcpus=$OPTARG ;;
@@ -42,9 +44,16 @@ while getopts s:k:c:o:x:j:b:a:e:m:gGqH opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gGqH] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-A ARCH] [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gGqH] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
+export GUEST_ARCH=$arch
+if [ "$arch" = arm64 ]; then
+	kinds=${kinds:-Image gzip} machine=rig-arm64.sh
+	export CC=aarch64-linux-gnu-gcc RIG_SYSROOT=$build/sysroot
+else
+	kinds=${kinds:-vmlinux bzImage} machine=rig-x86.sh
+fi
 
 # A build folder in small: bin/, tests/guest/tiny, and the guest kernels by series.
 job=$(mktemp -d "${TMPDIR:-/tmp}/thaw-rig.XXXXXX") || exit 125
@@ -55,7 +64,8 @@ for p in thawd thaw thaw-vmm thaw-pager thaw-firecracker; do
 	progs+=(-b "$build/bin/$p") # for the libraries
 done
 # The user networks' passt, and its AVX2 build, if they are installed here.
-passt=$(command -v passt)
+passt=''
+[ "$arch" = arm64 ] || passt=$(command -v passt)
 [ -z "$passt" ] || for p in "$passt" "$passt.avx2"; do [ ! -x "$p" ] || progs+=(-b "$p"); done
 for p in agent vsock-call flow probe; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p.$$" "$here/$p.c" || exit 125
@@ -71,9 +81,11 @@ fi
 
 rounds=() n=0
 for s in $series; do
-	k=$("$here/rig-kernel.sh" amd64 "$s") || { echo "1..0 # SKIP no guest kernel $s"; exit 77; }
+	k=$("$here/rig-kernel.sh" $arch "$s") || { echo "1..0 # SKIP no guest kernel $s"; exit 77; }
 	mkdir -p "$job/$s"
-	cp "$k/vmlinux" "$k/vmlinuz" "$job/$s/"
+	cp "$k/vmlinuz" "$job/$s/"
+	case $kinds in *vmlinux*) cp "$k/vmlinux" "$job/$s/" ;; esac
+	case $kinds in *gzip*) gzip -1 <"$k/vmlinuz" >"$job/$s/vmlinuz.gz" ;; esac
 	"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd" "${guest_progs[@]}" || exit 125
 	MODULES="virtio_balloon virtio_console nd_pmem virtio_pmem ext4" \
 		"$here/guest-image.sh" "$s" "$build/tests/rig/agent" "$job/$s/initrd-devices" \
@@ -108,7 +120,7 @@ jobs=${jobs:-${#cpus[@]}}
 rig() { # J: runs the Jth share
 	local mine=() i
 	for ((i = $1; i < n; i += jobs)); do mine+=("${rounds[@]:i*3:3}"); done
-	taskset -c "${cpus[($1 + first) % ${#cpus[@]}]}" "$here/rig-x86.sh" -m "$mem" ${CLONES:+-e CLONES="$CLONES"} \
+	taskset -c "${cpus[($1 + first) % ${#cpus[@]}]}" "$here/$machine" -m "$mem" ${CLONES:+-e CLONES="$CLONES"} \
 		-t $((RIG_SECONDS * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
 		sh "./$script" "${mine[@]}"
 }
