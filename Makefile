@@ -79,8 +79,10 @@ demo: | ensure-deps
 	$(Q)$(MAKE) --no-print-directory programs guest
 	$(Q)tests/demo.sh $(B)
 
+# arm64's programs too, for its rig; built at the side of x86-64's.
 check: | ensure-deps
 	$(Q)$(MAKE) --no-print-directory programs tests
+	$(Q)$(if $(SAN),,$(if $(filter x86_64,$(ARCH)),$(MAKE) --no-print-directory ARCH=aarch64 programs arch-tests))
 	$(Q)tests/run.sh $(B)
 
 bench: | ensure-deps

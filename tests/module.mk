@@ -5,8 +5,12 @@
 guest: $(GUEST)
 
 TEST_SRC := $(wildcard tests/base/test_*.c tests/devices/test_*.c tests/snapshot/test_*.c tests/api/test_*.c tests/microvm/test_*.c)
-TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
-TEST_O := $(call objs,$(TEST_SRC))
+ARCH_TEST_SRC := $(wildcard tests/microvm/$(ARCH)/test_*.c)
+TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC) $(ARCH_TEST_SRC))
+TEST_O := $(call objs,$(TEST_SRC) $(ARCH_TEST_SRC))
+# Those of an architecture alone, which a cross build has.
+.PHONY: arch-tests
+arch-tests: $(patsubst %.c,$(B)/%,$(ARCH_TEST_SRC))
 $(TEST_PROGRAMS): $(B)/%: $(B)/%.o
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -lseccomp $(ARCH_LIBS) -o $@
 

@@ -109,6 +109,16 @@ for src in tests/{base,devices,snapshot,microvm,api}/test_*.c; do
 	run "${name%.c}" 300 "$B/${src%.c}"
 done
 
+# arm64's own, by user-mode emulation.
+for src in tests/microvm/aarch64/test_*.c; do
+	name=${src#tests/} program=$B/aarch64/${src%.c}
+	if [ -x "$program" ] && command -v qemu-aarch64-static >/dev/null; then
+		run "${name%.c}" 300 qemu-aarch64-static -L "$B/aarch64/sysroot" "$program"
+	else
+		none "${name%.c}" "make ARCH=aarch64 arch-tests was not run for this build, or there is no qemu-user"
+	fi
+done
+
 for src in tests/fuzz/fuzz_*.c; do
 	[ -e "$src" ] || continue
 	name=${src#tests/} program=$B/${src%.c}
@@ -158,11 +168,19 @@ if [ -x tests/rig/run.sh ]; then
 		-s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
 	meanwhile rig/arch 300 env RIG_SECONDS=200 tests/rig/run.sh -o "$B/tests/rig/arch" \
 		-b "$B/tests/microvm/test_arch" -a "$B/tests/microvm/test_arch" -s 6.1 -k vmlinux -c 1 -x arch.sh "$B"
+	# The scenario on arm64.
+	if [ -x "$B/aarch64/bin/thaw-vmm" ]; then
+		meanwhile rig/arm64 700 env RIG_SECONDS=600 tests/rig/run.sh -o "$B/tests/rig/arm64" \
+			-A arm64 -s 6.12 -k Image -c 2 "$B/aarch64"
+	else
+		none rig/arm64 "make ARCH=aarch64 was not run for this build"
+	fi
 	taskset -c "$other" bash "$beside/todo" &
 	# Snapshots, forks and clones under load.
 	run rig/load 1500 env RIG_SECONDS=1400 taskset -c "$one" tests/rig/run.sh \
 		-g -s 6.12 -k bzImage -c 2 -x load.sh "$B"
 	for name in rig/guest rig/firecracker rig/demo rig/arch; do collect $name; done
+	[ ! -x "$B/aarch64/bin/thaw-vmm" ] || collect rig/arm64
 	wait
 else
 	none rig "there is no tests/rig/run.sh"

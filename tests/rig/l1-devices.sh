@@ -27,13 +27,17 @@ devices() {
 			thaw --socket "$DIR/thawd.sock" wait dev --console GUEST-READY --timeout "$BOOT" &&
 		check "answers over vsock" until_ok guest dev true &&
 		check "features: in the guest as the daemon says" features_agree dev 9 &&
-		same "VMCLOCK is there" AMZNC10C guest dev "cat /sys/bus/acpi/devices/AMZNC10C:00/hid" && pmem && drives && net && balloon && ports
+		vmclock && pmem && drives && net && balloon && ports
 	for v in dev d; do t delete $v >/dev/null 2>&1; done
 	hints
 	for v in h hc; do t delete $v >/dev/null 2>&1; done
 	check "no VM process left" until_ok no_vmm_left
 }
 
+# By ACPI only: arm64 guests have a device tree.
+vmclock() {
+	[ "$MACHINE" = aarch64 ] || same "VMCLOCK is there" AMZNC10C guest dev "cat /sys/bus/acpi/devices/AMZNC10C:00/hid"
+}
 # measured TEXT COMMAND...: a check whose figures, the last line, are shown in any case.
 measured() {
 	check "$@"
@@ -323,7 +327,8 @@ pmem() {
 	check "mounted with DAX" guest dev "mount -t ext4 -o dax /dev/pmem0 /run/pm && grep -q 'pmem0.*dax' /proc/mounts"
 	check "a word in it" guest dev "echo $NONCE >/run/pm/word && sync"
 	check "the host has it in the file" grep -q "$NONCE" "$DIR/data.img"
-	check "the read-only one can't be written" guest dev "! dd if=/dev/zero of=/dev/pmem1 bs=4096 count=1 conv=fsync; test \"\$(md5sum </dev/pmem1)\" = \"$(md5sum_of "$DIR/ro.img")\""
+	# An arm64 guest's kernel has an external abort for that: an oops, after which its driver hangs.
+	[ "$MACHINE" = aarch64 ] || check "the read-only one can't be written" guest dev "! dd if=/dev/zero of=/dev/pmem1 bs=4096 count=1 conv=fsync; test \"\$(md5sum </dev/pmem1)\" = \"$(md5sum_of "$DIR/ro.img")\""
 	same "nor is its file" "$(md5sum_of "$DIR/ro.img")" md5sum_of "$DIR/ro.img"
 }
 # What the agent does on vsock, done once by a shell at a port, until the host has gone.

@@ -56,7 +56,12 @@ uint64_t arch_file_gpa(const struct gmem *m)
 	return mv_align_up(end, A64_FILE_ALIGN);
 }
 
-int arch_vm_init(struct vm *vm, struct mv_err *err) { return a64_gic_create(vm, err); }
+int arch_vm_init(struct vm *vm, struct mv_err *err)
+{
+	struct kvm_enable_cap nisv = { .cap = KVM_CAP_ARM_NISV_TO_USER };
+	int r = kvm_call(vm->vm_fd, KVM_ENABLE_CAP, &nisv, "KVM_CAP_ARM_NISV_TO_USER", err);
+	return r < 0 ? r : a64_gic_create(vm, err);
+}
 
 void arch_vm_fini(struct vm *vm)
 {
@@ -221,10 +226,24 @@ bool arch_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_w
 	return true;
 }
 
-// PSCI's SYSTEM_OFF and SYSTEM_RESET. KVM has stopped all vCPUs by then.
+// An access that the hardware does not describe well enough to be carried out (a pair of registers, a
+// vector), to where there is no memory or to a file that is read-only. The guest gets what a bus gives: an
+// external abort.
+static bool abort_access(struct vcpu *c)
+{
+	struct kvm_vcpu_events e;
+	if (ioctl(c->fd, KVM_GET_VCPU_EVENTS, &e))
+		return false;
+	e.exception.ext_dabt_pending = 1;
+	return !ioctl(c->fd, KVM_SET_VCPU_EVENTS, &e);
+}
+
+// That, and PSCI's SYSTEM_OFF and SYSTEM_RESET. KVM has stopped all vCPUs by then.
 bool arch_vcpu_exit(struct vcpu *c)
 {
 	struct vm *vm = c->vm;
+	if (c->run->exit_reason == KVM_EXIT_ARM_NISV)
+		return abort_access(c);
 	if (c->run->exit_reason != KVM_EXIT_SYSTEM_EVENT)
 		return false;
 	uint32_t type = c->run->system_event.type;
