@@ -22,7 +22,7 @@ LIMITED=bzImage1 # the round of each series in which limits are tried
 DEVICES=vmlinux2 # and that of all devices (l1-devices.sh)
 STORED=20     # MiB: the most that the compressed memory of the 128 MiB guest takes
 NONCE=nonce-$$-7f3a
-[ "$MACHINE" = x86_64 ] || LIMITED=Image1 DEVICES='' # arm64: the devices' part is not there yet
+[ "$MACHINE" = x86_64 ] || LIMITED=Image1 DEVICES='' # arm64: the devices' part on demand, by ONLY=devices
 # shellcheck source=tests/rig/l1-lib.sh
 . ./l1-lib.sh
 # shellcheck source=tests/rig/l1-devices.sh
