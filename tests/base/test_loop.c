@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <string.h>
 #include <sys/eventfd.h>
 
 #include "microvm/base/loop.h"
@@ -343,6 +344,196 @@ static void stopped_while_lent(void **state)
 	}
 }
 
+// --- works ---
+struct job {
+	struct mv_work w;
+	struct fixture *f;
+	char name;
+	int left, spent; // steps
+	bool freed;      // it is, with its last step
+};
+static char order[64];
+
+static enum mv_work_more do_step(void *arg)
+{
+	struct job *j = arg;
+	strncat(order, &j->name, 1);
+	j->spent++;
+	mv_work_start(&j->f->l, &j->w, do_step, j); // in progress: nothing happens
+	if (--j->left)
+		return MV_WORK_MORE;
+	if (!j->freed)
+		return MV_WORK_OVER;
+	free(j);
+	return MV_WORK_GONE;
+}
+
+static void on_turn_end(void *arg)
+{
+	struct fixture *f = arg;
+	strncat(order, ".", 2);
+	if (++f->batches == 6)
+		mv_loop_stop(&f->l);
+}
+
+// A loop that is not timed does one step a turn.
+static void works_take_turns(void **state)
+{
+	struct fixture *f = *state;
+	struct job a = { .f = f, .name = 'a', .left = 3 }, *b = calloc(1, sizeof *b);
+	*b = (struct job){ .f = f, .name = 'b', .left = 2, .freed = true };
+	order[0] = 0;
+	f->l.before_wait = on_turn_end;
+	f->l.before_wait_arg = f;
+	mv_work_start(&f->l, &a.w, do_step, &a);
+	mv_work_start(&f->l, &a.w, do_step, &a);
+	mv_work_start(&f->l, &b->w, do_step, b);
+	assert_string_equal(order, "");
+	assert_non_null(a.w.loop);
+	add(f, 0);
+	kick(&f->s[0]);
+	run(f); // the event comes first, and ends the loop
+	assert_int_equal(f->s[0].calls, 1);
+	assert_string_equal(order, "a.");
+	for (int i = 0; i < 4; i++) {
+		f->batches = 5; // one turn
+		run(f);
+	}
+	assert_string_equal(order, "a.b.a.b.a.");
+	assert_null(a.w.loop);
+	a.left = 1;
+	mv_work_start(&f->l, &a.w, do_step, &a); // again
+	mv_works_finish(&f->l);
+	assert_string_equal(order, "a.b.a.b.a.a");
+}
+
+static void works_cancelled_and_finished(void **state)
+{
+	struct fixture *f = *state;
+	struct job a = { .f = f, .name = 'a', .left = 3 }, b = { .f = f, .name = 'b', .left = 2 };
+	order[0] = 0;
+	mv_work_start(&f->l, &a.w, do_step, &a);
+	mv_work_start(&f->l, &b.w, do_step, &b);
+	mv_work_cancel(&a.w);
+	mv_work_cancel(&a.w);
+	assert_null(a.w.loop);
+	mv_works_finish(&f->l);
+	assert_string_equal(order, "bb");
+	assert_null(b.w.loop);
+}
+
+// --- turns ---
+#define BURN_NS (MV_LOOP_TURN_NS / 3)
+
+static enum mv_work_more burn(void *arg)
+{
+	struct job *j = arg;
+	uint64_t until = mv_now_ns() + BURN_NS;
+	j->spent++;
+	while (mv_now_ns() < until)
+		;
+	return --j->left ? MV_WORK_MORE : MV_WORK_OVER;
+}
+
+static int most_steps, steps_before;
+
+static void count_steps(void *arg)
+{
+	struct job *j = arg;
+	int n = j->spent - steps_before;
+	most_steps = n > most_steps ? n : most_steps;
+	steps_before = j->spent;
+	if (!j->left)
+		mv_loop_stop(&j->f->l);
+}
+
+// Counted, since a busy machine only makes it fewer steps a turn: by the clock each takes a third of one.
+static void turn_ends_in_time(void **state)
+{
+	struct fixture *f = *state;
+	struct job a = { .f = f, .left = 30 };
+	most_steps = steps_before = 0;
+	f->l.timed = true;
+	f->l.before_wait = count_steps;
+	f->l.before_wait_arg = &a;
+	mv_work_start(&f->l, &a.w, burn, &a); // before its first turn a loop has no time
+	assert_int_equal(a.spent, 0);
+	run(f);
+	assert_int_equal(a.spent, 30);
+	assert_in_range(most_steps, 1, 3);
+}
+
+static void burn_source(void *arg, uint32_t events)
+{
+	struct source *s = arg;
+	struct job j = { .left = 1 };
+	(void)events;
+	burn(&j);
+	s->calls++;
+	mv_watch_del(&s->w);
+}
+
+static void count_calls(void *arg)
+{
+	struct fixture *f = arg;
+	int n = 0;
+	for (int i = 0; i < 20; i++)
+		n += f->s[i].calls;
+	int now = n - steps_before;
+	most_steps = now > most_steps ? now : most_steps;
+	steps_before = n;
+	if (n == 20)
+		mv_loop_stop(&f->l);
+}
+
+// What came at once is not one turn; and none of it is lost.
+static void batch_is_cut(void **state)
+{
+	struct fixture *f = *state;
+	most_steps = steps_before = 0;
+	f->l.timed = true;
+	f->l.before_wait = count_calls;
+	f->l.before_wait_arg = f;
+	for (int i = 0; i < 20; i++) {
+		struct source *s = &f->s[i];
+		assert_int_equal(mv_watch_add(&f->l, &s->w, s->fd, EPOLLIN, burn_source, s), 0);
+		kick(s);
+	}
+	run(f);
+	assert_in_range(most_steps, 1, 3);
+	for (int i = 0; i < 20; i++)
+		assert_int_equal(f->s[i].calls, 1);
+}
+
+static uint64_t turn_busy_ns, turn_held_ns;
+
+static void note_turn(uint64_t busy_ns, uint64_t held_ns)
+{
+	turn_busy_ns = busy_ns;
+	turn_held_ns = held_ns;
+}
+
+static void sleep_source(void *arg, uint32_t events)
+{
+	usleep(20000);
+	on_source(arg, events);
+}
+
+// What a turn slept counts as its own; what it takes is told with its name.
+static void turns_are_measured(void **state)
+{
+	struct fixture *f = *state;
+	struct source *s = &f->s[0];
+	f->l.timed = true;
+	f->l.on_turn = note_turn;
+	assert_int_equal(mv_watch_add(&f->l, &s->w, s->fd, EPOLLIN, sleep_source, s), 0);
+	kick(s);
+	run(f);
+	assert_true(turn_busy_ns >= 20000000 && turn_held_ns == turn_busy_ns);
+	assert_non_null(strstr(f->l.longest.what, "test_loop.c sleep_source"));
+	assert_true(f->l.longest.took_ns >= 20000000);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -359,6 +550,11 @@ int main(void)
 		T(stop_from_another_thread),
 		T(lent_and_returned),
 		T(stopped_while_lent),
+		T(works_take_turns),
+		T(works_cancelled_and_finished),
+		T(turn_ends_in_time),
+		T(batch_is_cut),
+		T(turns_are_measured),
 	};
 	return cmocka_run_group_tests_name("base/loop", tests, NULL, NULL);
 }
