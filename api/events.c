@@ -15,6 +15,7 @@
 #include "microvm/base/util.h"
 
 #define MAX_LINE PIPE_BUF
+#define LINES_AT_ONCE 8
 
 struct entry {
 	uint64_t unix_ns, count;
@@ -35,6 +36,7 @@ struct stream {
 	uint64_t lost_from; // what it asked for is not there: the number behind which; 0: nothing
 	uint64_t heartbeat; // due, CLOCK_MONOTONIC ns
 	bool full, follow, cut;
+	struct mv_work work; // it is being written to
 };
 
 struct events {
@@ -152,30 +154,36 @@ static bool put_lost(struct stream *t)
 	return !t->cut;
 }
 
-static void deliver_to(struct stream *t)
+static enum mv_work_more deliver_some(void *arg)
 {
+	struct stream *t = arg;
 	struct events *ev = t->ev;
 	if (t->fd < 0 || t->full)
-		return;
+		return MV_WORK_OVER;
 	if (t->next < oldest(ev)) { // the ring went over it while it did not read
 		t->cut = true;
 		t->lost_from = t->next - 1;
 		t->next = oldest(ev);
 	}
 	if (t->lost_from && !put_lost(t))
-		return;
-	for (; t->next < ev->next; t->next++) {
+		return MV_WORK_OVER;
+	for (unsigned n = 0; t->next < ev->next; t->next++) {
 		struct entry *e = &ev->ring[t->next % EVENTS_KEPT];
 		if (!(t->types & 1ull << e->type))
 			continue;
+		if (n++ == LINES_AT_ONCE)
+			return MV_WORK_MORE;
 		if (!e->line)
 			e->line = js_text(entry_json(t->next, e), false);
 		if (!put_text(t, e->line))
-			return;
+			return MV_WORK_OVER;
 	}
 	if (!t->follow)
 		stream_end(t);
+	return MV_WORK_OVER;
 }
+
+static void deliver_to(struct stream *t) { mv_work_start(&t->ev->s->loop, &t->work, deliver_some, t); }
 
 static void deliver(void *arg)
 {
@@ -209,6 +217,7 @@ static bool on_stream(void *arg, bool at_end)
 	if (at_end)
 		return true;
 	stream_end(t);
+	mv_work_cancel(&t->work);
 	LIST_REMOVE(t, link);
 	t->ev->n_streams--;
 	free(t);
@@ -353,7 +362,8 @@ void events_end(struct server *s)
 		return;
 	event_emit(s, EVENT_DAEMON_STOPPING, &(struct event_info){ 0 });
 	LIST_FOREACH (t, &ev->streams, link) {
-		deliver_to(t);
+		while (deliver_some(t) == MV_WORK_MORE)
+			;
 		stream_end(t);
 	}
 }

@@ -28,7 +28,9 @@
 
 #define DISCARD_MAX (16u * 1024 * 1024) // of a body that is too large, before we hang up
 #define PUMP_ROUNDS 8
+#define HANDLERS_NS 400000u // of a turn; a request beyond it is for the next one, which costs it some 5 us
 #define STREAM_BLOCK (128u * 1024)
+#define REPLY_BLOCK (32u * 1024) // of a large answer, for one connection at a time
 
 // An answer that flows; made by http_reply_stream(), freed by stream_end().
 struct stream {
@@ -49,6 +51,7 @@ struct request {
 	struct mv_buf body;
 	size_t discarded;
 	bool handed_over, answered, suspended;
+	struct mv_work later; // the turn was over before it was handed over
 	// upload
 	LIST_ENTRY(request) link;
 	int body_fd; // -1: not there, or the rest is thrown away
@@ -74,13 +77,14 @@ struct http {
 	int listen_fd;
 	http_is_upload_fn *is_upload;
 	http_answered_fn *answered;
-	http_turn_fn *turn;
 	LIST_HEAD(, request) uploads; // with a body_fd
 	LIST_HEAD(, stream) streams;  // with an fd
 	unsigned pending, n_connections, max_connections;
 	size_t max_body;
-	bool work;                 // something was resumed
-	uint64_t id_base, last_id; // of requests without an id of their own
+	bool work; // something was resumed
+	bool look; // the last turn was cut: the rest of its events come before ours, so look
+	uint64_t turn_ns, handlers_ns; // the turn, and how long its handlers took
+	uint64_t id_base, last_id;     // of requests without an id of their own
 };
 
 static void pump(struct http *h)
@@ -91,7 +95,7 @@ static void pump(struct http *h)
 		h->work = false;
 		MHD_run(h->mhd);
 		has = MHD_get_timeout(h->mhd, &ms);
-		if (!h->work && (has == MHD_NO || ms > 0))
+		if ((!h->work && (has == MHD_NO || ms > 0)) || !mv_loop_has_time(h->loop))
 			break;
 	}
 	if (has == MHD_YES || h->work)
@@ -111,10 +115,9 @@ static void on_timer(void *arg) { pump(arg); }
 static void before_wait(void *arg)
 {
 	struct http *h = arg;
-	if (h->work)
+	if (h->work || h->look)
 		pump(h);
-	if (h->turn)
-		h->turn(mv_now_ns() - h->loop->woke_ns);
+	h->look = h->loop->cut;
 }
 
 // The mark of a connection that came when there were enough.
@@ -265,8 +268,6 @@ static void stream_end(void *arg)
 }
 
 void http_set_answered(struct http *h, http_answered_fn *fn) { h->answered = fn; }
-void http_set_turn(struct http *h, http_turn_fn *fn) { h->turn = fn; }
-
 void http_set_uploads(struct http *h, http_is_upload_fn *fn) { h->is_upload = fn; }
 
 void http_take_body(struct http_req *pub, int fd)
@@ -322,12 +323,27 @@ static void on_completed(void *arg, struct MHD_Connection *con, void **con_cls,
 	request_free(r);
 }
 
+// A whole answer at once into a socket would take milliseconds.
+static ssize_t reply_read(void *reply, uint64_t pos, char *buf, size_t max)
+{
+	memcpy(buf, (const char *)reply + pos, max); // never more than is left
+	return (ssize_t)max;
+}
+
+static struct MHD_Response *make_reply(struct request *r)
+{
+	if (r->stream)
+		return MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, stream_read,
+							 r->stream, stream_end);
+	if (r->reply_len > REPLY_BLOCK)
+		return MHD_create_response_from_callback(r->reply_len, REPLY_BLOCK, reply_read, r->reply,
+							 free);
+	return MHD_create_response_from_buffer(r->reply_len, r->reply, MHD_RESPMEM_MUST_FREE);
+}
+
 static enum MHD_Result queue_reply(struct request *r)
 {
-	struct MHD_Response *m =
-		r->stream ? MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, stream_read,
-							      r->stream, stream_end)
-			  : MHD_create_response_from_buffer(r->reply_len, r->reply, MHD_RESPMEM_MUST_FREE);
+	struct MHD_Response *m = make_reply(r);
 	if (!m)
 		return MHD_NO;
 	r->reply = NULL;
@@ -344,15 +360,42 @@ static enum MHD_Result queue_reply(struct request *r)
 	return ok;
 }
 
-static void hand_over(struct request *r)
+static void run_handler(struct request *r)
+{
+	struct mv_log_tag before = mv_log_set_tag(r->pub.id);
+	const struct mv_part part = mv_loop_enter(r->h->loop);
+	uint64_t began_ns = mv_now_ns();
+	r->h->fn(r->h->arg, &r->pub);
+	r->h->handlers_ns += mv_now_ns() - began_ns;
+	mv_loop_leave(r->h->loop, &part, r->pub.method, r->pub.path);
+	mv_log_set_tag(before);
+}
+
+static enum mv_work_more run_later(void *arg)
+{
+	run_handler(arg);
+	return MV_WORK_GONE;
+}
+
+static bool no_time(struct http *h)
+{
+	if (h->turn_ns != h->loop->woke_ns)
+		h->handlers_ns = 0;
+	h->turn_ns = h->loop->woke_ns;
+	return h->handlers_ns > HANDLERS_NS;
+}
+
+// later: in the next turn, since this one's time is up: hundreds of clients may have asked at once.
+static void hand_over(struct request *r, bool later)
 {
 	r->pub.body = (const char *)r->body.p;
 	r->pub.body_len = r->body.len;
 	r->handed_over = true;
 	r->h->pending++;
-	struct mv_log_tag before = mv_log_set_tag(r->pub.id);
-	r->h->fn(r->h->arg, &r->pub);
-	mv_log_set_tag(before);
+	if (later)
+		mv_work_start(r->h->loop, &r->later, run_later, r);
+	else
+		run_handler(r);
 }
 
 static bool id_ok(const char *s)
@@ -440,13 +483,13 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 		check_limits(r);
 		r->pub.upload = r->h->is_upload && r->h->is_upload(method, url);
 		if (r->pub.upload) {
-			hand_over(r);
+			hand_over(r, false);
 			return r->answered && expects_continue(con) ? queue_reply(r) : MHD_YES;
 		}
 		if (!announced_too_large(con))
 			return MHD_YES;
 		r->pub.body_too_large = true; // answered before the body is read
-		hand_over(r);
+		hand_over(r, false);
 		return r->answered ? queue_reply(r) : MHD_NO;
 	}
 	if (*data_size) {
@@ -460,7 +503,7 @@ static enum MHD_Result on_access(void *arg, struct MHD_Connection *con, const ch
 		*data_size = 0;
 		return r->discarded > DISCARD_MAX || r->body.failed ? MHD_NO : MHD_YES;
 	}
-	hand_over(r);
+	hand_over(r, no_time(r->h));
 	if (r->answered)
 		return queue_reply(r);
 	return wait_for_answer(r);

@@ -73,10 +73,6 @@ typedef void http_answered_fn(void *arg, const struct http_req *r, unsigned stat
 			      size_t body_len);
 void http_set_answered(struct http *h, http_answered_fn *fn);
 
-// Called at the end of each turn of the loop, with how long it was busy.
-typedef void http_turn_fn(uint64_t busy_ns);
-void http_set_turn(struct http *h, http_turn_fn *fn);
-
 // The body is written into fd, a non-blocking pipe that is taken over and closed when the body
 // has ended, also by a broken connection: what is written must tell by itself whether all of
 // it is there. When the reader closes its side the rest is thrown away. The answer is sent

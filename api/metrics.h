@@ -83,6 +83,8 @@
 	  "arrival of a request to its answer")                                                      \
 	X(LOOP_SECONDS, HISTOGRAM, NS, NONE, "thaw_loop_busy_seconds",                               \
 	  "how long the daemon's loop took for what it woke for; so long nothing else is looked at") \
+	X(LOOP_HELD, HISTOGRAM, NS, NONE, "thaw_loop_held_seconds",                                  \
+	  "that without the wait for a CPU: the CPU time, or all of it when the loop slept meanwhile")  \
 	X(HTTP_PENDING, GAUGE, ONE, NONE, "thaw_http_requests_in_flight",                            \
 	  "requests that wait for their answer")                                                     \
 	X(HTTP_CONNECTIONS, GAUGE, ONE, NONE, "thaw_http_connections",                               \

@@ -3,6 +3,7 @@
 // bodies decoded, of error.h's codes, and of answers.h. So what it says of requests is what is done.
 #include "api/openapi.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -364,11 +365,21 @@ char *openapi_text(void)
 	return js_text(o, false);
 }
 
+static char *made; // it never changes, and takes milliseconds to make
+static size_t made_len;
+
+int openapi_init(void)
+{
+	made = openapi_text();
+	made_len = made ? strlen(made) : 0;
+	return made ? 0 : -ENOMEM;
+}
+
 void op_openapi(struct server *s, struct http_req *r, const char *name)
 {
-	static char *made; // it never changes, and takes milliseconds to make
 	(void)s, (void)name;
-	made = made ? made : openapi_text();
-	char *text = made ? strdup(made) : NULL;
-	http_reply(r, text ? 200 : 500, "application/json", text, text ? strlen(text) : 0, NULL, 0);
+	char *text = malloc(made_len);
+	if (text)
+		memcpy(text, made, made_len);
+	http_reply(r, text ? 200 : 500, "application/json", text, text ? made_len : 0, NULL, 0);
 }

@@ -3,3 +3,4 @@
 #pragma once
 
 char *openapi_text(void); // to be freed; NULL: no memory
+int openapi_init(void);   // makes what is served; 0 or -ENOMEM

@@ -125,6 +125,7 @@ struct flatten_op {
 	bool changed;
 	int result;
 	struct mv_err err;
+	js *shown;
 };
 
 static void flatten_run(struct worker_job *j)
@@ -132,6 +133,7 @@ static void flatten_run(struct worker_job *j)
 	struct flatten_op *o = (struct flatten_op *)j;
 	o->result = store_flatten(&o->s->store, o->name, o->body.name[0] ? o->body.name : NULL,
 				  o->body.format, &o->m, &o->changed, &o->err);
+	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
 static void flatten_done(struct worker_job *j)
@@ -149,9 +151,8 @@ static void flatten_done(struct worker_job *j)
 		if (o->changed)
 			event_emit(o->s, o->body.name[0] ? EVENT_SNAPSHOT_CREATED : EVENT_SNAPSHOT_FLATTENED,
 				   &(struct event_info){ .snapshot = o->m.name, .snapshot_id = o->m.id });
-		js *v = snapshot_json(o->s, &o->m);
-		js_put_bool(v, "changed", o->changed);
-		reply_json(o->req, o->body.name[0] ? 201 : 200, v);
+		js_put_bool(o->shown, "changed", o->changed);
+		reply_json(o->req, o->body.name[0] ? 201 : 200, o->shown);
 	}
 	free(o);
 }

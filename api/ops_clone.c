@@ -38,6 +38,8 @@
 #define MAX_STARTING 8
 #define CLAIM_TIMEOUT_MS 30000
 #define FORK_TIMEOUT_MS 30000
+#define SMALL_BODY 16384 // bytes; and it has at most SMALL_COUNT objects
+#define SMALL_COUNT 64
 
 struct clone_job;
 
@@ -64,9 +66,17 @@ struct clone_job {
 	uint64_t pause_ns;
 	struct server *s;
 	struct http_req *req;
+	char target[ROUTE_NAME_LEN]; // of the route
+	struct worker_job parse;
+	struct api_err parse_err;
+	int parse_result;
+	void (*parsed)(struct clone_job *j);
 	struct clone_body body;
 	struct clone_item *items; // body.count
 	uint32_t next, starting, n_failed;
+	struct mv_work work;
+	uint32_t n_shown; // in the answer so far
+	struct mv_buf text;
 	unsigned next_number; // of the names chosen with name_prefix
 };
 
@@ -80,6 +90,7 @@ static void job_free(struct clone_job *j)
 			free((void *)j->items[i].err);
 	}
 	free(j->items);
+	mv_buf_fini(&j->text);
 	clone_body_fini(&j->body);
 	prepare_fini(&j->own);
 	pool_unref(j->pool);
@@ -116,24 +127,58 @@ static js *item_json(const struct clone_item *it, uint64_t received_ns)
 	return o;
 }
 
-static void answer(struct clone_job *j)
+static void put_text(struct clone_job *j, js *v)
 {
-	js *o = js_object(), *list = js_list();
-	unsigned status = j->n_failed ? 207 : 201;
+	MV_FREE char *text = js_text(v, false);
+	if (text)
+		mv_buf_append(&j->text, text, strlen(text) - 1); // without its newline
+	else
+		j->text.failed = true;
+}
+
+static void put(struct clone_job *j, const char *text) { mv_buf_append(&j->text, text, strlen(text)); }
+
+static void answer_begin(struct clone_job *j)
+{
+	char pause[48];
+	put(j, "{");
 	if (j->n_failed == j->body.count) {
-		status = api_code_info(j->items[0].err->code)->status;
-		js_put(o, "error", err_json(j->items[0].err));
+		put(j, "\"error\":");
+		put_text(j, err_json(j->items[0].err));
+		put(j, ",");
 	}
-	for (uint32_t i = 0; i < j->body.count; i++) {
-		js_add(list, item_json(&j->items[i], j->req->received_ns));
+	snprintf(pause, sizeof pause, "\"pause_us\":%llu,", (unsigned long long)j->pause_ns / 1000);
+	if (j->parent)
+		put(j, pause);
+	put(j, "\"clones\":[");
+}
+
+static void answer_end(struct clone_job *j)
+{
+	unsigned status = j->n_failed ? 207 : 201;
+	if (j->n_failed == j->body.count)
+		status = api_code_info(j->items[0].err->code)->status;
+	put(j, "]}\n");
+	for (uint32_t i = 0; i < j->body.count; i++)
 		if (!j->items[i].err)
 			vmrec_keep(j->items[i].vm);
-	}
-	if (j->parent)
-		js_put_uint(o, "pause_us", j->pause_ns / 1000);
-	js_put(o, "clones", list);
-	reply_json(j->req, status, o);
+	reply_text(j->req, status, &j->text);
 	job_free(j);
+}
+
+// A clone more of it, or its end: then true.
+static bool answer(struct clone_job *j)
+{
+	if (!j->n_shown)
+		answer_begin(j);
+	if (j->n_shown == j->body.count) {
+		answer_end(j);
+		return true;
+	}
+	if (j->n_shown)
+		put(j, ",");
+	put_text(j, item_json(&j->items[j->n_shown++], j->req->received_ns));
+	return false;
 }
 
 // --- one clone ----------------------------------------------------------------------------
@@ -204,84 +249,6 @@ static int choose_name(struct clone_job *j, struct vmcfg *cfg, struct api_err *e
 		*next = n + 1;
 		return 0;
 	}
-}
-
-static int open_handler(const struct server *s, const char *path, struct vm_fds *fds, struct api_err *err)
-{
-	if (!s->has_uffd)
-		return api_fail(err, API_NO_USERFAULTFD,
-				"page_handler: the daemon can have no userfaultfd on this host");
-	if (s->uffd_device_fd >= 0)
-		fds->uffd = fcntl(s->uffd_device_fd, F_DUPFD_CLOEXEC, 3);
-	return vmfds_open_handler(path, &fds->handler, err);
-}
-
-// Recording sees what the guest touches, so nothing is loaded for it.
-static int add_working_set(struct vm *vm, const struct prepare *from, struct vm_fds *fds, struct api_err *err)
-{
-	if (vm->cfg.huge_pages) // all of it is there before the first run
-		return 0;
-	if (vm->record.limit_ms && vm->page_handler[0])
-		return api_fail(err, API_INVALID_VALUE,
-				"record: what a page handler gave can't be told from what the guest wrote");
-	if (vm->record.limit_ms) {
-		if (fds->uffd < 0 && vm->srv->uffd_device_fd >= 0) // to see just the pages that are touched
-			fds->uffd = fcntl(vm->srv->uffd_device_fd, F_DUPFD_CLOEXEC, 3);
-		return record_begin(vm, &fds->record, err);
-	}
-	if (vm->populate && !vm->page_handler[0] && from->working_set_fd >= 0)
-		fds->working_set = fcntl(from->working_set_fd, F_DUPFD_CLOEXEC, 3);
-	return 0;
-}
-
-// Huge pages are filled by a copy of all memory.
-static int check_huge_pages(const struct vm *vm, const struct prepare *from, struct api_err *err)
-{
-	if (!vm->cfg.huge_pages)
-		return 0;
-	if (vm->page_handler[0])
-		return api_fail(err, API_INVALID_VALUE,
-				"page_handler: it gives pages of 4 KiB; ask for huge_pages none");
-	if (vm->record.limit_ms)
-		return api_fail(
-			err, API_INVALID_VALUE,
-			"record: page tables don't tell what a guest with huge pages touched; ask for "
-			"huge_pages none");
-	if (from->lazy && !lazy_is_complete(from->lazy)) // prepare.h waited for it
-		return api_fail(err, API_INTERNAL, "the memory of snapshot %s is not all loaded",
-				from->m.name);
-	return hugepages_check(&vm->cfg, err);
-}
-
-int ops_restore(struct vm *vm, const struct prepare *from, bool run, vm_done_fn *done, void *arg,
-		struct api_err *err)
-{
-	struct vm_fds fds;
-	if (check_huge_pages(vm, from, err))
-		return -EINVAL;
-	memcpy(vm->from_snapshot, from->m.name, sizeof vm->from_snapshot);
-	memcpy(vm->from_snapshot_id, from->m.id, sizeof vm->from_snapshot_id);
-	int r = ops_open_files(vm, &(struct layer_source){ .snapshot = &from->m }, &fds, err);
-	if (r)
-		return r;
-	fds.state = fcntl(from->state_fd, F_DUPFD_CLOEXEC, 3);
-	if (vm->page_handler[0]) {
-		if (open_handler(vm->srv, vm->page_handler, &fds, err)) {
-			ops_close_files(vm, &fds);
-			return -EINVAL;
-		}
-	} else if (from->lazy) {
-		lazy_clone_begin(from->lazy, vm, &fds.memory, &fds.uffd);
-		if (vm->cfg.huge_pages) // it copies what is complete, and then needs the template no more
-			lazy_clone_end(vm);
-	} else {
-		fds.memory = fcntl(from->memory_fd, F_DUPFD_CLOEXEC, 3);
-	}
-	r = add_working_set(vm, from, &fds, err);
-	if (!r && fds.state >= 0 && (fds.memory >= 0 || fds.handler >= 0))
-		return vm_launch(vm, MSG_RESTORE, run, &fds, done, arg, err);
-	ops_close_files(vm, &fds);
-	return r ? r : api_fail(err, API_LIMIT_REACHED, "too many open files; raise the daemon's limit");
 }
 
 static const char *handler_of(const struct clone_body *b, const struct clone_spec *spec)
@@ -530,23 +497,35 @@ static int start_item(struct clone_item *it, struct api_err *err)
 	return start_cold(it, err);
 }
 
-static void advance(struct clone_job *j)
+static void start_next(struct clone_job *j)
 {
 	static const struct clone_spec plain;
-	while (j->next < j->body.count && j->starting < MAX_STARTING) {
-		uint32_t i = j->next++;
-		struct clone_item *it = &j->items[i];
-		struct api_err err;
-		it->job = j;
-		it->spec = j->body.clones ? &j->body.clones[i] : &plain;
-		if (start_item(it, &err))
-			item_failed(it, &err);
-		else
-			j->starting++;
-	}
-	if (j->next == j->body.count && !j->starting)
-		answer(j);
+	uint32_t i = j->next++;
+	struct clone_item *it = &j->items[i];
+	struct api_err err;
+	it->job = j;
+	it->spec = j->body.clones ? &j->body.clones[i] : &plain;
+	if (start_item(it, &err))
+		item_failed(it, &err);
+	else
+		j->starting++;
 }
+
+static enum mv_work_more step(void *arg)
+{
+	struct clone_job *j = arg;
+	if (j->next < j->body.count) {
+		if (j->starting >= MAX_STARTING)
+			return MV_WORK_OVER;
+		start_next(j);
+		return MV_WORK_MORE;
+	}
+	if (j->starting)
+		return MV_WORK_OVER;
+	return answer(j) ? MV_WORK_GONE : MV_WORK_MORE;
+}
+
+static void advance(struct clone_job *j) { mv_work_start(&j->s->loop, &j->work, step, j); }
 
 // --- the job --------------------------------------------------------------------------------
 static void fail_job(struct clone_job *j, const struct api_err *err)
@@ -577,15 +556,6 @@ static void want_whole(const struct clone_job *j, struct prepare *p)
 	}
 }
 
-static int job_parse(struct clone_job *j, struct http_req *r, struct api_err *err)
-{
-	int result = clone_parse(r->body, r->body_len, &j->body, err);
-	if (result)
-		return result;
-	j->items = calloc(j->body.count, sizeof *j->items);
-	return j->items ? 0 : api_fail(err, API_OUT_OF_MEMORY, "no memory for %u clones", j->body.count);
-}
-
 static void on_prepared(struct prepare *p, const struct api_err *err)
 {
 	struct clone_job *j = MV_CONTAINER(p, struct clone_job, own);
@@ -601,46 +571,82 @@ static void on_prepared(struct prepare *p, const struct api_err *err)
 	}
 }
 
-// NULL: it has been answered.
-static struct clone_job *job_new(struct server *s, struct http_req *r)
+// --- the request: a body of a megabyte takes 30 ms, so only a small one is parsed right here ---
+static bool is_small(const struct http_req *r)
+{
+	const char *p = r->body, *end = p + r->body_len;
+	unsigned n = 0;
+	while (n <= SMALL_COUNT && p && p < end && (p = memchr(p, '{', (size_t)(end - p))))
+		n++, p++;
+	return r->body_len <= SMALL_BODY && n <= SMALL_COUNT;
+}
+
+static void parse_run(struct worker_job *job)
+{
+	struct clone_job *j = MV_CONTAINER(job, struct clone_job, parse);
+	j->parse_result = clone_parse(j->req->body, j->req->body_len, &j->body, &j->parse_err);
+	if (j->parse_result)
+		return;
+	j->items = calloc(j->body.count, sizeof *j->items);
+	if (!j->items)
+		j->parse_result =
+			api_fail(&j->parse_err, API_OUT_OF_MEMORY, "no memory for %u clones", j->body.count);
+}
+
+static void parse_done(struct worker_job *job)
+{
+	struct clone_job *j = MV_CONTAINER(job, struct clone_job, parse);
+	if (j->parse_result)
+		fail_job(j, &j->parse_err);
+	else
+		j->parsed(j);
+}
+
+static void job_begin(struct server *s, struct http_req *r, const char *target,
+		      void (*parsed)(struct clone_job *j))
 {
 	struct api_err err;
 	struct clone_job *j = calloc(1, sizeof *j);
 	if (!j) {
 		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
 		reply_err(r, &err);
-		return NULL;
+		return;
 	}
 	j->s = s;
 	j->req = r;
 	j->next_number = 1;
 	j->p = &j->own;
 	j->own.state_fd = j->own.memory_fd = j->own.working_set_fd = -1;
-	if (!job_parse(j, r, &err))
-		return j;
-	fail_job(j, &err);
-	return NULL;
+	j->parsed = parsed;
+	j->parse = (struct worker_job){ .run = parse_run, .done = parse_done };
+	mv_strcpy(j->target, sizeof j->target, target);
+	if (!is_small(r)) {
+		worker_add(&s->reader, &j->parse);
+		return;
+	}
+	parse_run(&j->parse);
+	parse_done(&j->parse);
 }
 
-void op_clone(struct server *s, struct http_req *r, const char *name)
+static void clone_parsed(struct clone_job *j)
 {
+	struct server *s = j->s;
 	struct pool *pool;
-	struct clone_job *j = job_new(s, r);
-	if (!j)
-		return;
 	j->own.fill = true;
 	j->own.no_memory = count_handlers(&j->body) == j->body.count;
 	want_whole(j, &j->own);
-	pool = pool_find(s, name);
+	pool = pool_find(s, j->target);
 	const struct lazy *lazy = pool ? pool_source(pool)->lazy : NULL;
 	if (pool && !(lazy && j->own.whole && !lazy_is_complete(lazy))) {
 		j->pool = pool_ref(pool);
 		j->p = pool_source(pool);
 		advance(j);
 	} else {
-		prepare_begin(&j->own, s, name, on_prepared);
+		prepare_begin(&j->own, s, j->target, on_prepared);
 	}
 }
+
+void op_clone(struct server *s, struct http_req *r, const char *name) { job_begin(s, r, name, clone_parsed); }
 
 static void on_frozen(void *arg, struct vm *vm, const struct api_err *err, const struct msg_reply *reply)
 {
@@ -680,15 +686,12 @@ static int freeze(struct clone_job *j, struct vm *vm, struct api_err *err)
 	return r;
 }
 
-void op_vm_clone(struct server *s, struct http_req *r, const char *name)
+static void fork_parsed(struct clone_job *j)
 {
 	struct api_err err;
 	struct vm *vm;
-	struct clone_job *j = job_new(s, r);
-	if (!j)
-		return;
 	j->fork.socket = -1;
-	int result = vms_find(s, name, &vm, &err);
+	int result = vms_find(j->s, j->target, &vm, &err);
 	if (!result && count_handlers(&j->body))
 		result = api_fail(
 			&err, API_INVALID_VALUE,
@@ -721,4 +724,9 @@ void op_vm_clone(struct server *s, struct http_req *r, const char *name)
 		metrics_add(M_CLONE_FAILURES, err.code, j->body.count);
 		fail_job(j, &err);
 	}
+}
+
+void op_vm_clone(struct server *s, struct http_req *r, const char *name)
+{
+	job_begin(s, r, name, fork_parsed);
 }

@@ -5,6 +5,10 @@
 // all page tables of the process for smaps_rollup, which takes milliseconds per GiB. A reading
 // counts only if the VM still has that process afterwards: the daemon alone reaps it, so until
 // then nobody else has its pid. What its devices did it tells itself, ahead of that.
+//
+//   VMs asked -> /proc of each read -> the daemon's own read -> snapshots counted -> text
+//   usage_work   usage_worker          reader                   reader              text_work
+//   -------- per_vm, or of one VM ----------------------------- of all --------     --------
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -14,6 +18,7 @@
 #include <sys/resource.h>
 
 #include "api/balloon.h"
+#include "api/counts.h"
 #include "api/devices.h"
 #include "api/events.h"
 #include "api/lazy.h"
@@ -23,6 +28,7 @@
 #include "api/routes.h"
 #include "api/vms.h"
 
+#define SAMPLES_AT_ONCE 32
 #define TEXT_TYPE "text/plain; version=0.0.4"
 
 // Of one VM's process.
@@ -76,6 +82,8 @@ static const struct usage_field {
 #undef D
 };
 
+#define N_FIELDS ((unsigned)MV_ARRAY_LEN(fields))
+
 static uint64_t field(const struct usage *u, const struct usage_field *f)
 {
 	return *(const uint64_t *)(const void *)((const char *)u + f->offset);
@@ -88,13 +96,24 @@ struct usage_item {
 	struct usage u;
 };
 
+struct process {
+	uint64_t rss, cpu_ns, fds;
+};
+
 struct usage_op {
 	struct worker_job job;
+	struct counts_job counts;
+	struct mv_work work;
 	struct server *s;
 	struct http_req *req;
 	struct usage_item *items;
-	unsigned n, n_asked; // n_asked: VMs that have not told about their devices yet
+	unsigned n, n_asked; // n_asked: VMs that have not told about their devices yet, and one while we ask
 	bool one, json;      // of one VM
+	struct process process;
+	// the text so far
+	struct mv_buf text;
+	unsigned series, next; // of fields and then balloon_metrics; of items
+	bool begun;
 };
 
 // --- /proc: the worker's thread ---------------------------------------------------------------
@@ -150,7 +169,7 @@ static void usage_run(struct worker_job *j)
 		o->items[i].u.there = o->items[i].pid && read_usage(o->items[i].pid, &o->items[i].u);
 }
 
-// --- the daemon's own ---------------------------------------------------------------------------
+// --- the daemon's own: the reader's thread ------------------------------------------------------
 static unsigned count_fds(void)
 {
 	unsigned n = 0;
@@ -162,21 +181,22 @@ static unsigned count_fds(void)
 	return n ? n - 1 : 0; // the one that reads them
 }
 
-static void set_process(void)
+static void process_run(struct worker_job *j)
 {
+	struct process *p = &((struct usage_op *)j)->process;
 	char text[200];
 	unsigned long long size = 0, resident = 0;
 	struct rusage r = { 0 };
 	if (read_proc(getpid(), "statm", text, sizeof text) &&
 	    sscanf(text, "%llu %llu", &size, &resident) == 2)
-		metrics_set(M_RSS, 0, resident * (uint64_t)sysconf(_SC_PAGESIZE));
+		p->rss = resident * (uint64_t)sysconf(_SC_PAGESIZE);
 	getrusage(RUSAGE_SELF, &r);
-	metrics_set(M_CPU, 0,
-		    (uint64_t)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1000000000u +
-			    (uint64_t)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) * 1000u);
-	metrics_set(M_OPEN_FDS, 0, count_fds());
+	p->cpu_ns = (uint64_t)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) * 1000000000u +
+		    (uint64_t)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) * 1000u;
+	p->fds = count_fds();
 }
 
+// --- gauges -------------------------------------------------------------------------------------
 static void count_vm(void *arg, struct vm *vm)
 {
 	(void)arg;
@@ -186,27 +206,28 @@ static void count_vm(void *arg, struct vm *vm)
 		metrics_add(M_VMS_PARKED, 0, 1);
 }
 
-static void set_gauges(struct server *s)
+static void set_gauges(struct server *s, const struct process *p)
 {
 	for (unsigned i = 0; i <= VM_EXITED; i++)
 		metrics_set(M_VMS, i, 0);
 	metrics_set(M_VMS_PARKED, 0, 0);
 	vms_each(s, count_vm, NULL);
 	lazy_metrics(s);
-	store_index_refresh(&s->index, &s->store); // failed: the last numbers
 	metrics_set(M_VM_PROCESSES, 0, s->n_live);
-	metrics_set(M_SNAPSHOTS, 0, s->index.n);
-	metrics_set(M_SNAPSHOT_DISK, 0, s->index.total.disk_bytes);
+	metrics_set(M_SNAPSHOTS, 0, s->counts.n);
+	metrics_set(M_SNAPSHOT_DISK, 0, s->counts.total.disk_bytes);
 	metrics_set(M_POOL_SIZE, 0, pools_ready(s));
 	metrics_set(M_HTTP_PENDING, 0, http_pending(s->http));
 	metrics_set(M_HTTP_CONNECTIONS, 0, http_connections(s->http));
 	metrics_set(M_EVENT_STREAMS, 0, events_streams(s));
 	metrics_set(M_WORKER_QUEUE, 0, s->worker.n_jobs);
-	set_process();
+	metrics_set(M_RSS, 0, p->rss);
+	metrics_set(M_CPU, 0, p->cpu_ns);
+	metrics_set(M_OPEN_FDS, 0, p->fds);
 }
 
 // --- answers ----------------------------------------------------------------------------------
-static void reply_text(struct http_req *r, struct mv_buf *b)
+static void reply_samples(struct http_req *r, struct mv_buf *b)
 {
 	struct api_err err;
 	if (b->failed) {
@@ -216,6 +237,7 @@ static void reply_text(struct http_req *r, struct mv_buf *b)
 		return;
 	}
 	http_reply(r, 200, TEXT_TYPE, b->p, b->len, NULL, 0);
+	*b = (struct mv_buf){ 0 };
 }
 
 static bool is_current(const struct usage_item *it) { return it->u.there && it->vm->pid == it->pid; }
@@ -225,37 +247,39 @@ static bool is_known(const struct usage_item *it, const struct usage_field *f)
 	return is_current(it) && (it->u.told || !f->is_told);
 }
 
-static void put_usage_text(struct mv_buf *out, const struct usage_op *o)
+static void put_sample(struct usage_op *o, const struct usage_item *it)
 {
-	char labels[160];
-	for (const struct usage_field *f = fields; f < fields + MV_ARRAY_LEN(fields); f++) {
-		metrics_head(out, f->name, f->type, f->help);
-		for (unsigned i = 0; i < o->n; i++) {
-			const struct usage_item *it = &o->items[i];
-			if (!is_known(it, f))
-				continue;
-			snprintf(labels, sizeof labels, "vm=\"%s\",id=\"%s\"", it->vm->cfg.name,
-				 it->vm->cfg.id);
-			metrics_sample(out, f->name, "", labels, field(&it->u, f), f->unit);
-		}
-	}
-}
-
-static void put_balloon_text(struct mv_buf *out, const struct usage_op *o)
-{
+	const struct usage_field *f = o->series < N_FIELDS ? &fields[o->series] : NULL;
+	const struct balloon_metric *m = f ? NULL : &balloon_metrics[o->series - N_FIELDS];
+	const struct vm *vm = it->vm;
 	char labels[160];
 	uint64_t v;
-	for (unsigned k = 0; k < balloon_n_metrics; k++) {
-		const struct balloon_metric *m = &balloon_metrics[k];
-		metrics_head(out, m->name, m->type, m->help);
-		for (unsigned i = 0; i < o->n; i++) {
-			const struct vm *vm = o->items[i].vm;
-			if (!is_current(&o->items[i]) || !balloon_value(vm, k, &v))
-				continue;
-			snprintf(labels, sizeof labels, "vm=\"%s\",id=\"%s\"", vm->cfg.name, vm->cfg.id);
-			metrics_sample(out, m->name, "", labels, v, m->unit);
-		}
+	if (f ? !is_known(it, f) : !is_current(it) || !balloon_value(vm, o->series - N_FIELDS, &v))
+		return;
+	snprintf(labels, sizeof labels, "vm=\"%s\",id=\"%s\"", vm->cfg.name, vm->cfg.id);
+	metrics_sample(&o->text, f ? f->name : m->name, "", labels, f ? field(&it->u, f) : v,
+		       f ? f->unit : m->unit);
+}
+
+// Some samples of one series; true: of the last one.
+static bool put_samples(struct usage_op *o)
+{
+	if (o->series == N_FIELDS + balloon_n_metrics)
+		return true;
+	if (!o->next && o->series < N_FIELDS)
+		metrics_head(&o->text, fields[o->series].name, fields[o->series].type,
+			     fields[o->series].help);
+	else if (!o->next)
+		metrics_head(&o->text, balloon_metrics[o->series - N_FIELDS].name,
+			     balloon_metrics[o->series - N_FIELDS].type,
+			     balloon_metrics[o->series - N_FIELDS].help);
+	for (unsigned i = 0; i < SAMPLES_AT_ONCE && o->next < o->n; i++)
+		put_sample(o, &o->items[o->next++]);
+	if (o->next == o->n) {
+		o->series++;
+		o->next = 0;
 	}
+	return false;
 }
 
 static js *usage_json(const struct usage_item *it)
@@ -277,28 +301,59 @@ static js *usage_json(const struct usage_item *it)
 
 static void op_free(struct usage_op *o)
 {
+	mv_buf_fini(&o->text);
 	for (unsigned i = 0; i < o->n; i++)
 		vm_unref(o->items[i].vm);
 	free(o->items);
 	free(o);
 }
 
+static enum mv_work_more put_text(void *arg)
+{
+	struct usage_op *o = arg;
+	if (!o->begun && !o->one) {
+		set_gauges(o->s, &o->process);
+		metrics_text(&o->text);
+		o->begun = true;
+		return MV_WORK_MORE;
+	}
+	if (o->items && !put_samples(o))
+		return MV_WORK_MORE;
+	reply_samples(o->req, &o->text);
+	op_free(o);
+	return MV_WORK_GONE;
+}
+
+static void on_counted(void *arg)
+{
+	struct usage_op *o = arg;
+	mv_work_start(&o->s->loop, &o->work, put_text, o);
+}
+
+static void process_done(struct worker_job *j)
+{
+	struct usage_op *o = (struct usage_op *)j;
+	counts_get(o->s, &o->counts, on_counted, o);
+}
+
+static void read_process(struct usage_op *o)
+{
+	o->job.run = process_run;
+	o->job.done = process_done;
+	worker_add(&o->s->reader, &o->job);
+}
+
 static void usage_done(struct worker_job *j)
 {
 	struct usage_op *o = (struct usage_op *)j;
-	struct mv_buf b = { 0 };
 	if (o->json) {
 		reply_json(o->req, 200, usage_json(&o->items[0]));
+		op_free(o);
+	} else if (o->one) {
+		on_counted(o);
 	} else {
-		if (!o->one) {
-			set_gauges(o->s);
-			metrics_text(&b);
-		}
-		put_usage_text(&b, o);
-		put_balloon_text(&b, o);
-		reply_text(o->req, &b);
+		read_process(o);
 	}
-	op_free(o);
 }
 
 // --- devices ------------------------------------------------------------------------------------
@@ -322,9 +377,9 @@ static void add_device(void *arg, uint32_t slot, const struct msg_device *d)
 	}
 }
 
-static void ask_proc(struct usage_op *o)
+static void asked(struct usage_op *o)
 {
-	if (!o->n_asked)
+	if (!--o->n_asked)
 		worker_add(&o->s->usage_worker, &o->job);
 }
 
@@ -333,20 +388,29 @@ static void on_told(void *arg, struct vm *vm, const struct api_err *err)
 	struct usage_item *it = arg;
 	(void)vm;
 	it->u.told = !err; // one that is ending has no numbers
-	it->op->n_asked--;
-	ask_proc(it->op);
+	asked(it->op);
+}
+
+static enum mv_work_more ask_next(void *arg)
+{
+	struct usage_op *o = arg;
+	struct api_err ignored;
+	if (o->next == o->n) {
+		o->next = 0;
+		asked(o);
+		return MV_WORK_OVER;
+	}
+	struct usage_item *it = &o->items[o->next++];
+	it->op = o;
+	if (vm_has_process(it->vm) && it->vm->state != VM_EXITED)
+		o->n_asked += !devices_walk(it->vm, add_device, on_told, it, &ignored);
+	return MV_WORK_MORE;
 }
 
 static void usage_start(struct usage_op *o)
 {
-	struct api_err ignored;
-	for (unsigned i = 0; i < o->n; i++) {
-		struct usage_item *it = &o->items[i];
-		it->op = o;
-		if (vm_has_process(it->vm) && it->vm->state != VM_EXITED)
-			o->n_asked += !devices_walk(it->vm, add_device, on_told, it, &ignored);
-	}
-	ask_proc(o);
+	o->n_asked = 1;
+	mv_work_start(&o->s->loop, &o->work, ask_next, o);
 }
 
 static void take_vm(void *arg, struct vm *vm)
@@ -356,18 +420,19 @@ static void take_vm(void *arg, struct vm *vm)
 		o->items[o->n++] = (struct usage_item){ .vm = vm_ref(vm), .pid = vm->pid };
 }
 
+// room: for so many VMs; none: not of them.
 static struct usage_op *usage_new(struct server *s, struct http_req *r, unsigned room, struct api_err *err)
 {
 	struct mv_err e = { 0 };
 	struct usage_op *o = calloc(1, sizeof *o);
-	if (o)
-		o->items = calloc(room + 1, sizeof *o->items);
-	if (!o || !o->items) {
+	if (o && room)
+		o->items = calloc(room, sizeof *o->items);
+	if (!o || (room && !o->items)) {
 		free(o);
 		api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
 		return NULL;
 	}
-	if (!s->usage_worker.started && worker_init(&s->usage_worker, &s->loop, &e)) {
+	if (room && !s->usage_worker.started && worker_init(&s->usage_worker, &s->loop, &e)) {
 		op_free(o);
 		api_from(err, &e, API_INTERNAL);
 		return NULL;
@@ -381,23 +446,20 @@ static struct usage_op *usage_new(struct server *s, struct http_req *r, unsigned
 
 void op_metrics(struct server *s, struct http_req *r, const char *name)
 {
-	struct mv_buf b = { 0 };
 	struct api_err err;
 	bool per_vm;
 	(void)name;
 	struct usage_op *o = NULL;
 	int result = query_bool(r, "per_vm", &per_vm, &err);
-	if (!result && per_vm && !(o = usage_new(s, r, s->n_vms, &err)))
+	if (!result && !(o = usage_new(s, r, per_vm ? s->n_vms + 1 : 0, &err)))
 		result = -ENOMEM;
 	if (result) {
 		reply_err(r, &err);
-	} else if (o) {
+	} else if (per_vm) {
 		vms_each(s, take_vm, o);
 		usage_start(o);
 	} else {
-		set_gauges(s);
-		metrics_text(&b);
-		reply_text(r, &b);
+		read_process(o);
 	}
 }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Handlers of /v1/snapshots, but for those in the files beside it. Hashing, syncing and deleting are done by
-// the worker; the VM goes on as soon as its own part is finished.
+// Handlers of /v1/snapshots, but for those in the files beside it (reading them: ops_snapread.c). Hashing,
+// syncing and deleting are done by the worker; the VM goes on as soon as its own part is finished.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "api/counts.h"
 #include "api/etag.h"
 #include "api/events.h"
 #include "api/layers.h"
@@ -52,28 +53,6 @@ js *cpu_error_json(const char *snapshot, const struct cpu_report *r)
 	js_put(e, "missing", js_split(missing, ", "));
 	js_put(o, "error", e);
 	return o;
-}
-
-static void put_cpu(js *o, struct server *s, const struct manifest *m)
-{
-	struct cpu_report r = { 0 };
-	MV_FD state_fd = -1;
-	MV_FD memory_fd = -1;
-	if (store_files(&s->store, m, false, &state_fd, &memory_fd, NULL) ||
-	    cpu_report(state_fd, s->kvm_path, &r, NULL))
-		return; // damaged: `verify` says how
-	js *cpu = js_object();
-	js_put_str(cpu, "vendor", r.vendor);
-	if (r.model[0])
-		js_put_str(cpu, "model_name", r.model);
-	js_put_uint(cpu, "family", r.family);
-	js_put_uint(cpu, "model", r.model_number);
-	js_put_uint(cpu, "stepping", r.stepping);
-	js_put(cpu, "features", js_split((const char *)r.features.p, ", "));
-	if (r.compared)
-		js_put(cpu, "missing", js_split((const char *)r.missing.p, ", "));
-	js_put(o, "cpu", cpu);
-	cpu_report_fini(&r);
 }
 
 void put_usage(js *o, const char *key, const struct store_usage *u)
@@ -133,6 +112,7 @@ struct snap_op {
 	uint64_t pause_ns;
 	bool force;            // delete
 	struct mv_buf deleted; // names, each with its NUL
+	js *shown;             // the snapshot, made by the worker: its chain may be long. NULL: no memory
 };
 
 // Answers what the worker could not do.
@@ -178,9 +158,8 @@ static void create_end(struct snap_op *o, const struct api_err *err)
 		reply_err(o->req, err);
 	} else {
 		count_created(o);
-		js *v = snapshot_json(o->s, &o->m);
-		js_put_uint(v, "pause_us", o->pause_ns / 1000);
-		reply_json(o->req, 201, v);
+		js_put_uint(o->shown, "pause_us", o->pause_ns / 1000);
+		reply_json(o->req, 201, o->shown);
 	}
 	vm_unref(o->vm);
 	free(o);
@@ -190,6 +169,7 @@ static void commit_run(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
 	o->result = store_commit(&o->s->store, &o->draft, &o->m, &o->err);
+	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
 static void commit_done(struct worker_job *j)
@@ -316,84 +296,6 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 		reply_err(r, &err);
 }
 
-// --- read -------------------------------------------------------------------------------
-struct listing {
-	struct server *s;
-	js *list;
-	struct page page;
-	struct chain_list chains;
-	struct store_usage total;
-};
-
-static int add_snapshot(void *arg, const char *name, const struct manifest *m, const struct mv_err *err)
-{
-	struct listing *l = arg;
-	bool wanted = page_has(&l->page, name);
-	js *o = NULL;
-	if (m) {
-		struct store_usage u = store_usage(&l->s->store, m);
-		l->total.apparent_bytes += u.apparent_bytes;
-		l->total.disk_bytes += u.disk_bytes;
-		o = wanted ? manifest_json(l->s, m) : NULL;
-		chain_list_add(&l->chains, o, m); // it may be the parent of one that is
-	} else if (wanted) {
-		o = js_object();
-		js_put_str(o, "name", name);
-		js_put_str(o, "damaged", err->msg);
-	}
-	if (o)
-		js_add(l->list, o);
-	return 0;
-}
-
-void op_snap_list(struct server *s, struct http_req *r, const char *name)
-{
-	struct listing l = { .s = s };
-	struct api_err err;
-	(void)name;
-	if (page_query(r, &l.page, &err)) {
-		reply_err(r, &err);
-		return;
-	}
-	js *o = js_object();
-	l.list = js_list();
-	store_list(&s->store, add_snapshot, &l);
-	chain_list_put(&l.chains);
-	js_put(o, "snapshots", l.list);
-	put_usage(o, "storage", &l.total);
-	page_put_next(o, &l.page);
-	reply_json(r, 200, o);
-}
-
-void op_snap_show(struct server *s, struct http_req *r, const char *name)
-{
-	static struct manifest m; // the loop's thread only
-	struct mv_err e = { 0 };
-	struct api_err err;
-	int result = snap_name_check(name, &err);
-	if (!result && store_show(&s->store, name, &m, &e))
-		result = snap_error(&err, &e, API_SNAPSHOT_CORRUPT);
-	if (result) {
-		reply_err(r, &err);
-		return;
-	}
-	const struct etag tag = etag_of_snapshot(s, &m);
-	if (!etag_reply_unchanged(r, &tag)) {
-		js *o = snapshot_json(s, &m);
-		put_cpu(o, s, &m);
-		js *w = working_set_json(s, &m);
-		if (w)
-			js_put(o, "working_set", w);
-		const struct lazy *t = lazy_find(s, &m);
-		const struct pool *pool = pool_find(s, name);
-		if (t)
-			js_put(o, "template", lazy_json(t));
-		if (pool)
-			js_put(o, "pool", pool_json(pool));
-		etag_reply(r, 200, &tag, o);
-	}
-}
-
 // --- verify, delete: by the worker ----------------------------------------------------------
 static void verify_run(struct worker_job *j)
 {
@@ -403,6 +305,7 @@ static void verify_run(struct worker_job *j)
 	o->result = store_show(&o->s->store, o->m.name, &o->m, &o->err);
 	if (!o->result)
 		o->result = store_files(&o->s->store, &o->m, true, &state_fd, &memory_fd, &o->err);
+	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
 static void verify_done(struct worker_job *j)
@@ -411,9 +314,8 @@ static void verify_done(struct worker_job *j)
 	if (snap_op_failed(o, API_SNAPSHOT_CORRUPT)) {
 		template_drop(o->s, o->m.name);
 	} else {
-		js *v = snapshot_json(o->s, &o->m);
-		js_put_bool(v, "verified", true);
-		reply_json(o->req, 200, v);
+		js_put_bool(o->shown, "verified", true);
+		reply_json(o->req, 200, o->shown);
 	}
 	free(o);
 }
@@ -457,7 +359,7 @@ static void drop_set_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
 	if (!snap_op_failed(o, API_INTERNAL)) {
-		store_index_forget(&o->s->index, o->m.name);
+		counts_stale(o->s);
 		reply_empty(o->req);
 	}
 	free(o);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#include "api/counts.h"
 #include "api/etag.h"
 #include "api/hugepages.h"
 #include "api/layers.h"
@@ -236,12 +237,18 @@ static void count(void *arg, struct vm *vm)
 	c->by_state[vm->state <= VM_EXITED ? vm->state : 0]++;
 }
 
-void op_info(struct server *s, struct http_req *r, const char *name)
+struct info_op {
+	struct counts_job counts;
+	struct server *s;
+	struct http_req *req;
+};
+
+static void info_counted(void *arg)
 {
+	struct info_op *op = arg;
+	struct server *s = op->s;
 	struct counts c = { 0 };
-	(void)name;
 	vms_each(s, count, &c);
-	store_index_refresh(&s->index, &s->store); // failed: the last numbers
 	js *o = js_object(), *v = js_object();
 	js_put_str(o, "version", THAW_VERSION);
 	js_put_str(o, "api", "v1");
@@ -251,49 +258,86 @@ void op_info(struct server *s, struct http_req *r, const char *name)
 	for (unsigned i = VM_CREATED; i <= VM_EXITED; i++)
 		js_put_uint(v, vm_state_name(i), c.by_state[i]);
 	js_put(o, "vms", v);
-	js_put_uint(o, "snapshots", s->index.n);
-	put_usage(o, "storage", &s->index.total);
+	js_put_uint(o, "snapshots", s->counts.n);
+	put_usage(o, "storage", &s->counts.total);
 	js *spares = js_list();
 	for (unsigned i = 0; i < s->n_spares; i++)
 		js_add(spares, js_uint((uint64_t)s->spare[i].pid));
 	js_put(o, "spare_pids", spares);
 	js_put_uint(o, "connections", http_connections(s->http));
-	reply_json(r, 200, o);
+	reply_json(op->req, 200, o);
+	free(op);
+}
+
+void op_info(struct server *s, struct http_req *r, const char *name)
+{
+	struct info_op *o = malloc(sizeof *o);
+	struct api_err err;
+	(void)name;
+	if (!o) {
+		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the answer");
+		reply_err(r, &err);
+		return;
+	}
+	o->s = s;
+	o->req = r;
+	counts_get(s, &o->counts, info_counted, o);
 }
 
 struct vm_listing {
+	struct mv_work work;
+	struct server *s;
+	struct http_req *req;
 	struct mv_buf text;
 	struct page page;
+	char at[VMCFG_NAME_LEN]; // the last one that was looked at
 };
 
-static void add_vm(void *arg, struct vm *vm)
+static void list_end(struct vm_listing *l)
+{
+	char end[ROUTE_NAME_LEN + 16] = "]}\n";
+	if (l->page.more)
+		snprintf(end, sizeof end, "],\"next\":\"%s\"}\n", l->page.last); // a name: nothing to escape
+	mv_buf_append(&l->text, end, strlen(end));
+	reply_text(l->req, 200, &l->text);
+	free(l);
+}
+
+static enum mv_work_more list_next(void *arg)
 {
 	struct vm_listing *l = arg;
+	struct vm *vm = l->page.more ? NULL : vms_next(l->s, l->at);
+	if (!vm) {
+		list_end(l);
+		return MV_WORK_GONE;
+	}
+	memcpy(l->at, vm->cfg.name, sizeof l->at);
 	if (!vm->shown || !page_has(&l->page, vm->cfg.name))
-		return;
+		return MV_WORK_MORE;
 	if (l->page.n > 1)
 		mv_buf_append(&l->text, ",", 1);
 	vm_text(vm, &l->text);
+	return MV_WORK_MORE;
 }
 
 void op_vm_list(struct server *s, struct http_req *r, const char *name)
 {
-	struct vm_listing l = { 0 };
+	struct vm_listing *l = calloc(1, sizeof *l);
 	struct api_err err;
 	(void)name;
-	if (page_query(r, &l.page, &err)) {
+	if (!l)
+		api_fail(&err, API_OUT_OF_MEMORY, "no memory for the answer");
+	if (!l || page_query(r, &l->page, &err)) {
+		free(l);
 		reply_err(r, &err);
 		return;
 	}
-	char end[ROUTE_NAME_LEN + 16] = "]}\n";
-	mv_buf_append(&l.text, "{\"vms\":[", 8);
-	vms_each(s, add_vm, &l);
-	if (l.page.more)
-		snprintf(end, sizeof end, "],\"next\":\"%s\"}\n", l.page.last); // a name: nothing to escape
-	mv_buf_append(&l.text, end, strlen(end));
-	if (l.text.failed)
-		mv_buf_fini(&l.text);
-	http_reply(r, l.text.p ? 200 : 500, "application/json", l.text.p, l.text.len, NULL, 0);
+	l->s = s;
+	l->req = r;
+	if (l->page.after)
+		mv_strcpy(l->at, sizeof l->at, l->page.after);
+	mv_buf_append(&l->text, "{\"vms\":[", 8);
+	mv_work_start(&s->loop, &l->work, list_next, l);
 }
 
 static void show(struct http_req *r, const struct vm *vm)

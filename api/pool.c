@@ -100,11 +100,43 @@ static uint64_t kernel_bytes(const struct pool *p)
 	       (two_stage_paging() ? 0 : (uint64_t)p->src.m.cfg.mem_mib * SHADOW_BYTES_PER_MIB);
 }
 
-static void measure(struct pool *p, const struct vm *vm)
+// By the reader's thread: the kernel walks all page tables of the process.
+struct measuring {
+	struct worker_job job;
+	struct pool *pool; // a reference
+	struct vm *vm;     // likewise
+	pid_t pid;
+	uint64_t bytes;
+};
+
+static void measure_run(struct worker_job *job)
 {
+	struct measuring *m = (struct measuring *)job;
 	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/smaps_rollup", (int)vm->pid);
-	p->shell_bytes = kernel_bytes(p) + sum_kib(path, "Private_Clean:", "Private_Dirty:");
+	snprintf(path, sizeof path, "/proc/%d/smaps_rollup", (int)m->pid);
+	m->bytes = sum_kib(path, "Private_Clean:", "Private_Dirty:");
+}
+
+static void measure_done(struct worker_job *job)
+{
+	struct measuring *m = (struct measuring *)job;
+	if (m->vm->pid == m->pid) // else it may have been another's process
+		m->pool->shell_bytes = kernel_bytes(m->pool) + m->bytes;
+	vm_unref(m->vm);
+	pool_unref(m->pool);
+	free(m);
+}
+
+static void measure(struct pool *p, struct vm *vm)
+{
+	struct measuring *m = malloc(sizeof *m);
+	if (!m)
+		return; // the last figure stays
+	*m = (struct measuring){ .job = { .run = measure_run, .done = measure_done } };
+	m->pool = pool_ref(p);
+	m->vm = vm_ref(vm);
+	m->pid = vm->pid;
+	worker_add(&p->s->reader, &m->job);
 }
 
 static uint64_t bytes_of_all(const struct server *s)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "api/record.h"
+#include "api/counts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,7 +71,7 @@ static void save_done(struct worker_job *w)
 		mv_log(MV_INFO, "snapshot %s: working set of %llu read and %llu written pages",
 		       vm->from_snapshot, (unsigned long long)j->read_pages,
 		       (unsigned long long)j->written_pages);
-		store_index_forget(&vm->srv->index, vm->from_snapshot);
+		counts_stale(vm->srv);
 	}
 	mv_close(&j->fd);
 	vm_unref(vm);

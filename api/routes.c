@@ -191,7 +191,7 @@ js *err_json(const struct api_err *err)
 	return o;
 }
 
-static void reply_text(struct http_req *r, unsigned status, js *body, const char *allow)
+static void reply_allow(struct http_req *r, unsigned status, js *body, const char *allow)
 {
 	struct http_header h = { .name = "Allow" };
 	char *text = js_text(body, false);
@@ -201,7 +201,16 @@ static void reply_text(struct http_req *r, unsigned status, js *body, const char
 		   allow ? 1 : 0);
 }
 
-void reply_json(struct http_req *r, unsigned status, js *body) { reply_text(r, status, body, NULL); }
+void reply_json(struct http_req *r, unsigned status, js *body) { reply_allow(r, status, body, NULL); }
+
+void reply_text(struct http_req *r, unsigned status, struct mv_buf *json)
+{
+	struct mv_buf b = *json;
+	*json = (struct mv_buf){ 0 };
+	if (b.failed)
+		mv_buf_fini(&b);
+	http_reply(r, b.p ? status : 500, "application/json", b.p, b.len, NULL, 0);
+}
 
 static void reply_error(struct http_req *r, const struct api_err *err, const char *allow)
 {
@@ -215,7 +224,7 @@ static void reply_error(struct http_req *r, const struct api_err *err, const cha
 		       api_code_info(err->code)->name, err->msg);
 		mv_log_set_tag(before);
 	}
-	reply_text(r, status, o, allow);
+	reply_allow(r, status, o, allow);
 }
 
 void reply_err(struct http_req *r, const struct api_err *err) { reply_error(r, err, NULL); }

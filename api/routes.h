@@ -48,6 +48,8 @@ bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME
 
 // Answers.
 void reply_json(struct http_req *r, unsigned status, js *body);
+void reply_text(struct http_req *r, unsigned status,
+		struct mv_buf *json); // made in pieces; takes what is in it
 void reply_err(struct http_req *r, const struct api_err *err);
 void reply_empty(struct http_req *r);
 js *err_json(const struct api_err *err); // {"code":..., "message":...}
@@ -62,17 +64,17 @@ int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err
 // Handlers, by file.
 route_fn op_openapi; // openapi.c
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
-	op_vm_delete;                                       // ops_vm.c
-route_fn op_balloon_get, op_balloon_patch, op_balloon_hint; // balloon.c
-route_fn op_metadata_get, op_metadata_put;                  // metadata.c
-route_fn op_drive_patch, op_net_patch, op_pmem_patch;       // ops_device.c
-route_fn op_console_read, op_console_write;                 // ops_console.c
-route_fn op_snap_create, op_snap_list, op_snap_show, op_snap_verify, op_snap_delete,
-	op_snap_drop_set;                       // ops_snapshot.c
-route_fn op_snap_prepare, op_snap_unprepare;    // ops_prepare.c
-route_fn op_snap_flatten;                       // ops_chain.c
-route_fn op_gc, op_snap_export, op_snap_import; // ops_store.c
-route_fn op_clone, op_vm_clone;                 // ops_clone.c
-route_fn op_events;                             // events.c
-route_fn op_metrics, op_vm_metrics;             // ops_metrics.c
-route_fn op_vm_devices;                         // devices.c
+	op_vm_delete;                                                      // ops_vm.c
+route_fn op_balloon_get, op_balloon_patch, op_balloon_hint;                // balloon.c
+route_fn op_metadata_get, op_metadata_put;                                 // metadata.c
+route_fn op_drive_patch, op_net_patch, op_pmem_patch;                                     // ops_device.c
+route_fn op_console_read, op_console_write;                                // ops_console.c
+route_fn op_snap_create, op_snap_verify, op_snap_delete, op_snap_drop_set; // ops_snapshot.c
+route_fn op_snap_list, op_snap_show;                                       // ops_snapread.c
+route_fn op_snap_prepare, op_snap_unprepare;                               // ops_prepare.c
+route_fn op_snap_flatten;                                                  // ops_chain.c
+route_fn op_gc, op_snap_export, op_snap_import;                            // ops_store.c
+route_fn op_clone, op_vm_clone;                                            // ops_clone.c
+route_fn op_events;                                                        // events.c
+route_fn op_metrics, op_vm_metrics;                                        // ops_metrics.c
+route_fn op_vm_devices;                                                    // devices.c

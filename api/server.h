@@ -40,6 +40,12 @@ struct vm_process {
 	pid_t pid;
 };
 
+struct store_counts {
+	size_t n;
+	struct store_usage total;
+	uint64_t folder_ns; // 0: not known
+};
+
 struct pool;
 LIST_HEAD(pool_list, pool);
 
@@ -75,8 +81,12 @@ struct server {
 	struct http *http;
 	struct worker worker;
 	struct worker spawner; // starts VM processes (spawner.c)
+	struct worker reaper;  // those that ended (vm.c)
 	struct store store;
-	struct store_index index;               // of store, for counts
+	struct worker reader;     // looks at snapshots for answers: it may have to read every manifest
+	struct store_index index; // the reader's own (counts.h)
+	struct store_counts counts;
+	bool counts_stale;
 	struct worker transfers[MAX_TRANSFERS]; // ops_store.c: a thread per export or import
 	// VMs (vms.c)
 	void *by_name, *by_id;  // tsearch(3) trees
@@ -93,6 +103,7 @@ struct server {
 	// records that are to be written (vmrec.c)
 	struct vm_list vmrecs_due;
 	struct mv_timer vmrecs_timer;
+	struct mv_work vmrecs_work;
 	struct worker recorder;
 	unsigned n_adopting; // VMs of an earlier daemon that have not answered yet (adopt.c)
 	bool adopt_waits;

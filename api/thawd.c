@@ -40,6 +40,7 @@
 #define ORPHAN_S 600
 #define HEAP_KEPT_BYTES (4 << 20)
 #define CONFIG "/etc/thaw/thawd.conf"
+#define TABLE_FDS 16384                          // 4 of a VM: 4,000 of them; 130 KiB
 #define STOP_WAIT_NS (5ull * 1000 * 1000 * 1000) // for VM processes to go when we end
 
 struct options {
@@ -278,6 +279,8 @@ static void stdio_is_open(void)
 		close(fd);
 }
 
+// And makes room for TABLE_FDS at once, while there is one thread: with several the kernel waits some 20 ms
+// for all CPUs (synchronize_rcu() in expand_fdtable()) each time that the table doubles.
 static void raise_fd_limit(void)
 {
 	struct rlimit r;
@@ -285,6 +288,10 @@ static void raise_fd_limit(void)
 		r.rlim_cur = r.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &r);
 	}
+	int fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC,
+		       TABLE_FDS - 1); // fails when so many are not allowed: fine
+	if (fd >= 0)
+		close(fd);
 }
 
 // Where unnamed vsock sockets go. It is ours alone (the store is locked), so what is in it and of no VM
@@ -304,7 +311,11 @@ static int open_vsock_dir(struct server *s, const char *state_dir, struct mv_err
 	return 0;
 }
 
-static void note_turn(uint64_t busy_ns) { metrics_observe(M_LOOP_SECONDS, busy_ns); }
+static void note_turn(uint64_t busy_ns, uint64_t held_ns)
+{
+	metrics_observe(M_LOOP_SECONDS, busy_ns);
+	metrics_observe(M_LOOP_HELD, held_ns);
+}
 
 static int start(struct server *s, const struct options *o, int *ret_listen_fd, struct mv_err *err)
 {
@@ -321,6 +332,8 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 		r = events_new(s, err);
 	if (!r)
 		r = vmrecs_init(s, o->state_dir, err);
+	if (!r)
+		r = worker_init(&s->reaper, &s->loop, err);
 	if (!r)
 		adopt_begin(s);
 	if (!r)
@@ -340,8 +353,12 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 	}
 	if (!r && (r = spares_init(s, o->spares)))
 		mv_fail(err, -r, "no timer: %s", strerror(-r));
+	if (!r && (r = openapi_init()))
+		mv_fail(err, -r, "no memory");
 	if (!r)
 		r = worker_init(&s->worker, &s->loop, err);
+	if (!r)
+		r = worker_init(&s->reader, &s->loop, err);
 	if (!r)
 		r = spawner_init(s, err);
 	if (!r && !o->activated)
@@ -356,7 +373,7 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 	}
 	http_set_uploads(s->http, api_is_upload);
 	http_set_answered(s->http, api_answered);
-	http_set_turn(s->http, note_turn);
+	s->loop.on_turn = note_turn;
 	return 0;
 }
 
@@ -447,8 +464,11 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	for (unsigned i = 0; i < MAX_TRANSFERS; i++)
 		worker_fini(&s->transfers[i]);
 	worker_fini(&s->usage_worker);
+	worker_fini(&s->reader);
 	worker_fini(&s->worker); // jobs in progress end and answer
 	spawner_fini(s);
+	worker_fini(&s->reaper);
+	mv_works_finish(&s->loop); // and what is answered in pieces
 	if (listening) {
 		http_free(s->http);
 		if (!o->activated)

@@ -516,12 +516,13 @@ static int by_pid(const void *a, const void *b)
 }
 
 // A process that is known has a pidfd, which brings it to finish(), and that to here again; the spawner does
-// when all it started are known.
+// when all it started are known, and the reaper when none of those that it has is left.
 void vm_reap_strays(struct server *s)
 {
 	static struct vm key; // the loop's thread only
 	siginfo_t si = { 0 };
-	while (!s->spawner.n_jobs && !waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid) {
+	while (!s->spawner.n_jobs && !s->reaper.n_jobs &&
+	       !waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) && si.si_pid) {
 		key.pid = si.si_pid;
 		if (si.si_pid == s->pager.pid || usernet_is(si.si_pid) || tfind(&key, &s->by_pid, by_pid))
 			return;
@@ -593,15 +594,53 @@ static void finish(struct vm *vm, const siginfo_t *si, const struct api_err *why
 	end_waits(vm, why);
 }
 
+// To release a zombie takes the kernel milliseconds when many end at once, so a thread does it.
+struct reap_job {
+	struct worker_job job;
+	struct server *s;
+	int pidfd;
+};
+
+static void reap_run(struct worker_job *job)
+{
+	waitid(P_PIDFD, (id_t)((struct reap_job *)job)->pidfd, &(siginfo_t){ 0 }, WEXITED | WNOHANG);
+}
+
+static void reap_done(struct worker_job *job)
+{
+	struct reap_job *j = (struct reap_job *)job;
+	struct server *s = j->s;
+	close(j->pidfd);
+	free(j);
+	vm_reap_strays(s);
+}
+
+// It has ended. Until finish() was here nobody takes its number for that of another process: the loop alone
+// asks.
+static void reap(struct vm *vm)
+{
+	struct reap_job *j = malloc(sizeof *j);
+	if (!j) {
+		waitid(P_PIDFD, (id_t)vm->pidfd, &(siginfo_t){ 0 }, WEXITED | WNOHANG);
+		return;
+	}
+	mv_watch_del(&vm->pid_watch);
+	*j = (struct reap_job){ .job = { .run = reap_run, .done = reap_done }, .s = vm->srv };
+	j->pidfd = MV_TAKE_FD(vm->pidfd);
+	worker_add(&vm->srv->reaper, &j->job);
+}
+
 static void on_pidfd(void *arg, uint32_t events)
 {
 	struct vm *vm = arg;
 	siginfo_t si = { 0 };
 	(void)events;
 	// ECHILD: it was forked by another VM, so how it ended is not ours to know.
-	int r = waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG);
+	int r = waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED | WNOHANG | WNOWAIT);
 	if (r ? errno != ECHILD : !si.si_pid)
 		return;
+	if (!r)
+		reap(vm);
 	finish(vm, &si, NULL);
 }
 

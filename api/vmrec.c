@@ -60,6 +60,43 @@ int vmrec_connect(const struct server *s, const char *id)
 	return MV_TAKE_FD(fd);
 }
 
+// --- removing ---------------------------------------------------------------------------------
+void vmrec_unlink(struct server *s, const char *id)
+{
+	unlinkat(s->vms_fd, id, 0);
+	unlink(address_of(s, id).sun_path);
+}
+
+struct unlink_job {
+	struct worker_job job;
+	int dir_fd;
+	char id[MV_UUID_LEN];
+	struct sockaddr_un address;
+};
+
+static void unlink_run(struct worker_job *job)
+{
+	struct unlink_job *j = (struct unlink_job *)job;
+	unlinkat(j->dir_fd, j->id, 0);
+	unlink(j->address.sun_path);
+}
+
+static void unlink_done(struct worker_job *job) { free(job); }
+
+// Behind whatever the recorder still has to write of it.
+static void unlink_later(struct server *s, const char *id)
+{
+	struct unlink_job *j = malloc(sizeof *j);
+	if (!j) {
+		vmrec_unlink(s, id);
+		return;
+	}
+	*j = (struct unlink_job){ .job = { .run = unlink_run, .done = unlink_done }, .dir_fd = s->vms_fd };
+	mv_strcpy(j->id, sizeof j->id, id);
+	j->address = address_of(s, id);
+	worker_add(&s->recorder, &j->job);
+}
+
 // --- writing ----------------------------------------------------------------------------------
 struct vmrec_job {
 	struct worker_job job;
@@ -114,7 +151,7 @@ static void job_done(struct worker_job *job)
 	struct vm *vm = j->vm;
 	vm->outlives = vm->pid && !j->err.code;
 	if (!vm->outlives)
-		vmrec_unlink(vm->srv, j->id);
+		unlink_later(vm->srv, j->id);
 	if (vm->pid && j->err.code)
 		mv_log(MV_ERROR, "vm %s: will end with this daemon: %s", vm->cfg.name, j->err.msg);
 	job_free(j);
@@ -160,15 +197,22 @@ static void start_job(struct vm *vm)
 	job_free(j);
 }
 
+static enum mv_work_more write_next(void *arg)
+{
+	struct server *s = arg;
+	struct vm *vm = LIST_FIRST(&s->vmrecs_due);
+	if (!vm)
+		return MV_WORK_OVER;
+	LIST_REMOVE(vm, vmrec_link);
+	vm->vmrec_due = false;
+	start_job(vm);
+	return MV_WORK_MORE;
+}
+
 static void on_due(void *arg)
 {
 	struct server *s = arg;
-	struct vm *vm;
-	while ((vm = LIST_FIRST(&s->vmrecs_due))) {
-		LIST_REMOVE(vm, vmrec_link);
-		vm->vmrec_due = false;
-		start_job(vm);
-	}
+	mv_work_start(&s->loop, &s->vmrecs_work, write_next, s);
 }
 
 // --- a VM's life ------------------------------------------------------------------------------
@@ -195,12 +239,6 @@ void vmrec_keep(struct vm *vm)
 	vm->vmrec_due = true;
 }
 
-void vmrec_unlink(struct server *s, const char *id)
-{
-	unlinkat(s->vms_fd, id, 0);
-	unlink(address_of(s, id).sun_path);
-}
-
 void vmrec_remove(struct vm *vm)
 {
 	if (vm->vmrec_due)
@@ -208,7 +246,7 @@ void vmrec_remove(struct vm *vm)
 	vm->vmrec_due = false;
 	mv_close(&vm->orphan_fd);
 	if (vm->outlives)
-		vmrec_unlink(vm->srv, vm->cfg.id);
+		unlink_later(vm->srv, vm->cfg.id);
 	vm->outlives = false; // a job in progress sees that there is no process
 }
 
@@ -264,13 +302,15 @@ int vmrecs_init(struct server *s, const char *state_dir, struct mv_err *err)
 
 void vmrecs_flush(struct server *s)
 {
-	on_due(s);
+	while (write_next(s) == MV_WORK_MORE)
+		;
 	worker_fini(&s->recorder);
 }
 
 void vmrecs_fini(struct server *s)
 {
 	worker_fini(&s->recorder);
+	mv_work_cancel(&s->vmrecs_work);
 	mv_timer_fini(&s->vmrecs_timer);
 	mv_close(&s->vms_fd);
 }

@@ -102,6 +102,29 @@ void vms_each(struct server *s, void (*fn)(void *arg, struct vm *vm), void *arg)
 	twalk_r(s->by_name, visit, &e);
 }
 
+struct behind {
+	const char *name;
+	struct vm *vm;
+};
+
+// On the way down to where the name would be, what is greater comes in falling order.
+static int key_behind(const void *key, const void *vm)
+{
+	struct behind *b = *(struct behind *const *)key;
+	if (strcmp(b->name, ((const struct vm *)vm)->cfg.name) >= 0)
+		return 1;
+	b->vm = (struct vm *)(uintptr_t)vm;
+	return -1;
+}
+
+struct vm *vms_next(struct server *s, const char *name)
+{
+	struct behind b = { .name = name };
+	struct behind *key = &b;
+	tfind(&key, &s->by_name, key_behind);
+	return b.vm;
+}
+
 void put_us(js *o, const char *key, uint64_t t_ns, uint64_t t0_ns)
 {
 	if (t_ns >= t0_ns)

@@ -13,6 +13,7 @@ bool vms_name_taken(struct server *s, const char *name);
 int vms_find(struct server *s, const char *name_or_id, struct vm **ret_vm, struct api_err *err);
 
 void vms_each(struct server *s, void (*fn)(void *arg, struct vm *vm), void *arg); // by name order
+struct vm *vms_next(struct server *s, const char *name); // the first whose name is behind it; NULL: none
 
 // As the API shows it.
 js *vm_json(const struct vm *vm);

@@ -40,26 +40,28 @@ static void *work(void *arg)
 		j->run(j);
 		pthread_mutex_lock(&w->lock);
 		put_last(&w->finished_end, j);
+		pthread_mutex_unlock(&w->lock); // the loop, woken, would find it taken
 		ssize_t ignored = write(w->event_fd, &one, sizeof one); // never full
 		(void)ignored;
+		pthread_mutex_lock(&w->lock);
 	}
 	pthread_mutex_unlock(&w->lock);
 	return NULL;
 }
 
-static void collect(struct worker *w)
+static enum mv_work_more collect_one(void *arg)
 {
-	for (;;) {
-		pthread_mutex_lock(&w->lock);
-		struct worker_job *j = take_first(&w->finished, &w->finished_end);
-		pthread_mutex_unlock(&w->lock);
-		if (!j)
-			return;
-		w->n_jobs--;
-		struct mv_log_tag before = mv_log_set_tag(j->tag);
-		j->done(j);
-		mv_log_set_tag(before);
-	}
+	struct worker *w = arg;
+	pthread_mutex_lock(&w->lock);
+	struct worker_job *j = take_first(&w->finished, &w->finished_end);
+	pthread_mutex_unlock(&w->lock);
+	if (!j)
+		return MV_WORK_OVER;
+	w->n_jobs--;
+	struct mv_log_tag before = mv_log_set_tag(j->tag);
+	j->done(j);
+	mv_log_set_tag(before);
+	return MV_WORK_MORE;
 }
 
 static void on_event(void *arg, uint32_t events)
@@ -68,7 +70,7 @@ static void on_event(void *arg, uint32_t events)
 	uint64_t n;
 	(void)events;
 	if (read(w->event_fd, &n, sizeof n) == sizeof n)
-		collect(w);
+		mv_work_start(w->watch.loop, &w->collect, collect_one, w); // hundreds may have ended
 }
 
 int worker_init(struct worker *w, struct mv_loop *l, struct mv_err *err)
@@ -102,7 +104,9 @@ void worker_fini(struct worker *w)
 	pthread_cond_signal(&w->todo_cond);
 	pthread_mutex_unlock(&w->lock);
 	pthread_join(w->thread, NULL);
-	collect(w);
+	mv_work_cancel(&w->collect);
+	while (collect_one(w) == MV_WORK_MORE)
+		;
 	mv_watch_del(&w->watch);
 	mv_close(&w->event_fd);
 	w->started = false;
@@ -110,10 +114,15 @@ void worker_fini(struct worker *w)
 
 void worker_add(struct worker *w, struct worker_job *j)
 {
-	w->n_jobs++;
 	j->tag = mv_log_tag();
+	if (w->stop) {
+		j->run(j);
+		j->done(j);
+		return;
+	}
+	w->n_jobs++;
 	pthread_mutex_lock(&w->lock);
 	put_last(&w->todo_end, j);
-	pthread_cond_signal(&w->todo_cond);
 	pthread_mutex_unlock(&w->lock);
+	pthread_cond_signal(&w->todo_cond);
 }

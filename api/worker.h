@@ -26,10 +26,11 @@ struct worker {
 	unsigned n_jobs; // loop's thread: handed in, not done
 	int event_fd;
 	struct mv_watch watch;
+	struct mv_work collect;
 };
 
 int worker_init(struct worker *w, struct mv_loop *l, struct mv_err *err);
 // Finishes the job in progress, calls done() of all that finished; jobs still queued are
 // finished too (they are few, and nobody is left half-done).
 void worker_fini(struct worker *w);
-void worker_add(struct worker *w, struct worker_job *j);
+void worker_add(struct worker *w, struct worker_job *j); // of one that has ended: does it at once

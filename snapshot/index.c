@@ -79,6 +79,12 @@ static int add(void *arg, const char *name)
 	return 0;
 }
 
+bool store_index_holds(uint64_t folder_ns, const struct store *s)
+{
+	struct stat st;
+	return folder_ns && !fstat(s->snapshots_fd, &st) && ns_of(st.st_mtim) == folder_ns;
+}
+
 int store_index_refresh(struct store_index *x, struct store *s)
 {
 	struct look l = { .s = s, .old = x, .new.n_reads = x->n_reads };
@@ -111,7 +117,7 @@ void store_index_free(struct store_index *x)
 void store_index_forget(struct store_index *x, const char *name)
 {
 	for (size_t i = 0; i < x->n; i++)
-		if (!strcmp(x->list[i].name, name))
+		if (!name || !strcmp(x->list[i].name, name))
 			x->list[i].inode = 0;
 	x->folder_ns = 0;
 }

@@ -23,6 +23,8 @@ struct store_index { // zero-initialised: empty
 
 // 0, or -errno with the index as it was.
 int store_index_refresh(struct store_index *x, struct store *s);
-// Its files changed: what they take is looked at again.
+// Is a look at that folder_ns still good? One system call.
+bool store_index_holds(uint64_t folder_ns, const struct store *s);
+// Its files changed: what they take is looked at again. NULL: of all.
 void store_index_forget(struct store_index *x, const char *name);
 void store_index_free(struct store_index *x);
