@@ -36,6 +36,7 @@ int main(int argc, char **argv)
 		      { "lazy", bench_lazy },
 		      { "rest", bench_rest },
 		      { "pool", bench_pool },
+		      { "loop", bench_loop },
 		      { "working-set", bench_working_set },
 		      { "memory", bench_memory },
 		      { "net", bench_net },

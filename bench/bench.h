@@ -28,4 +28,5 @@ int bench_blk(const struct bench_env *env, struct bench_results *res);         /
 int bench_pool(const struct bench_env *env, struct bench_results *res); // clones made in advance, forks
 int bench_diff(const struct bench_env *env, struct bench_results *res); // diff_*, fc_*: no VM
 int bench_firecracker(const struct bench_env *env, struct bench_results *res);
+int bench_loop(const struct bench_env *env, struct bench_results *res); // loop_*: who waits for whom
 int bench_idle(const struct bench_env *env, struct bench_results *res); // idle_* alone; only if asked for
