@@ -67,7 +67,7 @@ route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause
 	op_vm_delete;                                                      // ops_vm.c
 route_fn op_balloon_get, op_balloon_patch, op_balloon_hint;                // balloon.c
 route_fn op_metadata_get, op_metadata_put;                                 // metadata.c
-route_fn op_drive_patch, op_net_patch, op_pmem_patch;                                     // ops_device.c
+route_fn op_drive_patch, op_net_patch, op_pmem_patch;                      // ops_device.c
 route_fn op_console_read, op_console_write;                                // ops_console.c
 route_fn op_snap_create, op_snap_verify, op_snap_delete, op_snap_drop_set; // ops_snapshot.c
 route_fn op_snap_list, op_snap_show;                                       // ops_snapread.c
