@@ -12,6 +12,7 @@
 #include "api/lazy.h"
 #include "api/spawn.h"
 #include "microvm/base/bytes.h"
+#include "microvm/base/scratch.h"
 #include "microvm/base/util.h"
 #include "snapshot/format.h"
 
@@ -252,7 +253,7 @@ void vmrec_remove(struct vm *vm)
 
 int vmrec_read(struct server *s, const char *id, struct vmrec *ret_record, struct mv_err *err)
 {
-	MV_FREE uint8_t *bytes = NULL;
+	MV_SCRATCH uint8_t *bytes = NULL;
 	size_t len;
 	struct head head;
 	MV_FD fd = openat(s->vms_fd, id, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);

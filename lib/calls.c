@@ -261,6 +261,12 @@ int thaw_vm_set_drive(struct thaw_client *c, const char *vm, const char *drive, 
 	return set_device(c, vm, "drives", drive, json, ret);
 }
 
+int thaw_vm_set_pmem(struct thaw_client *c, const char *vm, const char *pmem, const char *json,
+		     struct thaw_reply **ret)
+{
+	return set_device(c, vm, "pmems", pmem, json, ret);
+}
+
 int thaw_vm_balloon(struct thaw_client *c, const char *vm, struct thaw_reply **ret)
 {
 	return of_vm(c, "GET", vm, "/balloon", NULL, ret);

@@ -167,11 +167,13 @@ THAW_API int thaw_vm_devices(struct thaw_client *c, const char *vm, struct thaw_
 THAW_API int thaw_vm_metadata(struct thaw_client *c, const char *vm, struct thaw_reply **ret);
 THAW_API int thaw_vm_set_metadata(struct thaw_client *c, const char *vm, const char *json);
 
-// PATCH /v1/vms/{name}/nets/{net}; PATCH /v1/vms/{name}/drives/{drive}.
+// PATCH /v1/vms/{name}/nets/{net}; PATCH /v1/vms/{name}/drives/{drive}; PATCH /v1/vms/{name}/pmems/{pmem}.
 THAW_API int thaw_vm_set_net(struct thaw_client *c, const char *vm, const char *net, const char *json,
 			     struct thaw_reply **ret);
 THAW_API int thaw_vm_set_drive(struct thaw_client *c, const char *vm, const char *drive, const char *json,
 			       struct thaw_reply **ret);
+THAW_API int thaw_vm_set_pmem(struct thaw_client *c, const char *vm, const char *pmem, const char *json,
+			      struct thaw_reply **ret);
 
 // GET and PATCH /v1/vms/{name}/balloon; POST /v1/vms/{name}/balloon/hint.
 THAW_API int thaw_vm_balloon(struct thaw_client *c, const char *vm, struct thaw_reply **ret);

@@ -523,7 +523,8 @@ static void handle(struct control *c, struct msg *m)
 	default: r = mv_fail(&err, EPROTO, "unknown message %u", m->type);
 	}
 	reply(c, m->id, rep, r, &err);
-	mv_scratch_drop();
+	if (m->type == MSG_BOOT || m->type == MSG_RESTORE)
+		mv_scratch_drop();
 }
 
 static void on_message(void *arg, uint32_t events);

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "microvm/base/bytes.h"
+#include "microvm/base/scratch.h"
 #include "snapshot/format.h"
 
 #define WRITTEN (1u << 31)
@@ -119,7 +120,7 @@ int ws_read(int fd, const char *snapshot_id, uint64_t memory_bytes, struct worki
 	    struct mv_err *err)
 {
 	struct working_set w = { 0 };
-	MV_FREE uint8_t *bytes = NULL;
+	MV_SCRATCH uint8_t *bytes = NULL;
 	size_t len;
 	int r = snap_container_read(fd, WS_MAGIC, "working set", MAX_BYTES, &bytes, &len, err);
 	r = r ? r : parse(bytes, len, snapshot_id, memory_bytes, &w, err);

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "microvm/base/bytes.h"
+#include "microvm/base/scratch.h"
 #include "microvm/cpu_report.h"
 #include "microvm/sections.h"
 #include "snapshot/memory_map.h"
@@ -47,7 +48,7 @@ struct parts {
 
 static void parts_fini(struct parts *p)
 {
-	free(p->payload);
+	mv_scratch_free(p->payload);
 	free(p->about);
 }
 #define PARTS __attribute__((cleanup(parts_fini))) struct parts
@@ -121,7 +122,7 @@ int fc_snapfile_read(int fd, struct vmcfg *ret_cfg, int *ret_state_fd, struct mv
 // The bytes of a state file, which must be a good one.
 static int take_state(int fd, struct mv_buf *out, struct mv_err *err)
 {
-	MV_FREE uint8_t *payload = NULL;
+	MV_SCRATCH uint8_t *payload = NULL;
 	size_t len;
 	int r = snap_container_read(fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len, err);
 	if (r)
@@ -177,7 +178,7 @@ int fc_snapfile_check_cpu(int state_fd, const char *kvm_path, struct mv_err *err
 // Where memory is, if the state says so. (read_parts() does not look into the state: who uses it will.)
 static int find_map(int state_fd, struct memory_map *ret_map, struct mv_err *err)
 {
-	MV_FREE uint8_t *payload = NULL;
+	MV_SCRATCH uint8_t *payload = NULL;
 	struct snap_section sec;
 	size_t len = 0, pos = 0;
 	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,

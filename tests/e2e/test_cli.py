@@ -343,8 +343,8 @@ def test_progress_is_for_terminals():
         told = told_by(*export)
         assert re.search(r"exporting warm: \d+ MiB, \d+ MiB/s, \d+ s", told) and told.endswith("\r\033[K"), told
         assert told_by(*export, "--no-progress") == "" and told_by(*export, "--json") == ""
-        told = told_by("prepare", "warm", "--wait", "--pool", "size=400")
-        assert re.search(r"preparing warm: \d+ s, \d+ of 400 in the pool", told) and told.endswith("\r\033[K"), told
+        told = told_by("prepare", "warm", "--wait", "--pool", "size=1000")
+        assert re.search(r"preparing warm: \d+ s, \d+ of 1000 in the pool", told) and told.endswith("\r\033[K"), told
 
 
 def test_configuration_file():

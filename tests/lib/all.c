@@ -105,6 +105,7 @@ static void machines(const char *kernel)
 	REFUSED(thaw_vm_balloon_hint(c, "web", 100, NULL), "wrong_state"); // the guest has no driver
 	REFUSED(thaw_vm_set_net(c, "web", "eth0", "{\"link_up\":false}", NULL), "not_found");
 	REFUSED(thaw_vm_set_drive(c, "web", "root", "{\"reread_size\":true}", NULL), "not_found");
+	REFUSED(thaw_vm_set_pmem(c, "web", "data", "{\"rate_limit\":{}}", NULL), "not_found");
 	OK(thaw_vm_list(c, NULL, 0, &r));
 	CHECK(thaw_reply_count(r, "vms") == 1);
 	thaw_reply_free(r);

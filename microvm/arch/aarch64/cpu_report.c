@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "kvm_vcpu.h"
+#include "microvm/base/scratch.h"
 #include "microvm/sections.h"
 #include "snapshot/format.h"
 #include "vcpu_state.h"
@@ -64,7 +65,7 @@ static int read_ids(const struct vcpu_state *s, struct id_regs *ret_ids)
 // The first vCPU's state: all are the same.
 static int read_guest(int state_fd, struct vcpu_state *ret_state, struct mv_err *err)
 {
-	MV_FREE uint8_t *payload = NULL;
+	MV_SCRATCH uint8_t *payload = NULL;
 	struct snap_section sec;
 	size_t len, pos = 0;
 	int r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,

@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "microvm/base/scratch.h"
 #include "microvm/sections.h"
 #include "snapshot/format.h"
 #include "vcpu_state.h"
@@ -17,7 +18,7 @@
 // The CPUID of the first vCPU: all have the same features.
 static int read_guest(int state_fd, struct x86_cpuid *ret_list, struct mv_err *err)
 {
-	MV_FREE uint8_t *payload = NULL;
+	MV_SCRATCH uint8_t *payload = NULL;
 	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
 	struct snap_section sec;
 	size_t len, pos = 0;
