@@ -313,12 +313,13 @@ static int do_setup(struct control *c, struct msg *m, struct mv_err *err)
 
 static int do_warm(struct control *c, struct msg *m, struct mv_err *err)
 {
+	const bool whole = m->type == MSG_WARM;
 	if (c->used || c->vm->vm_fd >= 0 || m->n_fds != 1)
 		return mv_fail(err, EBUSY, "this process has a VM");
 	m->n_fds = 0; // taken
-	int r = vm_warm(c->vm, m->fds[0], err);
+	int r = (whole ? vm_warm : vm_make_kvm)(c->vm, m->fds[0], err);
 	mv_scratch_make(SETUP_BYTES, true);
-	c->used = r != 0; // else for nothing
+	c->used = whole && r; // no good for anything
 	return r;
 }
 
@@ -481,6 +482,7 @@ static void handle(struct control *c, struct msg *m)
 	switch (m->type) {
 	case MSG_BOOT:
 	case MSG_RESTORE: r = do_setup(c, m, &err); break;
+	case MSG_MAKE_KVM:
 	case MSG_WARM: r = do_warm(c, m, &err); break;
 	case MSG_NET_SET:
 	case MSG_DRIVE_SET: r = do_device_set(c, m, &err); break;

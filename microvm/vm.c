@@ -432,13 +432,20 @@ static int make_core(struct vm *vm, struct mv_err *err)
 	return r ? mv_fail(err, -r, "serial port: %s", strerror(-r)) : 0;
 }
 
-int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err)
+int vm_make_kvm(struct vm *vm, int kvm_fd, struct mv_err *err)
 {
 	vm->kvm_fd = kvm_fd;
 	vm->vm_fd = kvm_create_vm(kvm_fd, err);
-	if (vm->vm_fd < 0)
-		return -err->code;
-	int r = make_core(vm, err);
+	if (vm->vm_fd >= 0)
+		return 0;
+	mv_close(&vm->kvm_fd);
+	return -err->code;
+}
+
+int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err)
+{
+	int r = vm_make_kvm(vm, kvm_fd, err);
+	r = r ? r : make_core(vm, err);
 	r = r ? r : kvm_settle(vm->vm_fd, err);
 	r = r ? r : vcpus_start(vm, err);
 	vm->warm = !r;
@@ -461,12 +468,8 @@ static int make_machine(struct vm *vm, const struct vmcfg *cfg, struct vm_fds *f
 		return r;
 	vmcfg_copy(&vm->cfg, cfg);
 	ready_text_init(&vm->ready_text, cfg->ready.console);
-	if (!vm->warm) {
-		vm->kvm_fd = MV_TAKE_FD(f->kvm);
-		vm->vm_fd = kvm_create_vm(vm->kvm_fd, err);
-	}
-	if (vm->vm_fd < 0)
-		return -err->code;
+	if (vm->vm_fd < 0 && (r = vm_make_kvm(vm, MV_TAKE_FD(f->kvm), err)))
+		return r;
 	if ((r = map_memory(vm, memory_fd, err)) || (r = map_pmems(vm, f, err)) ||
 	    (vm->lazy && (r = watch_memory(vm, f, err))))
 		return r;

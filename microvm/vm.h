@@ -105,6 +105,10 @@ struct vm {
 // An empty VM with its loop, in memory that is zeros. The caller holds no lock yet.
 int vm_init(struct vm *vm, struct mv_err *err);
 
+// In advance, for whatever VM this is to be: an empty KVM VM. Takes kvm_fd. What fails here fails again, and
+// is told, when the VM is made.
+int vm_make_kvm(struct vm *vm, int kvm_fd, struct mv_err *err);
+
 // In advance, for whatever VM this is to be: a KVM VM with what all have, and the first vCPU's thread. Takes
 // kvm_fd. Takes some 8 ms, of which most is waiting. After a failure only vm_fini() may follow.
 int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err);

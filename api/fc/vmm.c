@@ -199,7 +199,7 @@ int fc_vmm_start(struct fc *fc, struct mv_err *err)
 	r = spawn_socket(&v->socket, &theirs, err);
 	// What fails here fails again, and is told, at the boot or load.
 	if (!r && !vmfds_kvm("/dev/kvm", &kvm, &ignored))
-		r = msg_send(v->socket, MSG_WARM, 0, NULL, NULL, &kvm, 1);
+		r = msg_send(v->socket, MSG_MAKE_KVM, 0, NULL, NULL, &kvm, 1);
 	r = r ? r : spawn_helper(v->path, argv, theirs, log, &v->pidfd, &v->pid, err);
 	if (!r)
 		r = mv_timer_init(&fc->loop, &v->late, on_late, fc);

@@ -2,9 +2,9 @@
 // The VM process of a front: its start, calls that wait for their answer, its console and its end.
 // It is hostile as the daemon's are: a message that breaks the protocol ends it. Loop's thread.
 //
-// A process is started ahead and told to make its KVM VM (MSG_WARM), so that the boot or load finds it ready.
-// One that failed to boot is replaced by a fresh one. One that takes too long for an answer is killed; when a
-// signal ended the front it has END_MS for all.
+// A process is started ahead and told to make its KVM VM (MSG_MAKE_KVM), so that the boot or load finds it
+// ready. One that failed to boot is replaced by a fresh one. One that takes too long for an answer is killed;
+// when a signal ended the front it has END_MS for all.
 #pragma once
 #include <sys/types.h>
 

@@ -48,6 +48,7 @@ enum msg_type {
 			   // msg_balloon
 	MSG_BALLOON_STOP_HINT, // empty: a round that goes on ends now; its request fails with ECANCELED
 	MSG_PMEM_SET = 70,     // struct msg_pmem_set
+	MSG_MAKE_KVM = 71,     // fd: kvm; makes an empty KVM VM for the BOOT or RESTORE that may come at once
 	MSG_PARK = 80,         // struct msg_park
 	// VM -> daemon
 	MSG_REPLY = 100,   // struct msg_reply
