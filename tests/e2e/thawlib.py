@@ -236,7 +236,11 @@ class Daemon:
             if len(self.get("/v1/info").json["spare_pids"]) == self.spares():
                 break
             time.sleep(0.02)
-        found = children(self.process.pid)
+        for _ in range(100):  # one that ended is released by a thread, a moment after that was said
+            found = children(self.process.pid)
+            if not any(map(is_zombie, found)):
+                break
+            time.sleep(0.02)
         spares = self.get("/v1/info").json["spare_pids"]
         return [c for c in found if int(c) not in spares]
 
@@ -290,6 +294,15 @@ def children(pid):
         with open(task, encoding="ascii") as f:
             found += f.read().split()
     return found
+
+
+def is_zombie(pid):
+    """Or was, until a moment ago."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
+            return f.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def need_kvm():
