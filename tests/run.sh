@@ -19,6 +19,8 @@ mkdir -p "$log_dir"
 export CMOCKA_MESSAGE_OUTPUT=TAP BUILD=$B THAW_VMM=$B/bin/thaw-vmm THAW_GUEST=$B/tests/guest/tiny
 # Of SAN=tsan builds: the child that writes a compressed snapshot starts threads, and so does a forked VM.
 export TSAN_OPTIONS=${TSAN_OPTIONS-die_after_fork=0}
+# What is too large to be had is an answer of malloc() there, too.
+export ASAN_OPTIONS=${ASAN_OPTIONS-allocator_may_return_null=1}
 passed=0 failed=0 skipped=0
 failures=()
 
