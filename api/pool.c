@@ -212,6 +212,8 @@ static void on_restored(void *arg, struct vm *vm, const struct api_err *err, con
 		mv_log(MV_WARN, "pool of %s: %s", p->src.m.name, err->msg);
 	}
 	if (err || p->dropped || p->s->stopping) {
+		if (p->dropped)
+			tell_waiters(p); // nothing else comes back to it
 		vm_kill(vm);
 		free_shell(h);
 		return;

@@ -179,6 +179,22 @@ def test_settings():
         clone(d, False)
 
 
+def test_dropped_while_somebody_waits_for_it():
+    with Daemon() as d:
+        freeze(d)
+        for _ in range(5):
+            answers = []
+            waiting = threading.Thread(target=lambda: answers.append(
+                d.post("/v1/snapshots/snap/prepare", {"pool": {"size": 64}, "wait": True})))
+            waiting.start()
+            wait_until("being made", lambda: pool(d) and pool(d)["starting"])
+            assert d.delete("/v1/snapshots/snap/prepare").status == 204
+            waiting.join(10)
+            assert not waiting.is_alive(), "it would wait for ever"
+            assert answers[0].status == 200 and "pool" not in answers[0].json, answers
+        wait_until("just the source", lambda: len(d.vm_processes()) == 1)
+
+
 def test_by_rate_and_drained_when_idle():
     with Daemon() as d:
         freeze(d)
