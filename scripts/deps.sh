@@ -10,7 +10,7 @@ packages="build-essential pkg-config liburing-dev liblz4-dev libfdt-dev libcmock
 	python3 curl socat iproute2 passt qemu-system-x86 cpio e2fsprogs kmod util-linux xz-utils lz4 zstd
 	gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-system-arm qemu-user-static device-tree-compiler zlib1g-dev
 	debhelper lintian gpg gpgv sqv debian-archive-keyring
-	clang clang-format clang-tidy cppcheck shellcheck zsh fish mandoc"
+	clang clang-format clang-tidy cppcheck shellcheck spin zsh fish mandoc"
 
 missing=
 for p in $packages; do

@@ -3,7 +3,7 @@
 # All tests: `make check`, or `tests/run.sh BUILD_DIR [WORD...]` for those whose names
 # contain one of the words (e.g. `tests/run.sh build snapshot/`).
 #
-# One after another, each with a time limit: lint, every cmocka program, the fuzz targets
+# One after another, each with a time limit: lint, the models, every cmocka program, the fuzz targets
 # for some seconds, every tests/e2e/test_*.py, the rig. All print TAP; the output of one
 # that fails is shown, all outputs stay in BUILD_DIR/tests/log/. Each skipped test is named
 # with its reason; with CI=true a skip for want of KVM, userfaultfd or the rig fails.
@@ -106,6 +106,7 @@ run() {
 none() { run "$1" 5 echo "1..0 # SKIP $2"; }
 
 run lint 120 scripts/lint.sh
+run model 600 tests/model/check.sh
 for src in tests/{base,devices,snapshot,microvm,api}/test_*.c; do
 	[ -e "$src" ] || continue
 	name=${src#tests/}
