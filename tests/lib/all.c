@@ -38,8 +38,8 @@ static void is(struct thaw_reply *r, const char *path, const char *value)
 static void wait_for(const char *vm, const char *said, uint64_t *offset)
 {
 	char seen[8192] = "";
-	size_t len = 0, n;
-	for (int i = 0; i < 100 && !strstr(seen, said); i++) {
+	size_t len = 0, n = 0;
+	for (int empty = 0; empty < 30 && !strstr(seen, said); empty += !n) { // it may come byte by byte
 		struct thaw_reply *r = NULL;
 		OK(thaw_console_read(c, vm, offset, 1000, &r));
 		const char *bytes = thaw_reply_body(r, &n);
