@@ -164,10 +164,10 @@ int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd, struct mv_e
 
 // --- the CPU, and what a person wants to know ---
 
-int fc_snapfile_check_cpu(int state_fd, const char *kvm_path, struct mv_err *err)
+int fc_snapfile_check_cpu(int state_fd, const struct vmcfg_cpu *cpu, const char *kvm_path, struct mv_err *err)
 {
 	struct cpu_report c = { 0 };
-	int r = cpu_report(state_fd, kvm_path, &c, err);
+	int r = cpu_report(state_fd, kvm_path, cpu, &c, err);
 	if (!r && c.compared && c.n_missing)
 		r = mv_fail(err, ENOTSUP, "this host's CPU or KVM lacks what the snapshot's guest uses: %s",
 			    (const char *)c.missing.p);
@@ -210,7 +210,7 @@ int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err)
 	int r = read_parts(fd, &p, err);
 	r = r ? r : state_file(&p, &state_fd, err);
 	r = r ? r : find_map(state_fd, &map, err);
-	r = r ? r : cpu_report(state_fd, NULL, &cpu, err);
+	r = r ? r : cpu_report(state_fd, NULL, NULL, &cpu, err);
 	if (!r && mv_pread_full(fd, version, sizeof version, sizeof FC_SNAPFILE_MAGIC - 1))
 		r = mv_fail(err, EIO, "snapshot: cannot read");
 	if (r || !n)

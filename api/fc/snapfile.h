@@ -34,9 +34,11 @@ int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd, struct mv_e
 // that what was checked is what is used; the caller closes it. -EINVAL, -EFBIG: a bad file; -ENOMEM.
 int fc_snapfile_read(int fd, struct vmcfg *ret_cfg, int *ret_state_fd, struct mv_err *err);
 
-// Does this host's KVM (kvm_path) have all that the guest saw of its CPU? -ENOTSUP names what is missing. KVM
-// is asked once per process (cpu_report.h says how long); where it can't be asked, the restore will say why.
-int fc_snapfile_check_cpu(int state_fd, const char *kvm_path, struct mv_err *err);
+// Does this host's KVM (kvm_path) have all that the guest saw of its CPU, but for what its configuration
+// (`cpu`) set by number? -ENOTSUP names what is missing. KVM is asked once per process (cpu_report.h says how
+// long); where it can't be asked, the restore will say why.
+int fc_snapfile_check_cpu(int state_fd, const struct vmcfg_cpu *cpu, const char *kvm_path,
+			  struct mv_err *err);
 
 // For --describe-snapshot: the version as above in the first line, then lines of "name: value". Cut off at n.
 int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err);

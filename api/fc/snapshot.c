@@ -198,7 +198,8 @@ static int load(struct fc *fc, const struct fc_load *l, struct api_err *err)
 	int r = vmfds_file("snapshot_path", l->snapshot_path, false, false, &file, err);
 	if (r)
 		return r;
-	if (fc_snapfile_read(file, &setup.cfg, &state, &e) || fc_snapfile_check_cpu(state, KVM, &e))
+	if (fc_snapfile_read(file, &setup.cfg, &state, &e) ||
+	    fc_snapfile_check_cpu(state, &setup.cfg.cpu, KVM, &e))
 		return api_from(err, &e, API_SNAPSHOT_CORRUPT);
 	r = override_all(&setup.cfg, l, fc->args->id, err);
 	r = r ? r : open_devices(fc, &setup.cfg, &fc->fds, err);

@@ -282,7 +282,7 @@ static void what_was_written_once_loads(void **state)
 	assert_string_equal(c.drive[0].id, "rootfs");
 	assert_int_equal(c.mem_mib, 4);
 	assert_true(c.vsock.present && c.rng && c.vcpus == 2);
-	assert_int_equal(fc_snapfile_check_cpu(got, NULL, &err), 0);
+	assert_int_equal(fc_snapfile_check_cpu(got, &c.cpu, NULL, &err), 0);
 	assert_int_equal(fc_snapfile_describe(fd, text, sizeof text, &err), 0);
 	assert_memory_equal(text, "v1.0.0\ncreated: 20", 18);
 	assert_non_null(strstr(text, "\nvm: golden, 2 vCPUs, 4 MiB of memory\ncpu: "));

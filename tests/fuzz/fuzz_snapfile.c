@@ -22,7 +22,7 @@ static void try_file(void)
 	}
 	if (vmcfg_check(&cfg, &err))
 		abort();
-	fc_snapfile_check_cpu(state_fd, NULL, &err); // of a state that nobody checked yet
+	fc_snapfile_check_cpu(state_fd, &cfg.cpu, NULL, &err); // of a state that nobody checked yet
 	fc_snapfile_describe(fd, text, sizeof text, &err);
 }
 

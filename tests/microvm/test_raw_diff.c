@@ -374,7 +374,7 @@ static void load(struct t_vmm *v, struct vmcfg *ret_c, const char *state_path, c
 	MV_FD memory_fd = -1;
 	int r = fc_snapfile_read(file, ret_c, &state_fd, &err);
 	r = r ? r : fc_memory_open(memory_path, ret_c->mem_mib, &memory_fd, &err);
-	r = r ? r : fc_snapfile_check_cpu(state_fd, "/dev/kvm", &err);
+	r = r ? r : fc_snapfile_check_cpu(state_fd, &ret_c->cpu, "/dev/kvm", &err);
 	if (r)
 		fail_msg("%s", err.msg);
 	assert_int_equal(t_vmm_start(v, t_vmm_path()), 0);
