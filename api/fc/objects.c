@@ -102,7 +102,7 @@ static const struct js_field drive_fields[] = {
 		.words = engine_words),
 	MAYBE(socket, JS_STR, FC_REFUSED, "vhost-user"),
 	MAYBE(layer, JS_WORD, FC_EXTENDED,
-		"Ephemeral: writes go to a layer that ends with the VM; default None",
+		"Ephemeral: writes go to a layer, and end with the VM or are in its snapshots; default None",
 	      .words = layer_words),
 };
 static const struct js_field drive_patch_fields[] = {

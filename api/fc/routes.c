@@ -74,9 +74,9 @@ static const struct fc_route routes[] = {
 	{ "PATCH", "/hotplug/memory", FC_AFTER, .any = true, .fn = fc_refuse_hotplug,
 		.note = "refused: no virtio-mem" },
 	{ "PUT", "/snapshot/create", FC_AFTER, BODY(create), .fn = fc_create_snapshot,
-	  .note = "files of thaw's format" },
+	  .note = "files of thaw's format, and <snapshot_path>.<drive_id>.layer" },
 	{ "PUT", "/snapshot/load", FC_BEFORE, BODY(load), .fn = fc_load_snapshot,
-		.note = "files of thaw's format" },
+		.note = "files of thaw's format, and <snapshot_path>.<drive_id>.layer" },
 };
 // clang-format on
 _Static_assert(MV_ARRAY_LEN(routes) <= FC_MAX_ROUTES, "each has its counters");

@@ -55,8 +55,6 @@ def test_snapshots():
                 g.expect("RESTORED\n")
                 assert g.say("load") == "OK two" and g.say("sum 0 400") == total
                 assert g.say("blk w 0 layer") == "OK" and g.say("blk r 0") == "OK layer"
-                g.pause()
-                g.refused("PUT", "/snapshot/create", {"snapshot_path": f"{w}/x", "mem_file_path": f"{w}/y"}, "layer")
         with open(disk, "rb") as d:
             assert d.read(5) == b"first"
         # A load that fails is the end, after the answer.
@@ -71,6 +69,111 @@ def test_snapshots():
         out = subprocess.run([VMM, "--describe-snapshot", state], capture_output=True, text=True, check=True).stdout
         version = subprocess.run([VMM, "--snapshot-version"], capture_output=True, text=True, check=True).stdout
         assert re.fullmatch(r"v\d+\.\d+\.\d+\n", version) and out.startswith(version), (out, version)
+
+
+def contents(where):
+    """Of all files of snapshots."""
+    found = {}
+    for name in os.listdir(where):
+        if name.endswith((".state", ".mem", ".layer")) and os.path.isfile(os.path.join(where, name)):
+            with open(os.path.join(where, name), "rb") as f:
+                found[name] = f.read()
+    return found
+
+
+def test_layers():
+    need_kvm()
+    with folder() as w:
+        disk = image(w)
+        with Front(w, "a") as f:
+            f.put("/drives/root", drive(disk, layer="Ephemeral"))
+            f.put("/drives/none", drive(image(w, "other"), is_root_device=False) | {"drive_id": "none"})
+            f.boot(track_dirty_pages=True)
+            assert f.say("blk w 0 one") == "OK" and f.say("store one") == "OK"
+            one = f.freeze("one")
+            f.resume()
+            assert f.say("blk w 9 two") == "OK" and f.say("store two") == "OK"
+            shutil.copy(f"{w}/one.mem", f"{w}/two.mem")
+            two = f.freeze("two", snapshot_type="Diff")
+            f.resume()
+            assert f.say("blk r 0") == "OK one" and f.say("blk w 0 more") == "OK"
+            for _ in range(20):  # no layer is added, so there is no end to it
+                f.freeze("many")
+                f.resume()
+            many = f.freeze("many")
+        assert sorted(n for n in os.listdir(w) if n.endswith(".layer")) == [
+            "many.state.root.layer", "one.state.root.layer", "two.state.root.layer"]
+        with open(disk, "rb") as d:
+            assert d.read(5) == b"first"
+        before = contents(w)
+        with Front(w, "b") as f, Front(w, "c") as g, Front(w, "d") as h:
+            for front, files in ((f, one), (g, two), (h, many)):
+                front.put("/snapshot/load", load_body(*files, resume_vm=True, drive_overrides=[
+                    {"drive_id": "none", "layer": "Ephemeral"}]))
+                front.expect("RESTORED\n")
+                assert front.config()["drives"][0]["layer"] == "Ephemeral"
+            assert f.say("load") == "OK one" and f.say("blk r 0") == "OK one" and f.say("blk r 9") == "OK "
+            assert g.say("load") == "OK two" and g.say("blk r 0") == "OK one" and g.say("blk r 9") == "OK two"
+            assert h.say("blk r 0") == "OK more" and h.say("blk r 9") == "OK two"
+            # A layer over that of the snapshot, and a snapshot of both.
+            assert g.say("blk w 0 three") == "OK" and g.say("blk w 20 four") == "OK"
+            again = g.freeze("again")
+            assert f.say("blk r 0") == "OK one" and contents(w).items() >= before.items()
+        with Front(w, "e") as f:
+            f.put("/snapshot/load", load_body(*again, resume_vm=True))
+            f.expect("RESTORED\n")
+            assert [f.say(f"blk r {n}") for n in (0, 9, 20)] == ["OK three", "OK two", "OK four"]
+            f.freeze("one")  # over one that was loaded, and of other content
+        with Front(w, "f") as f:
+            f.put("/snapshot/load", load_body(*one, resume_vm=True))
+            f.expect("RESTORED\n")
+            assert [f.say(f"blk r {n}") for n in (0, 9, 20)] == ["OK three", "OK two", "OK four"]
+
+
+def test_layers_that_do_not_fit():
+    need_kvm()
+    with folder() as w:
+        with Front(w, "a") as f:
+            f.put("/drives/root", drive(image(w), layer="Ephemeral"))
+            f.boot()
+            assert f.say("blk w 0 one") == "OK"
+            state, memory = f.freeze()
+            f.resume()
+            f.freeze("other")
+            layer = state + ".root.layer"
+            # What can't be published leaves the old ones, and the VM goes on.
+            before = contents(w)
+            os.mkdir(f"{w}/dir.state.root.layer")
+            f.refused("PUT", "/snapshot/create", {"snapshot_path": f"{w}/dir.state", "mem_file_path": f"{w}/m"},
+                      "dir.state.root.layer", "regular file")
+            f.refused("PUT", "/snapshot/create", {"snapshot_path": f"{w}/m", "mem_file_path": f"{w}/m.root.layer"},
+                      "two files")
+            f.refused("PUT", "/snapshot/create", {"snapshot_path": state, "mem_file_path": f"{w}/none/m"}, "none/m")
+            assert contents(w) == before and not [n for n in os.listdir(w) if n.startswith(".")], os.listdir(w)
+            f.resume()
+            assert f.say("blk r 0") == "OK one"
+        good = before[os.path.basename(layer)]
+        cases = [(None, "does not exist"), (good[:-1], "bytes"), (good[:10] + b"x" + good[11:], "damaged"),
+                 (good[:0x10010] + b"\1" + good[0x10011:], "damaged"), (b"", "is empty"),
+                 (before["other.state.root.layer"], "another snapshot's")]
+        for i, (content, words) in enumerate(cases):
+            os.unlink(layer)
+            if content is not None:
+                with open(layer, "wb") as out:
+                    out.write(content)
+            with Front(w, f"case{i}") as f:
+                f.refused("PUT", "/snapshot/load", load_body(state, memory), words, "the layer of drive root")
+                assert f.process.wait(15) == 1
+            with open(layer, "wb") as out:
+                out.write(good)
+        with Front(w, "without") as f:
+            f.refused("PUT", "/snapshot/load", load_body(state, memory, drive_overrides=[
+                {"drive_id": "root", "layer": "None"}]), "can't be without")
+        with Front(w, "last") as f:
+            f.put("/snapshot/load", load_body(state, memory, resume_vm=True))
+            f.expect("RESTORED\n")
+            assert f.say("blk r 0") == "OK one"
+        assert contents(w) == before
 
 
 def test_userfaultfd():
