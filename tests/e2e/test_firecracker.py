@@ -58,36 +58,6 @@ def test_the_sequence_of_the_go_sdk():
             assert len(m.readlines()) == 2
 
 
-def test_what_the_go_sdk_sent():
-    """The requests of firecracker-go-sdk 1.0.0, unmodified, as they were recorded: it starts a VM, changes a drive and
-    metadata, takes a snapshot, and loads it in another process. Of answers, what it looks at."""
-    need_kvm()
-    with folder() as w, contextlib.ExitStack() as fronts:
-        image(w, "disk")
-        with open(os.path.join(os.path.dirname(__file__), "data/firecracker_go_sdk.jsonl"), encoding="utf-8") as f:
-            lines = [json.loads(line.replace("{w}", w).replace("{kernel}", GUEST)) for line in f]
-        front, last = None, None
-        for line in lines:
-            if "start" in line:
-                if front:
-                    assert front.end() == -signal.SIGTERM
-                assert line["start"][0] == "--api-sock", line
-                name = os.path.basename(line["start"][1])[:-len(".sock")]
-                front = fronts.enter_context(Front(w, name, *line["start"][2:]))
-                continue
-            r = front.call(*line["request"].split(), line.get("body"), {
-                "User-Agent": "Go-http-client/1.1", "Accept": "application/json", "Accept-Encoding": "gzip",
-                **({"Content-Type": "application/json"} if "body" in line else {})})
-            assert r.status == line["status"], (line, r.status, r.text)
-            for key, value in line.get("answer", {}).items():
-                assert r.json[key] == value, (line, r.json)
-            last = line["request"]
-            if line.get("body", {}).get("action_type") == "InstanceStart":
-                front.expect("READY\n")  # a guest that does not listen yet is not told of its restore
-        assert last == "GET /" and len(lines) == 26
-        front.expect("RESTORED\n")
-
-
 def before_requests(w):
     limiter = {"rx_rate_limiter": NO_LIMIT}
     return [("PATCH", "/vm", {"state": "Paused"}), ("PATCH", "/drives/a", {"drive_id": "a"}),

@@ -8,8 +8,15 @@ import subprocess
 import threading
 import time
 
-from fc_front import BOOT, MACHINE, NO_LIMIT, Front, drive, folder, image, load_body
+from fc_front import BOOT, MACHINE, NO_LIMIT, VMM, Front, drive, folder, image, load_body
 from thawlib import Skip, alive, main, need_kvm, wait_until
+
+
+def test_its_name():
+    with folder() as w:
+        os.symlink(VMM, f"{w}/firecracker")
+        with Front(w, program=f"{w}/firecracker") as f, open(f"/proc/{f.process.pid}/comm", encoding="ascii") as c:
+            assert c.read() == "firecracker\n"
 
 
 def test_how_a_guest_ends():
