@@ -127,6 +127,21 @@ static int decode_mac(json_t *v, uint8_t *dst, const char *where, struct api_err
 	return 0;
 }
 
+static int decode_hex(const struct js_field *f, json_t *v, uint8_t *dst, const char *where,
+		      struct api_err *err)
+{
+	const char *s = json_string_value(v);
+	size_t n = s && !strncmp(s, "0x", 2) ? strspn(s + 2, "0123456789abcdefABCDEF") : 0;
+	if (!n || n > 2 * f->size || s[2 + n])
+		return api_fail(err, API_INVALID_VALUE,
+				"%s: must be a text of 0x and up to %u hexadecimal digits", where,
+				2 * f->size);
+	uint64_t u64 = strtoull(s, NULL, 16);
+	uint32_t u32 = (uint32_t)u64;
+	memcpy(dst, f->size == sizeof u32 ? (void *)&u32 : (void *)&u64, f->size);
+	return 0;
+}
+
 static int decode_any(const struct js_field *f, json_t *v, char **ret_text, const char *where,
 		      struct api_err *err)
 {
@@ -189,6 +204,7 @@ static int decode_field(const struct js_field *f, json_t *v, uint8_t *obj, const
 		return 0;
 	case JS_WORD: return decode_word(f, v, dst, where, err);
 	case JS_MAC: return decode_mac(v, dst, where, err);
+	case JS_HEX: return decode_hex(f, v, dst, where, err);
 	case JS_OBJ: return decode_object(f->sub, v, dst, where, err);
 	case JS_ANY: return decode_any(f, v, (char **)(void *)dst, where, err);
 	default: return decode_list(f, v, obj, where, err);
@@ -303,7 +319,7 @@ static json_int_t read_uint(const struct js_field *f, const uint8_t *p)
 static json_t *encode_field(const struct js_field *f, const uint8_t *obj)
 {
 	const uint8_t *p = obj + f->offset;
-	char mac[18];
+	char mac[18], hex[19];
 	switch (f->type) {
 	case JS_STR:
 	case JS_PATH:
@@ -320,6 +336,9 @@ static json_t *encode_field(const struct js_field *f, const uint8_t *obj)
 		snprintf(mac, sizeof mac, "%02x:%02x:%02x:%02x:%02x:%02x", p[0], p[1], p[2], p[3], p[4],
 			 p[5]);
 		return json_string(mac);
+	case JS_HEX:
+		snprintf(hex, sizeof hex, "0x%" PRIx64, (uint64_t)read_uint(f, p));
+		return json_string(hex);
 	case JS_OBJ: return js_encode(f->sub, p);
 	case JS_ANY: return NULL;
 	default: break;
@@ -459,5 +478,7 @@ int64_t js_int(js *v, const char *path, int64_t otherwise)
 }
 
 bool js_true(js *v, const char *path) { return json_is_true(js_get(v, path)); }
+bool js_is_list(js *v) { return json_is_array(v); }
+bool js_is_object(js *v) { return json_is_object(v); }
 size_t js_len(js *list) { return json_array_size(list); }
 js *js_at(js *list, size_t i) { return json_array_get(list, i); }

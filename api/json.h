@@ -29,6 +29,7 @@ enum js_type {
 	JS_ANY,  // any object, as compact text: a char *, allocated by decoding, freed by the owner; decoding
 		 // only
 	JS_STRS, // array of strings, char[max_count][size] in place
+	JS_HEX,  // uint32_t or uint64_t, by size <-> "0x10a"
 	// Only described (answers.h), not decoded or encoded:
 	JS_UINTS, // array of integers
 	JS_MAP,   // object of structs described by sub, by any key
@@ -99,5 +100,7 @@ bool js_is_null(js *v); // JSON's null, or NULL
 const char *js_str(js *v, const char *path, const char *otherwise);
 int64_t js_int(js *v, const char *path, int64_t otherwise);
 bool js_true(js *v, const char *path);
+bool js_is_list(js *v);
+bool js_is_object(js *v);
 size_t js_len(js *list);
 js *js_at(js *list, size_t i);

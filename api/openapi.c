@@ -137,6 +137,9 @@ static js *type_schema(const struct js_field *f)
 	case JS_PATH: return text_schema(f, "^/");
 	case JS_NAME: return text_schema(f, "^[A-Za-z0-9][A-Za-z0-9_.-]*$");
 	case JS_MAC: return text_schema(&(struct js_field){ 0 }, "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$");
+	case JS_HEX:
+		return text_schema(&(struct js_field){ 0 },
+				   f->size == 8 ? "^0x[0-9a-fA-F]{1,16}$" : "^0x[0-9a-fA-F]{1,8}$");
 	case JS_UINT: return uint_schema(f);
 	case JS_BOOL: return typed("boolean");
 	case JS_WORD: return words_schema(f->words);

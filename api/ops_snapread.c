@@ -91,7 +91,7 @@ static void put_cpu(js *o, struct server *s, const struct manifest *m)
 	MV_FD state_fd = -1;
 	MV_FD memory_fd = -1;
 	if (store_files(&s->store, m, false, &state_fd, &memory_fd, NULL) ||
-	    cpu_report(state_fd, s->kvm_path, &r, NULL))
+	    cpu_report(state_fd, s->kvm_path, &m->cfg.cpu, &r, NULL))
 		return; // damaged: `verify` says how
 	js *cpu = js_object();
 	js_put_str(cpu, "vendor", r.vendor);

@@ -119,7 +119,7 @@ static void check_run(struct worker_job *w)
 			p->result = check_layer(p, p->m.file[i].name);
 	}
 	if (!p->result)
-		p->result = cpu_report(p->state_fd, p->s->kvm_path, &p->cpu, &p->err);
+		p->result = cpu_report(p->state_fd, p->s->kvm_path, &p->m.cfg.cpu, &p->cpu, &p->err);
 }
 
 static void check_done(struct worker_job *w)

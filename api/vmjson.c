@@ -122,12 +122,35 @@ static const struct js_field vsock_fields[] = {
 };
 static DEFINE_JS(vsock_table, vsock_fields);
 
+#define F_HEX(s, member, name_, flags_, doc_)                                                       \
+	{ .name = (name_), .type = JS_HEX, .flags = (flags_), .offset = MV_OFF(s, member),           \
+	  .size = MV_SIZEOF(s, member), .doc = (doc_) }
+static const struct js_field cpuid_fields[] = {
+	F_HEX(struct vmcfg_cpuid, leaf, "leaf", JS_REQUIRED, "a leaf that the host's KVM has"),
+	F_HEX(struct vmcfg_cpuid, subleaf, "subleaf", 0, "default 0x0"),
+	F_WORD(struct vmcfg_cpuid, reg, "register", vmcfg_cpu_registers, "default eax"),
+	F_HEX(struct vmcfg_cpuid, clear, "clear", 0, "bits to be 0; default 0x0"),
+	F_HEX(struct vmcfg_cpuid, set, "set", 0, "bits to be 1, had the host them or not; default 0x0"),
+};
+static DEFINE_JS(cpuid_table, cpuid_fields);
+
+static const struct js_field msr_fields[] = {
+	F_HEX(struct vmcfg_msr, index, "index", JS_REQUIRED, "an MSR that the host's KVM has"),
+	F_HEX(struct vmcfg_msr, clear, "clear", 0, "bits to be 0; default 0x0"),
+	F_HEX(struct vmcfg_msr, set, "set", 0, "bits to be 1; default 0x0"),
+};
+static DEFINE_JS(msr_table, msr_fields);
+
 static const struct js_field cpu_fields[] = {
 	F_WORD(struct vmcfg_cpu, template, "template", vmcfg_cpu_templates, "default host"),
 	{ .name = "disable", .type = JS_STRS, .flags = JS_OMIT_EMPTY,
 	  .offset = MV_OFF(struct vmcfg_cpu, disable), .size = VMCFG_FEATURE_LEN,
 	  .max_count = VMCFG_MAX_DISABLE, .count_offset = MV_OFF(struct vmcfg_cpu, n_disable),
 	  .doc = "names of CPU features that the guest is not to see; default: none" },
+	F_LIST(struct vmcfg_cpu, cpuid, n_cpuid, "cpuid", cpuid_table,
+	       "bits of CPUID by number, over what the host's KVM has; x86-64; default: none"),
+	F_LIST(struct vmcfg_cpu, msr, n_msrs, "msrs", msr_table,
+	       "bits of model-specific registers at the boot; x86-64; default: none"),
 };
 static DEFINE_JS(cpu_table, cpu_fields);
 

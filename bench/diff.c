@@ -120,10 +120,10 @@ static int state_files(const struct bench_env *env, struct bench_results *res)
 		MV_FD fd = scratch(env);
 		MV_FD state_fd = -1;
 		uint64_t start = mv_now_ns();
-		r = fd < 0 ? fd : fc_snapfile_write(fd, &cfg, raw, &err);
+		r = fd < 0 ? fd : fc_snapfile_write(fd, &cfg, raw, NULL, &err);
 		bench_add(w, us_since(start));
 		start = mv_now_ns();
-		r = r ? r : fc_snapfile_read(fd, &got, &state_fd, &err);
+		r = r ? r : fc_snapfile_read(fd, &got, &state_fd, NULL, &err);
 		bench_add(rd, us_since(start));
 	}
 	return r;

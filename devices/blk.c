@@ -326,6 +326,12 @@ int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err
 
 void vio_blk_freeze_end(struct vio_dev *d, bool commit) { disk_freeze_end(&blk_of(d)->disk, commit); }
 
+int vio_blk_copy_layers(const struct vio_dev *d, int fd, struct mv_err *err)
+{
+	int r = disk_copy_layers(&MV_CONTAINER(d, const struct vio_blk, dev)->disk, fd, err);
+	return r ? mv_wrap(err, "%s", d->name) : 0;
+}
+
 unsigned vio_blk_layers(const struct vio_dev *d)
 {
 	return MV_CONTAINER(d, const struct vio_blk, dev)->disk.n_layers;

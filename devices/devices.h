@@ -40,6 +40,8 @@ int vio_blk_set_rate(struct vio_dev *d, const struct vmcfg_rate *rate, struct mv
 // fresh one. Prepared first (disk_freeze() in disk.h has the errors), then carried out or dropped.
 int vio_blk_freeze(struct vio_dev *d, int reader_fd, int fresh_fd, struct mv_err *err);
 void vio_blk_freeze_end(struct vio_dev *d, bool commit); // nothing prepared: nothing happens
+// Quiesced: what its layers have, as one layer in an empty file; disk_copy_layers() in disk.h.
+int vio_blk_copy_layers(const struct vio_dev *d, int fd, struct mv_err *err);
 // Another file takes the place of the drive's, from the next request on; the guest is told of its size. Takes
 // fd, also on failure. -EINVAL: layers, direct I/O, no file for a drive; -EBUSY: another VM uses it.
 int vio_blk_replace(struct vio_dev *d, int fd, struct mv_err *err);

@@ -312,6 +312,28 @@ void disk_flush(struct disk *d, struct disk_wait *w)
 }
 
 // --- freeze -----------------------------------------------------------------------------
+int disk_copy_layers(const struct disk *d, int fd, struct mv_err *err)
+{
+	static const uint8_t base_id[LAYER_ID_BYTES];
+	struct layer out;
+	uint64_t run, offset;
+	int from_fd, r = layer_open(&out, fd, d->n_sectors, base_id, true, err);
+	if (r)
+		return r;
+	for (uint64_t sector = 0; !r && sector < d->n_sectors; sector += run) {
+		run = disk_read_place(d, sector * LAYER_SECTOR, (d->n_sectors - sector) * LAYER_SECTOR,
+				      &from_fd, &offset) /
+		      LAYER_SECTOR;
+		if (from_fd == d->base_fd)
+			continue;
+		r = mv_copy_range(from_fd, offset, out.fd, layer_offset(&out, sector), run * LAYER_SECTOR);
+		layer_mark(&out, sector, run);
+	}
+	r = r ? r : layer_write_map(&out, false);
+	layer_close(&out);
+	return r ? mv_fail(err, -r, "cannot copy its layers: %s", strerror(-r)) : 0;
+}
+
 int disk_freeze(struct disk *d, int reader_fd_, int fresh_fd_, struct mv_err *err)
 {
 	MV_FD reader_fd = reader_fd_;

@@ -84,6 +84,10 @@ int disk_replace(struct disk *d, int fd, struct mv_err *err);
 // runs at a time; those that come meanwhile share the next one.
 void disk_flush(struct disk *d, struct disk_wait *w);
 
+// All that the layers have, nothing in flight, as one layer on the base, into an empty file (taken, also on
+// failure). Blocks on the disk; may run in a process that was forked. -ENOSPC and the like.
+int disk_copy_layers(const struct disk *d, int fd, struct mv_err *err);
+
 // Freezing the newest layer, nothing in flight: the first step can fail and changes nothing
 // that shows; the second can't. reader_fd: the newest layer's file, read-only; fresh_fd: a
 // new empty file. Both are taken, also on failure. -E2BIG: too many layers.

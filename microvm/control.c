@@ -488,7 +488,11 @@ static void handle(struct control *c, struct msg *m)
 	case MSG_DRIVE_SET: r = do_device_set(c, m, &err); break;
 	case MSG_PMEM_SET: r = do_pmem_set(c, m, &err); break;
 	case MSG_METADATA: r = do_metadata(c, m, &err); break;
-	case MSG_RUN: r = vm_run(c->vm, &err); break;
+	case MSG_RUN:
+		r = c->snapshot.pid && c->snapshot.copies_layers
+			    ? mv_fail(&err, EBUSY, "a snapshot copies the VM's layers")
+			    : vm_run(c->vm, &err);
+		break;
 	case MSG_PAUSE: r = vm_pause(c->vm, &err); break;
 	case MSG_SNAPSHOT:
 		r = do_snapshot(c, m, rep, &err);

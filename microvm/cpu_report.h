@@ -10,6 +10,7 @@
 
 #include "microvm/base/err.h"
 #include "microvm/base/util.h"
+#include "microvm/base/vmcfg.h"
 
 struct cpu_report {
 	char vendor[13], model[49]; // as the guest sees them
@@ -20,10 +21,13 @@ struct cpu_report {
 };
 
 // Reads and checks a state file, and asks the KVM at this path (NULL: does not). A KVM that
-// can't be asked is no failure. -EINVAL: a damaged state; -ENOMEM.
-int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err);
-// The feature that a bit of CPUID stands for (reg: 0 eax to 3 edx), by the name that struct vmcfg_cpu takes;
-// NULL: none that has one. Any thread.
-const char *cpu_feature_at(uint32_t leaf, uint32_t index, unsigned reg, unsigned bit);
+// can't be asked is no failure. cpu: of the VM's configuration, whose bits that were set by number are not
+// compared; NULL: it had none. -EINVAL: a damaged state; -ENOMEM.
+int cpu_report(int state_fd, const char *kvm_path, const struct vmcfg_cpu *cpu, struct cpu_report *ret_report,
+	       struct mv_err *err);
+
+// This host's CPU as KVM has it: its vendor and what leaf 1 of CPUID has in eax. -ENOTSUP: a CPU without
+// CPUID; -ENODEV: KVM can't be asked.
+int cpu_host(const char *kvm_path, char ret_vendor[13], uint32_t *ret_version);
 
 void cpu_report_fini(struct cpu_report *r); // idempotent

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "devices/devices.h"
 #include "microvm/lazy.h"
 #include "microvm/save.h"
 #include "snapshot/chunk.h"
@@ -55,9 +56,29 @@ static int write_changed(struct vm *vm, uint32_t kind, struct live_result *resul
 	return r;
 }
 
-static void __attribute__((noreturn))
-child_main(struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *state, pid_t parent)
+// What is to be written, and to where.
+struct split {
+	struct live_snapshot *s;
+	struct vm *vm;
+	const int *fds; // as MSG_SNAPSHOT has them
+	unsigned n_fds;
+	const struct msg_snapshot *how;
+};
+
+static int copy_layers(const struct split *w, struct mv_err *err)
 {
+	int r = 0;
+	for (uint32_t i = 0, k = 2; !r && i < w->vm->cfg.n_drives; i++)
+		if (w->vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
+			r = vio_blk_copy_layers(w->vm->dev[i], dup(w->fds[k++]), err);
+	return r;
+}
+
+static void __attribute__((noreturn))
+child_main(const struct split *w, const struct mv_buf *state, int result_fd, pid_t parent)
+{
+	struct vm *vm = w->vm;
+	const struct msg_snapshot *how = w->how;
 	struct live_result result = { .state_bytes = state->len };
 	struct mv_err err = { 0 };
 
@@ -66,7 +87,10 @@ child_main(struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *s
 	if (getppid() != parent)
 		_exit(1);
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
-	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
+	int r = how->copy_layers ? copy_layers(w, &err)
+				 : 0; // with all the VM's descriptors, which it waits with
+	keep_only(w->fds[0], w->fds[1], result_fd);
+	r = r ? r : snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
 	if (!r && how->incremental)
 		r = write_changed(vm, how->lz4, &result, &err);
 	else if (!r)
@@ -143,9 +167,9 @@ void live_abort(struct live_snapshot *s)
 	dirty_failed(&s->vm->dirty);
 }
 
-static int start_child(struct live_snapshot *s, struct vm *vm, const struct msg_snapshot *how,
-		       const struct mv_buf *state, int state_fd, int memory_fd, struct mv_err *err)
+static int start_child(const struct split *w, const struct mv_buf *state, struct mv_err *err)
 {
+	struct live_snapshot *s = w->s;
 	pid_t parent = getpid();
 	int fds[2];
 
@@ -153,17 +177,15 @@ static int start_child(struct live_snapshot *s, struct vm *vm, const struct msg_
 		return mv_fail(err, errno, "pipe: %s", strerror(errno));
 	s->result_fd = fds[0];
 	s->pid = fork();
-	if (s->pid == 0) {
-		keep_only(state_fd, memory_fd, fds[1]);
-		child_main(vm, how, state, parent);
-	}
+	if (s->pid == 0)
+		child_main(w, state, fds[1], parent);
 	close(fds[1]);
 	int r = 0;
 	if (s->pid < 0) {
 		r = mv_fail(err, errno, "cannot fork to freeze the VM's memory: %s; free memory, or pids",
 			    strerror(errno));
 		s->pid = 0;
-	} else if ((r = mv_watch_add(&vm->loop, &s->watch, s->result_fd, EPOLLIN, on_result, s))) {
+	} else if ((r = mv_watch_add(&w->vm->loop, &s->watch, s->result_fd, EPOLLIN, on_result, s))) {
 		mv_fail(err, -r, "event loop: %s", strerror(-r));
 		live_abort(s);
 	}
@@ -187,12 +209,14 @@ int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_
 	if (r)
 		return r;
 	// A guest that was about to end (power off) is not worth a snapshot.
-	r = vm->exit_reason != VM_EXIT_NONE ? mv_fail(err, EBUSY, "the VM is ending")
-					    : vm_freeze(vm, layer_fds, n_fds, err);
+	if (vm->exit_reason != VM_EXIT_NONE)
+		r = mv_fail(err, EBUSY, "the VM is ending");
+	else if (layer_fds)
+		r = vm_freeze(vm, layer_fds, n_fds, err);
 	if (!r)
 		r = saved_vm_state(vm, &state, err);
 	// Before the fork: the child must not have a frozen layer mapped from a writable descriptor.
-	ret_pause->layers_frozen = !r;
+	ret_pause->layers_frozen = !r && layer_fds;
 	vm_freeze_end(vm, !r);
 	if (!r)
 		r = split(arg, &state, err);
@@ -204,20 +228,13 @@ int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_
 	return r;
 }
 
-struct split {
-	struct live_snapshot *s;
-	struct vm *vm;
-	int state_fd, memory_fd;
-	const struct msg_snapshot *how;
-};
-
 static int start_writer(void *arg, const struct mv_buf *state, struct mv_err *err)
 {
 	const struct split *w = arg;
 	struct vm *vm = w->vm;
 	// From here to the fork nothing writes guest memory; reading a vCPU's state may (steal time).
 	int r = dirty_take(&vm->dirty, &vm->mem, vm->vm_fd, w->how->confirmed, err);
-	if (!r && (r = start_child(w->s, vm, w->how, state, w->state_fd, w->memory_fd, err)))
+	if (!r && (r = start_child(w, state, err)))
 		dirty_failed(&vm->dirty);
 	return r;
 }
@@ -229,13 +246,25 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 {
 	if (s->pid)
 		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
-	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1, .vm = vm };
-	struct split w = { s, vm, fds[0], fds[1], how };
+	*s = (struct live_snapshot){
+		.done = done, .arg = arg, .result_fd = -1, .vm = vm, .copies_layers = how->copy_layers
+	};
+	struct split w = { s, vm, fds, n_fds, how };
+	if (how->copy_layers && vm->state != VM_PAUSED)
+		return mv_fail(err, EBUSY, "the layers of a VM that is %s can't be copied",
+			       vm_state_name(vm->state));
+	unsigned wanted = 2;
+	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
+		wanted += vm->cfg.drive[i].layer != VMCFG_LAYER_NONE;
+	if (how->copy_layers && n_fds != wanted)
+		return mv_fail(err, EPROTO, "a descriptor for a layer is missing");
 	// Of a page handler's memory nobody can tell pages that were given back, which are zeros, from those
 	// that were not loaded: so it is loaded for a raw file, whose first one may come before any full one.
 	bool whole = !how->incremental || (!how->lz4 && !vm->dirty.from_file);
 	int r = dirty_check(&vm->dirty, how, err);
-	r = r ? r : live_freeze(vm, whole, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
+	r = r ? r
+	      : live_freeze(vm, whole, how->copy_layers ? NULL : fds + 2, n_fds - 2, start_writer, &w,
+			    &s->pause, err);
 	if (r)
 		live_abort(s);
 	return r;

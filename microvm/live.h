@@ -28,14 +28,15 @@ struct live_snapshot {
 	struct mv_watch watch;
 	struct live_pause pause;
 	struct vm *vm;
+	bool copies_layers; // so that the VM must not run meanwhile
 	void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result);
 	void *arg;
 };
 
 // What both kinds of frozen copies have in common (the other one: zygote.h). Pauses a running or
-// paused VM, freezes its drives' layers (layer_fds: as vm_freeze()), calls split() to fork with the
-// state, and lets it go on in the state it had. After a failure split()'s child is to be ended. whole:
-// lazily loaded memory is loaded first, since the copy has no userfaultfd.
+// paused VM, freezes its drives' layers (layer_fds: as vm_freeze(); NULL: they stay), calls split() to fork
+// with the state, and lets it go on in the state it had. After a failure split()'s child is to be ended.
+// whole: lazily loaded memory is loaded first, since the copy has no userfaultfd.
 typedef int live_split_fn(void *arg, const struct mv_buf *state, struct mv_err *err);
 int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_split_fn *split, void *arg,
 		struct live_pause *ret_pause, struct mv_err *err);
@@ -46,8 +47,8 @@ int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_
 // for a compressed memory file, and for an incremental one: of what changed since the snapshot
 // before, or where that was not confirmed, since the one before that, and so on (dirty.h); in a
 // VM that does not track that, since it was restored; in a raw file always (dirty_complete()). -EBUSY: one is
-// under way, or the VM is in no state for it; -EINVAL: there is nothing that an incremental one could refer
-// to.
+// under way, or the VM is in no state for it: layers are only copied of a paused one; -EINVAL: there is
+// nothing that an incremental one could refer to.
 int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	       const struct msg_snapshot *how,
 	       void (*done)(void *arg, const struct live_snapshot *s, const struct live_result *result),

@@ -23,7 +23,7 @@ allowed() {
 	api/ops_snapshot.[ch] | api/prepare.[ch]) # the daemon compares CPUs itself, once per snapshot
 		echo 'api/* microvm/cpu_report.h snapshot/store.h snapshot/store_chain.h snapshot/manifest.h snapshot/working_set.h microvm/base/*' ;;
 	api/vmrec.c | api/etag.c) echo 'api/* snapshot/store.h snapshot/manifest.h snapshot/format.h microvm/base/*' ;; # a container; a hash
-	api/fc/snapfile.[ch]) echo 'api/* microvm/cpu_report.h microvm/sections.h snapshot/memory_map.h snapshot/format.h microvm/base/*' ;; # a container; the CPU
+	api/fc/snapfile.[ch] | api/fc/layers.h) echo 'api/* microvm/cpu_report.h microvm/sections.h snapshot/memory_map.h snapshot/format.h microvm/base/*' ;; # a container; the CPU
 	api/fc/outfile.c) echo 'api/* snapshot/format.h microvm/base/*' ;; # holes
 	api/page_handler.c) echo 'api/* snapshot/page_handler.h snapshot/sandbox.h microvm/base/*' ;; # a program of its own
 	api/cli*.[ch] | api/thaw.c) echo 'api/* lib/thaw.h microvm/base/*' ;; # the daemon: by libthaw alone

@@ -22,6 +22,7 @@ $(call in,devices,$(TEST_PROGRAMS)): $(DEV_O) $(BASE_O) $(call in,devices,$(T_O)
 $(call in,snapshot,$(TEST_PROGRAMS)): $(SNAP_O) $(BASE_O) $(call in,snapshot,$(T_O))
 $(B)/tests/snapshot/test_sandbox: $(SANDBOX_O)
 $(call in,api,$(TEST_PROGRAMS)): $(FC_FILES_O) $(API_COMMON) $(SNAP_O) $(BASE_O) $(call in,api,$(T_O))
+$(B)/tests/api/test_fc_cpu: $(call objs,api/fc/cpu.c api/fc/cpu_templates.c api/fc/objects.c microvm/kvm.c)
 $(call in,microvm,$(TEST_PROGRAMS)): $(FC_FILES_O) $(VMM_O) $(DEV_O) $(SNAP_O) $(BASE_O) $(call in,microvm,$(T_O))
 
 # Preloaded into the daemon by tests/e2e/test_store.py.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What clients configure before the start. Files, taps and sockets are opened at once, as Firecracker does
 // it, so that what is wrong with them is the answer to the request that named them.
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,14 +31,15 @@ int fc_get_machine(struct fc *fc, const char *id, const void *body, js **ret_ans
 	return 0;
 }
 
+static void forget_cpu_config(struct fc *fc)
+{
+	js_free(fc->cpu_config);
+	fc->cpu_config = NULL;
+	fc->cpu = (struct vmcfg_cpu){ 0 };
+}
+
 static int set_machine(struct fc *fc, const struct fc_machine *m, struct api_err *err)
 {
-	if (m->cpu_template && m->cpu_template < FC_TEMPLATE_V2)
-		return api_fail(
-			err, API_INVALID_VALUE,
-			"cpu_template: Firecracker's own set MSRs beside CPUID, which is not done here; "
-			"x86-64-v2 and x86-64-v3 are fixed sets of features, and PUT /cpu-config takes "
-			"single ones away");
 	if (m->smt && m->vcpu_count > 1 && m->vcpu_count % 2)
 		return api_fail(
 			err, API_INVALID_VALUE,
@@ -46,6 +48,8 @@ static int set_machine(struct fc *fc, const struct fc_machine *m, struct api_err
 	if (m->huge_pages == GMEM_2M && m->mem_size_mib % 2)
 		return api_fail(err, API_INVALID_VALUE,
 				"The memory size (MiB) is not a multiple of the huge pages' 2 MiB");
+	if (m->has_cpu_template) // what comes last counts
+		forget_cpu_config(fc);
 	fc->machine = *m;
 	fc->machine.has_cpu_template = true;
 	return 0;
@@ -68,6 +72,7 @@ int fc_patch_machine(struct fc *fc, const char *id, const void *body, js **ret_a
 	m.track_dirty_pages = p->has_track_dirty_pages ? p->track_dirty_pages : m.track_dirty_pages;
 	m.huge_pages = p->has_huge_pages ? p->huge_pages : m.huge_pages;
 	m.cpu_template = p->has_cpu_template ? p->cpu_template : m.cpu_template;
+	m.has_cpu_template = p->has_cpu_template;
 	if (!(p->has_vcpu_count || p->has_mem_size_mib || p->has_smt || p->has_track_dirty_pages ||
 	      p->has_huge_pages || p->has_cpu_template))
 		return api_fail(err, API_INVALID_VALUE, "Empty PATCH request.");
@@ -83,9 +88,10 @@ int fc_put_cpu(struct fc *fc, const char *id, const void *body, js **ret_answer,
 	int r = fc_cpu_parse(b->p, b->len, &v, &cpu, err);
 	if (r)
 		return r;
-	js_free(fc->cpu_config);
+	forget_cpu_config(fc);
 	fc->cpu_config = v;
 	fc->cpu = cpu;
+	fc->machine.cpu_template = FC_TEMPLATE_NONE;
 	return 0;
 }
 
@@ -415,9 +421,8 @@ int fc_make_config(const struct fc *fc, struct vmcfg *ret_cfg, struct api_err *e
 	c->huge_pages = fc->machine.huge_pages;
 	c->discovery = VMCFG_ACPI_AND_CMDLINE;
 	c->cpu = fc->cpu;
-	if (fc->machine.cpu_template)
-		c->cpu.template = fc->machine.cpu_template - FC_TEMPLATE_V2 + VMCFG_CPU_V2;
-	c->cpu.present |= c->cpu.template != VMCFG_CPU_HOST;
+	if (fc->machine.cpu_template && fc_cpu_template(fc->machine.cpu_template, &c->cpu, err))
+		return -EINVAL;
 	memcpy(c->kernel, fc->boot.kernel_image_path, sizeof c->kernel);
 	if (fc->boot.has_initrd_path)
 		memcpy(c->initrd, fc->boot.initrd_path, sizeof c->initrd);

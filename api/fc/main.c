@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -224,6 +225,10 @@ int main(int argc, char **argv)
 {
 	static struct fc_args a;
 	struct signals g = { .fd = -1 };
+	// Clients look whether the process they started is one of the name that they called, "firecracker".
+	const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+	if (argc)
+		prctl(PR_SET_NAME, slash ? slash + 1 : argv[0]);
 	if (fc_args_parse(argc, argv, &a))
 		return FC_EXIT_BAD_ARGUMENTS;
 	if (a.help)

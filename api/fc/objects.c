@@ -26,7 +26,7 @@
 				      .lenient = true }
 
 static const char *const huge_pages_words[] = { "None", "Transparent", "2M", NULL }; // enum gmem_pages
-static const char *const template_words[] = { "None", "C3", "T2", "T2S", "T2CL", "T2A", "V1N1",
+const char *const fc_template_words[] = { "None", "C3", "T2", "T2S", "T2CL", "T2A", "V1N1",
 						   "x86-64-v2", "x86-64-v3", NULL }; // enum fc_template
 static const char *const cache_words[] = { "Unsafe", "Writeback", NULL };    // enum fc_cache
 static const char *const engine_words[] = { "Sync", "Async", NULL };
@@ -65,8 +65,9 @@ static TABLE(limiter_table, limiter_fields);
 	kind(huge_pages, JS_WORD, 0, "None, Transparent or 2M", .words = huge_pages_words)
 #define TEMPLATE                                                                                     \
 	MAYBE(cpu_template, JS_WORD, FC_EXTENDED, \
-	      "None; thaw's x86-64-v2 and x86-64-v3. Firecracker's own are refused", \
-	      .words = template_words)
+	      "None; C3, T2, T2S, T2CL or T2A, if the CPU is one of theirs when it starts; " \
+	      "thaw's x86-64-v2 and x86-64-v3", \
+	      .words = fc_template_words)
 static const struct js_field machine_fields[] = {
 	MACHINE(FIELD, JS_REQUIRED),
 	TEMPLATE,
@@ -101,7 +102,7 @@ static const struct js_field drive_fields[] = {
 		.words = engine_words),
 	MAYBE(socket, JS_STR, FC_REFUSED, "vhost-user"),
 	MAYBE(layer, JS_WORD, FC_EXTENDED,
-		"Ephemeral: writes go to a layer that ends with the VM; default None",
+		"Ephemeral: writes go to a layer, and end with the VM or are in its snapshots; default None",
 	      .words = layer_words),
 };
 static const struct js_field drive_patch_fields[] = {

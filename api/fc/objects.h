@@ -34,9 +34,18 @@ struct fc_machine {
 		has_cpu_template;
 };
 
-// In between: Firecracker's own, which are refused. The last two are thaw's, in the order of enum
-// vmcfg_cpu_template.
-enum fc_template { FC_TEMPLATE_NONE, FC_TEMPLATE_V2 = 7, FC_TEMPLATE_V3 };
+// Firecracker's own, then thaw's in the order of enum vmcfg_cpu_template.
+enum fc_template {
+	FC_TEMPLATE_NONE,
+	FC_TEMPLATE_C3,
+	FC_TEMPLATE_T2,
+	FC_TEMPLATE_T2S,
+	FC_TEMPLATE_T2CL,
+	FC_TEMPLATE_T2A,
+	FC_TEMPLATE_V1N1,
+	FC_TEMPLATE_V2,
+	FC_TEMPLATE_V3
+};
 
 struct fc_boot {
 	char kernel_image_path[VMCFG_PATH_LEN], initrd_path[VMCFG_PATH_LEN], boot_args[VMCFG_CMDLINE_LEN];
@@ -167,8 +176,8 @@ extern const struct js_table fc_machine_table, fc_machine_patch_table, fc_boot_t
 	fc_balloon_stats_table, fc_hinting_table, fc_logger_table, fc_metrics_table, fc_mmds_config_table,
 	fc_action_table, fc_vm_state_table, fc_create_table, fc_load_table;
 
-// Words of action_type, for the log.
-extern const char *const fc_action_words[];
+// Words of action_type, for the log; of cpu_template.
+extern const char *const fc_action_words[], *const fc_template_words[];
 
 // Of a limiter, what it says; what it leaves out stays in *to.
 void fc_limiter_apply(const struct fc_limiter *l, struct vmcfg_rate *to);

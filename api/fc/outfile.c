@@ -12,7 +12,7 @@
 #include "microvm/base/util.h"
 #include "snapshot/format.h"
 
-enum { COPY_BYTES = 1 << 20, TRIES = 100 };
+enum { TRIES = 100 };
 
 void fc_outfile_drop(struct fc_outfile *f)
 {
@@ -24,36 +24,6 @@ void fc_outfile_drop(struct fc_outfile *f)
 
 // --- copying ---
 
-static int copy_by_buffer(int from, int to, uint64_t at, uint64_t end)
-{
-	MV_FREE uint8_t *buf = malloc(COPY_BYTES);
-	int r = buf ? 0 : -ENOMEM;
-	while (!r && at < end) {
-		size_t n = end - at < COPY_BYTES ? (size_t)(end - at) : COPY_BYTES;
-		r = mv_pread_full(from, buf, n, at);
-		r = r ? r : mv_pwrite_full(to, buf, n, at);
-		at += n;
-	}
-	return r;
-}
-
-// The kernel shares blocks where the file system can, and copies by itself elsewhere.
-static int copy_range(int from, int to, uint64_t at, uint64_t end)
-{
-	while (at < end) {
-		off_t in = (off_t)at, out = in;
-		ssize_t n = copy_file_range(from, &in, to, &out, (size_t)(end - at), 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && (errno == EXDEV || errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
-			return copy_by_buffer(from, to, at, end);
-		if (n <= 0)
-			return n ? -errno : -ENODATA; // it became shorter
-		at += (uint64_t)n;
-	}
-	return 0;
-}
-
 // What is data in `from`, into the same places.
 static int copy_data(int from, int to, uint64_t size_bytes)
 {
@@ -61,7 +31,7 @@ static int copy_data(int from, int to, uint64_t size_bytes)
 	int r = 0;
 	for (; !r && at < size_bytes; at = end) {
 		r = snap_next_data(from, at, size_bytes, &start, &end);
-		r = r ? r : copy_range(from, to, start, end);
+		r = r ? r : mv_copy_range(from, start, to, start, end - start);
 	}
 	return r;
 }
@@ -156,32 +126,76 @@ static int swap_in(struct fc_outfile *f, struct mv_err *err)
 	return 0;
 }
 
-int fc_outfile_publish(struct fc_outfile *state, struct fc_outfile *memory, struct mv_err *err)
+// Keeps the old file beside, and puts the new one in its place. A file system that has no links keeps none.
+static int exchange(struct fc_outfile *f, struct mv_err *err)
 {
-	char old[PATH_MAX];
-	if (!strcmp(state->path, memory->path))
-		return mv_fail(err, EINVAL, "%s can't be both the state and the memory", state->path);
-	if (snprintf(old, sizeof old, "%s.old", state->tmp) >= (int)sizeof old)
+	if (snprintf(f->old, sizeof f->old, "%s.old", f->tmp) >= (int)sizeof f->old)
+		return mv_fail(err, ENAMETOOLONG, "the path of %s is too long", f->path);
+	int e = link(f->path, f->old) ? errno : 0;
+	f->kept = !e;
+	f->lost = e && e != ENOENT;
+	int r = swap_in(f, err);
+	if (r && f->kept)
+		unlink(f->old);
+	return r;
+}
+
+static bool take_back(struct fc_outfile *f)
+{
+	return !f->lost && !(f->kept ? rename(f->old, f->path) : unlink(f->path));
+}
+
+static int swap_all(struct fc_outfile *state, struct fc_outfile *other, unsigned n, struct mv_err *err)
+{
+	unsigned done = 0;
+	int r = 0;
+	while (!r && done < n)
+		if (!(r = exchange(&other[done], err)))
+			done++;
+	r = r ? r : swap_in(state, err);
+	bool back = true;
+	for (unsigned i = 0; i < done; i++)
+		if (r)
+			back &= take_back(&other[i]);
+		else if (other[i].kept)
+			unlink(other[i].old);
+	if (r && state->kept && back)
+		rename(state->old, state->path);
+	else if (state->kept)
+		unlink(state->old);
+	return r;
+}
+
+int fc_outfile_publish(struct fc_outfile *state, struct fc_outfile *other, unsigned n, struct mv_err *err)
+{
+	for (unsigned i = 0; i < n; i++) {
+		const char *twice = strcmp(state->path, other[i].path) ? NULL : state->path;
+		for (unsigned k = 0; !twice && k < i; k++)
+			twice = strcmp(other[k].path, other[i].path) ? NULL : other[k].path;
+		if (twice)
+			return mv_fail(err, EINVAL, "%s can't be two files of a snapshot", twice);
+		if (fsync(other[i].fd))
+			return mv_fail(err, errno, "cannot sync %s: %s", other[i].path, strerror(errno));
+	}
+	if (fsync(state->fd))
+		return mv_fail(err, errno, "cannot sync %s: %s", state->path, strerror(errno));
+	if (snprintf(state->old, sizeof state->old, "%s.old", state->tmp) >= (int)sizeof state->old)
 		return mv_fail(err, ENAMETOOLONG, "the path of %s is too long", state->path);
-	if (fsync(state->fd) || fsync(memory->fd))
-		return mv_fail(err, errno, "cannot sync the snapshot: %s", strerror(errno));
-	bool had = !rename(state->path, old);
-	if (!had && errno != ENOENT)
+	state->kept = !rename(state->path, state->old);
+	if (!state->kept && errno != ENOENT)
 		return mv_fail(err, errno, "cannot replace %s: %s", state->path, strerror(errno));
-	int r = had ? sync_folder(old) : 0; // before the memory changes, for sure
-	if (r)
-		mv_fail(err, -r, "cannot sync the folder of %s: %s", state->path, strerror(-r));
-	r = r ? r : swap_in(memory, err);
+	int r = state->kept ? sync_folder(state->old) : 0; // before the others change, for sure
 	if (r) {
-		if (had)
-			rename(old, state->path);
+		mv_fail(err, -r, "cannot sync the folder of %s: %s", state->path, strerror(-r));
+		rename(state->old, state->path);
 		return r;
 	}
-	r = swap_in(state, err);
-	if (!r && (r = sync_folder(memory->path) ?: sync_folder(state->path)))
-		mv_fail(err, -r, "cannot sync the folder of %s: %s", state->path, strerror(-r));
-	if (had)
-		unlink(old);
+	r = swap_all(state, other, n, err);
+	for (unsigned i = 0; !r && i <= n; i++) {
+		const char *path = i < n ? other[i].path : state->path;
+		if ((r = sync_folder(path)))
+			mv_fail(err, -r, "cannot sync the folder of %s: %s", path, strerror(-r));
+	}
 	return r;
 }
 

@@ -26,8 +26,8 @@ static const struct fc_route routes[] = {
 	{ "PATCH", "/machine-config", FC_BEFORE, PATCH(machine), .metric = "machine_cfg",
 		.fn = fc_patch_machine, SETS },
 	{ "PUT", "/cpu-config", FC_BEFORE, .any = true, .metric = "cpu_cfg", .fn = fc_put_cpu, SETS,
-	  .note = "cpuid_modifiers can set bits to 0, which takes features away, and not to 1; "
-		  "kvm_capabilities are looked for; msr_modifiers are refused" },
+	  .note = "at most 64 registers of cpuid_modifiers, whose flags have no effect; 16 msr_modifiers; "
+		  "kvm_capabilities are looked for" },
 	{ "PUT", "/boot-source", FC_BEFORE, BODY(boot), .metric = "boot_source", .fn = fc_put_boot, SETS },
 	{ "PUT", "/drives/{id}", FC_BEFORE, BODY(drive), .id_field = "drive_id", .metric = "drive",
 		.fn = fc_put_drive,
@@ -74,9 +74,9 @@ static const struct fc_route routes[] = {
 	{ "PATCH", "/hotplug/memory", FC_AFTER, .any = true, .fn = fc_refuse_hotplug,
 		.note = "refused: no virtio-mem" },
 	{ "PUT", "/snapshot/create", FC_AFTER, BODY(create), .fn = fc_create_snapshot,
-	  .note = "files of thaw's format" },
+	  .note = "files of thaw's format, and <snapshot_path>.<drive_id>.layer" },
 	{ "PUT", "/snapshot/load", FC_BEFORE, BODY(load), .fn = fc_load_snapshot,
-		.note = "files of thaw's format" },
+		.note = "files of thaw's format, and <snapshot_path>.<drive_id>.layer" },
 };
 // clang-format on
 _Static_assert(MV_ARRAY_LEN(routes) <= FC_MAX_ROUTES, "each has its counters");

@@ -2,6 +2,7 @@
 // What a VM does: the start, pause and resume, and what may change while it runs.
 #include <string.h>
 
+#include "api/fc/layers.h"
 #include "api/fc/routes.h"
 #include "api/fc/run.h"
 #include "api/vmfds.h"
@@ -69,6 +70,7 @@ static int start(struct fc *fc, struct api_err *err)
 	if (!fc->has_boot)
 		return api_fail(err, API_WRONG_STATE, "Cannot start microvm without kernel configuration.");
 	setup = (struct msg_setup){ 0 };
+	fc_close_layers(&fc->fds); // of an earlier try
 	int r = fc_make_config(fc, &setup.cfg, err);
 	if (!r)
 		r = fc_open_layers(&setup.cfg, &fc->fds, err);
@@ -82,7 +84,6 @@ static int start(struct fc *fc, struct api_err *err)
 	r = r ? r : fc_vmm_call(fc, MSG_RUN, NULL, NULL, NULL, 0, NULL, err);
 	if (r) { // it may be configured differently, and tried again
 		struct mv_err e = { 0 };
-		fc_close_layers(&fc->fds);
 		if (fc_vmm_restart(fc, &e))
 			fc_log(fc, FC_ERROR, "No VM process: %s", e.msg);
 		return r;

@@ -6,9 +6,5 @@
 int fc_run_or_pause(struct fc *fc, bool run, struct api_err *err);
 void fc_forget_fds(struct fc *fc);
 
-// Ephemeral layers: a file without a name for each drive that has one; nothing is left behind on disk.
-int fc_open_layers(const struct vmcfg *cfg, struct vm_fds *fds, struct api_err *err);
-void fc_close_layers(struct vm_fds *fds);
-
 int fc_send_mmds(struct fc *fc, struct api_err *err); // no document: nothing happens
 int fc_read_mmds_file(struct fc *fc, const char *path, struct api_err *err);

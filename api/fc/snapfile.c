@@ -17,7 +17,7 @@
 #include "snapshot/memory_map.h"
 
 // Part of the format: never renumbered, never reused.
-enum { FC_ABOUT = 1, FC_STATE = 2, FC_SKIP = 0x8000 };
+enum { FC_ABOUT = 1, FC_STATE = 2, FC_LAYER = 3, FC_SKIP = 0x8000 };
 
 enum {
 	STATE_MAX = SNAP_STATE_MAX_BYTES + 4096, // with its container's header
@@ -37,6 +37,43 @@ static const struct mv_field about_fields[] = {
 };
 static MV_DEFINE_TABLE(about_table, struct about, about_fields);
 
+static const struct mv_field layer_fields[] = {
+	MV_INT(struct fc_layer_file, size_bytes, 1, MV_U64, 1, INT64_MAX),
+	MV_INT(struct fc_layer_file, head_xxh3, 2, MV_U64, 0, UINT64_MAX),
+};
+static MV_DEFINE_TABLE(layer_table, struct fc_layer_file, layer_fields);
+
+// --- layers ---
+
+int fc_layer_file_note(int fd, struct fc_layer_file *ret_note, struct mv_err *err)
+{
+	enum { HEAD_BYTES = 1 << 20 };
+	struct fc_layer_file f = { .present = true };
+	struct stat st;
+	uint64_t data;
+	int r = fstat(fd, &st) ? -errno : 0;
+	f.size_bytes = r ? 0 : (uint64_t)st.st_size;
+	r = r ? r
+	      : snap_xxh3_file(fd, f.size_bytes < HEAD_BYTES ? f.size_bytes : HEAD_BYTES, &f.head_xxh3,
+			       &data);
+	if (r)
+		return mv_fail(err, -r, "cannot read: %s", strerror(-r));
+	*ret_note = f;
+	return 0;
+}
+
+int fc_layer_file_check(int fd, const struct fc_layer_file *saved, struct mv_err *err)
+{
+	struct fc_layer_file f;
+	int r = fc_layer_file_note(fd, &f, err);
+	if (!r && f.size_bytes != saved->size_bytes)
+		r = mv_fail(err, EINVAL, "has %llu bytes, the snapshot's layer has %llu",
+			    (unsigned long long)f.size_bytes, (unsigned long long)saved->size_bytes);
+	if (!r && f.head_xxh3 != saved->head_xxh3)
+		r = mv_fail(err, EINVAL, "is another snapshot's, or damaged");
+	return r;
+}
+
 // --- reading ---
 
 struct parts {
@@ -44,6 +81,7 @@ struct parts {
 	const uint8_t *state;
 	size_t state_len;
 	struct about *about;
+	struct fc_layer_file layer[VMCFG_MAX_DRIVES];
 };
 
 static void parts_fini(struct parts *p)
@@ -74,12 +112,25 @@ static int sort_sections(struct parts *p, size_t len, struct mv_err *err)
 		} else if (sec.kind == FC_STATE && !sec.index && !p->state) {
 			p->state = sec.bytes;
 			p->state_len = sec.len;
+		} else if (sec.kind == FC_LAYER && sec.index < VMCFG_MAX_DRIVES &&
+			   !p->layer[sec.index].present) {
+			r = mv_state_load(&layer_table, sec.bytes, sec.len, &p->layer[sec.index], err);
+			if (r)
+				return r;
+			p->layer[sec.index].present = true;
 		} else if (sec.kind < FC_SKIP)
 			return mv_fail(err, EINVAL, "section %u.%u does not belong there", sec.kind,
 				       sec.index);
 	}
 	if (!r && (!p->about || !p->state))
 		return mv_fail(err, EINVAL, "the VM's %s is missing", p->about ? "state" : "configuration");
+	for (uint32_t i = 0; !r && i < VMCFG_MAX_DRIVES; i++) {
+		const struct vmcfg *c = &p->about->cfg;
+		bool wanted = i < c->n_drives && c->drive[i].layer != VMCFG_LAYER_NONE;
+		if (wanted != p->layer[i].present)
+			r = mv_fail(err, EINVAL, "drive %u: its layer is %s", i,
+				    wanted ? "missing" : "there, and it has none");
+	}
 	return r;
 }
 
@@ -107,14 +158,18 @@ static int state_file(const struct parts *p, int *ret_fd, struct mv_err *err)
 	return 0;
 }
 
-int fc_snapfile_read(int fd, struct vmcfg *ret_cfg, int *ret_state_fd, struct mv_err *err)
+int fc_snapfile_read(int fd, struct vmcfg *ret_cfg, int *ret_state_fd,
+		     struct fc_layer_file ret_layers[VMCFG_MAX_DRIVES], struct mv_err *err)
 {
 	PARTS p = { 0 };
 	int r = read_parts(fd, &p, err);
 	r = r ? r : state_file(&p, ret_state_fd, err);
-	if (!r)
-		*ret_cfg = p.about->cfg;
-	return r;
+	if (r)
+		return r;
+	*ret_cfg = p.about->cfg;
+	if (ret_layers)
+		memcpy(ret_layers, p.layer, sizeof p.layer);
+	return 0;
 }
 
 // --- writing ---
@@ -136,7 +191,8 @@ static int take_state(int fd, struct mv_buf *out, struct mv_err *err)
 	return 0;
 }
 
-int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd, struct mv_err *err)
+int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd,
+		      const struct fc_layer_file layers[VMCFG_MAX_DRIVES], struct mv_err *err)
 {
 	MV_BUF out = { 0 };
 	MV_FREE struct about *about = calloc(1, sizeof *about);
@@ -154,6 +210,13 @@ int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd, struct mv_e
 	size_t mark = snap_section_begin(&out, FC_ABOUT, 0);
 	mv_state_save(&about_table, about, &out);
 	snap_section_end(&out, mark);
+	for (uint32_t i = 0; layers && i < VMCFG_MAX_DRIVES; i++) {
+		if (!layers[i].present)
+			continue;
+		mark = snap_section_begin(&out, FC_LAYER, i);
+		mv_state_save(&layer_table, &layers[i], &out);
+		snap_section_end(&out, mark);
+	}
 	int r = take_state(state_fd, &out, err);
 	if (!r && out.failed)
 		r = mv_fail(err, ENOMEM, "snapshot: out of memory, or a field out of its bounds");
@@ -164,10 +227,10 @@ int fc_snapfile_write(int fd, const struct vmcfg *cfg, int state_fd, struct mv_e
 
 // --- the CPU, and what a person wants to know ---
 
-int fc_snapfile_check_cpu(int state_fd, const char *kvm_path, struct mv_err *err)
+int fc_snapfile_check_cpu(int state_fd, const struct vmcfg_cpu *cpu, const char *kvm_path, struct mv_err *err)
 {
 	struct cpu_report c = { 0 };
-	int r = cpu_report(state_fd, kvm_path, &c, err);
+	int r = cpu_report(state_fd, kvm_path, cpu, &c, err);
 	if (!r && c.compared && c.n_missing)
 		r = mv_fail(err, ENOTSUP, "this host's CPU or KVM lacks what the snapshot's guest uses: %s",
 			    (const char *)c.missing.p);
@@ -210,7 +273,7 @@ int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err)
 	int r = read_parts(fd, &p, err);
 	r = r ? r : state_file(&p, &state_fd, err);
 	r = r ? r : find_map(state_fd, &map, err);
-	r = r ? r : cpu_report(state_fd, NULL, &cpu, err);
+	r = r ? r : cpu_report(state_fd, NULL, NULL, &cpu, err);
 	if (!r && mv_pread_full(fd, version, sizeof version, sizeof FC_SNAPFILE_MAGIC - 1))
 		r = mv_fail(err, EIO, "snapshot: cannot read");
 	if (r || !n)
@@ -229,7 +292,9 @@ int fc_snapfile_describe(int fd, char *buf, size_t n, struct mv_err *err)
 		      (unsigned long long)map.region[i].file_offset);
 	for (uint32_t i = 0; i < c->n_drives; i++)
 		print(buf, n, "drive %s: %s%s\n", c->drive[i].id, c->drive[i].path,
-		      c->drive[i].read_only ? " (read-only)" : "");
+		      c->drive[i].read_only ? " (read-only)"
+		      : p.layer[i].present  ? " with a layer"
+					    : "");
 	for (uint32_t i = 0; i < c->n_nets; i++)
 		print(buf, n, "network interface %s: %s\n", c->net[i].id, c->net[i].tap);
 	for (uint32_t i = 0; i < c->n_pmems; i++)

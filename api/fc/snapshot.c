@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "api/fc/layers.h"
 #include "api/fc/outfile.h"
 #include "api/fc/routes.h"
 #include "api/fc/run.h"
@@ -28,12 +29,6 @@ static int check_create(const struct fc *fc, struct api_err *err)
 	if (fc->state != FC_PAUSED)
 		return api_fail(err, API_WRONG_STATE,
 				"Snapshots are taken of a paused microVM; PATCH /vm first");
-	for (uint32_t i = 0; i < fc->cfg.n_drives; i++)
-		if (fc->cfg.drive[i].layer)
-			return api_fail(
-				err, API_WRONG_STATE,
-				"drive %s has a layer, which a snapshot of this kind can't bring along",
-				fc->cfg.drive[i].id);
 	return 0;
 }
 
@@ -41,7 +36,8 @@ static int check_create(const struct fc *fc, struct api_err *err)
 struct files {
 	const struct fc_create *asked;
 	const struct vmcfg *cfg;
-	struct fc_outfile state, memory;
+	struct fc_outfile state, other[1 + VMCFG_MAX_DRIVES]; // memory, then layers of drives
+	unsigned n_others;
 	int state_fd; // what the VM process writes
 	struct mv_err err;
 };
@@ -49,8 +45,18 @@ struct files {
 static void files_fini(struct files *f)
 {
 	fc_outfile_drop(&f->state);
-	fc_outfile_drop(&f->memory);
+	for (unsigned i = 0; i < MV_ARRAY_LEN(f->other); i++)
+		fc_outfile_drop(&f->other[i]);
 	mv_close(&f->state_fd);
+}
+
+static int open_layer(struct files *f, const char *drive_id)
+{
+	char path[PATH_MAX];
+	struct api_err e;
+	if (fc_layer_path(path, sizeof path, f->asked->snapshot_path, drive_id, &e))
+		return mv_fail(&f->err, ENAMETOOLONG, "%s", e.msg);
+	return fc_outfile_open(path, 0, &f->other[f->n_others++], &f->err);
 }
 
 static int open_files(void *arg)
@@ -61,31 +67,44 @@ static int open_files(void *arg)
 	if (f->state_fd < 0)
 		return mv_fail(&f->err, errno, "memfd: %s", strerror(errno));
 	int r = fc_outfile_open(f->asked->snapshot_path, 0, &f->state, &f->err);
-	return r ? r : fc_outfile_open(f->asked->mem_file_path, base_bytes, &f->memory, &f->err);
+	r = r ? r : fc_outfile_open(f->asked->mem_file_path, base_bytes, &f->other[f->n_others++], &f->err);
+	for (uint32_t i = 0; !r && i < f->cfg->n_drives; i++)
+		if (f->cfg->drive[i].layer)
+			r = open_layer(f, f->cfg->drive[i].id);
+	return r;
 }
 
 static int publish_files(void *arg)
 {
 	struct files *f = arg;
-	int r = fc_snapfile_write(f->state.fd, f->cfg, f->state_fd, &f->err);
-	return r ? r : fc_outfile_publish(&f->state, &f->memory, &f->err);
+	struct fc_layer_file layers[VMCFG_MAX_DRIVES] = { 0 };
+	unsigned k = 1;
+	int r = 0;
+	for (uint32_t i = 0; !r && i < f->cfg->n_drives; i++)
+		if (f->cfg->drive[i].layer)
+			r = fc_layer_file_note(f->other[k++].fd, &layers[i], &f->err);
+	r = r ? r : fc_snapfile_write(f->state.fd, f->cfg, f->state_fd, layers, &f->err);
+	return r ? r : fc_outfile_publish(&f->state, f->other, f->n_others, &f->err);
 }
 
 static int create(struct fc *fc, const struct fc_create *c, struct api_err *err)
 {
 	struct msg_snapshot m = { .lz4 = SNAP_MEMORY_RAW,
 				  .incremental = c->snapshot_type,
-				  .confirmed = fc->confirmed };
-	__attribute__((cleanup(files_fini))) struct files f = { .asked = c,
-								.cfg = &fc->cfg,
-								.state = FC_OUTFILE_NONE,
-								.memory = FC_OUTFILE_NONE,
-								.state_fd = -1 };
+				  .confirmed = fc->confirmed,
+				  .copy_layers = true };
+	__attribute__((cleanup(files_fini))) struct files f = { .asked = c, .cfg = &fc->cfg, .state_fd = -1 };
+	int fds[1 + MV_ARRAY_LEN(f.other)];
+	f.state.fd = -1;
+	for (unsigned i = 0; i < MV_ARRAY_LEN(f.other); i++)
+		f.other[i].fd = -1;
 	if (fc_aside(fc, open_files, &f))
 		return from(err, &f.err);
-	fc->confirmed = false; // until both files are there
-	int r = fc_vmm_call(fc, MSG_SNAPSHOT, &msg_snapshot_table, &m, (int[]){ f.state_fd, f.memory.fd }, 2,
-			    NULL, err);
+	fds[0] = f.state_fd;
+	for (unsigned i = 0; i < f.n_others; i++)
+		fds[1 + i] = f.other[i].fd;
+	fc->confirmed = false; // until all files are there
+	int r = fc_vmm_call(fc, MSG_SNAPSHOT, &msg_snapshot_table, &m, fds, 1 + f.n_others, NULL, err);
 	if (!r && fc_aside(fc, publish_files, &f))
 		r = from(err, &f.err);
 	fc->confirmed = !r;
@@ -179,17 +198,21 @@ static int open_memory(const struct vmcfg *c, const struct fc_load *l, struct vm
 }
 
 // What a snapshot of ours and the overrides name.
-static int open_devices(struct fc *fc, const struct vmcfg *c, struct vm_fds *f, struct api_err *err)
+static int open_devices(struct fc *fc, const struct vmcfg *c, const char *snapshot_path,
+			const struct fc_layer_file layers[VMCFG_MAX_DRIVES], struct vm_fds *f,
+			struct api_err *err)
 {
 	int r = vmfds_open(c, KVM, VMFDS_CLONE, f, err);
 	if (!r && c->vsock.present)
 		memcpy(fc->vsock_made, c->vsock.path, sizeof fc->vsock_made);
+	r = r ? r : fc_open_frozen_layers(snapshot_path, c, layers, f, err);
 	return r ? r : fc_open_layers(c, f, err);
 }
 
 static int load(struct fc *fc, const struct fc_load *l, struct api_err *err)
 {
 	static struct msg_setup setup; // the loop's thread only
+	struct fc_layer_file layers[VMCFG_MAX_DRIVES];
 	int list[VM_FDS_MAX];
 	struct mv_err e = { 0 };
 	MV_FD state = -1;
@@ -198,10 +221,11 @@ static int load(struct fc *fc, const struct fc_load *l, struct api_err *err)
 	int r = vmfds_file("snapshot_path", l->snapshot_path, false, false, &file, err);
 	if (r)
 		return r;
-	if (fc_snapfile_read(file, &setup.cfg, &state, &e) || fc_snapfile_check_cpu(state, KVM, &e))
+	if (fc_snapfile_read(file, &setup.cfg, &state, layers, &e) ||
+	    fc_snapfile_check_cpu(state, &setup.cfg.cpu, KVM, &e))
 		return api_from(err, &e, API_SNAPSHOT_CORRUPT);
 	r = override_all(&setup.cfg, l, fc->args->id, err);
-	r = r ? r : open_devices(fc, &setup.cfg, &fc->fds, err);
+	r = r ? r : open_devices(fc, &setup.cfg, l->snapshot_path, layers, &fc->fds, err);
 	r = r ? r : open_memory(&setup.cfg, l, &fc->fds, err);
 	if (r)
 		return r;

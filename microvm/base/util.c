@@ -55,6 +55,37 @@ int mv_pwrite_full(int fd, const void *buf, size_t len, uint64_t offset)
 	return 0;
 }
 
+static int copy_by_buffer(int from_fd, uint64_t from, int to_fd, uint64_t to, uint64_t len)
+{
+	enum { BYTES = 1 << 20 };
+	MV_FREE uint8_t *buf = malloc(BYTES);
+	int r = buf ? 0 : -ENOMEM;
+	for (uint64_t done = 0, n; !r && done < len; done += n) {
+		n = len - done < BYTES ? len - done : BYTES;
+		r = mv_pread_full(from_fd, buf, (size_t)n, from + done);
+		r = r ? r : mv_pwrite_full(to_fd, buf, (size_t)n, to + done);
+	}
+	return r;
+}
+
+int mv_copy_range(int from_fd, uint64_t from, int to_fd, uint64_t to, uint64_t len)
+{
+	while (len) {
+		off_t in = (off_t)from, out = (off_t)to;
+		ssize_t n = copy_file_range(from_fd, &in, to_fd, &out, (size_t)len, 0);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && (errno == EXDEV || errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+			return copy_by_buffer(from_fd, from, to_fd, to, len);
+		if (n <= 0)
+			return n ? -errno : -ENODATA;
+		from += (uint64_t)n;
+		to += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
 int mv_write_full(int fd, const void *buf, size_t len)
 {
 	const uint8_t *p = buf;

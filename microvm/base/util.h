@@ -42,6 +42,9 @@ static inline uint64_t mv_align_up(uint64_t v, uint64_t align) // align: a power
 // Whole transfers: 0, -errno, or -ENODATA when the file ended before `len` bytes.
 int mv_pread_full(int fd, void *buf, size_t len, uint64_t offset);
 int mv_pwrite_full(int fd, const void *buf, size_t len, uint64_t offset);
+// From file to file; the kernel shares blocks where the file system can, and copies by itself elsewhere. 0 or
+// -errno; -ENODATA: the source ends before.
+int mv_copy_range(int from_fd, uint64_t from, int to_fd, uint64_t to, uint64_t len);
 int mv_write_full(int fd, const void *buf, size_t len);
 
 // Whoever takes one from a process that is not trusted looks first: another kind of file could

@@ -93,6 +93,24 @@ const char *const vmcfg_huge_pages[] = { "none", "thp", "2M", "1G", NULL };
 
 const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
 
+const char *const vmcfg_cpu_registers[] = { "eax", "ebx", "ecx", "edx", NULL };
+
+static const struct mv_field cpuid_fields[] = {
+	MV_INT(struct vmcfg_cpuid, leaf, 1, MV_U32, 0, UINT32_MAX),
+	MV_INT(struct vmcfg_cpuid, subleaf, 2, MV_U32, 0, UINT32_MAX),
+	MV_INT(struct vmcfg_cpuid, reg, 3, MV_U32, VMCFG_EAX, VMCFG_EDX),
+	MV_INT(struct vmcfg_cpuid, clear, 4, MV_U32, 0, UINT32_MAX),
+	MV_INT(struct vmcfg_cpuid, set, 5, MV_U32, 0, UINT32_MAX),
+};
+static MV_DEFINE_TABLE(cpuid_table, struct vmcfg_cpuid, cpuid_fields);
+
+static const struct mv_field msr_fields[] = {
+	MV_INT(struct vmcfg_msr, index, 1, MV_U32, 0, UINT32_MAX),
+	MV_INT(struct vmcfg_msr, clear, 2, MV_U64, 0, UINT64_MAX),
+	MV_INT(struct vmcfg_msr, set, 3, MV_U64, 0, UINT64_MAX),
+};
+static MV_DEFINE_TABLE(msr_table, struct vmcfg_msr, msr_fields);
+
 static const struct mv_field cpu_fields[] = {
 	MV_FLAG(struct vmcfg_cpu, present, 1),
 	MV_INT(struct vmcfg_cpu, template, 2, MV_U32, VMCFG_CPU_HOST, VMCFG_CPU_V3),
@@ -103,6 +121,8 @@ static const struct mv_field cpu_fields[] = {
 	  .size = VMCFG_FEATURE_LEN,
 	  .max_count = VMCFG_MAX_DISABLE,
 	  .count_offset = MV_OFF(struct vmcfg_cpu, n_disable) },
+	MV_ARRAY(struct vmcfg_cpu, cpuid, n_cpuid, MV_TAG_SKIP + 4, cpuid_table),
+	MV_ARRAY(struct vmcfg_cpu, msr, n_msrs, MV_TAG_SKIP + 5, msr_table),
 };
 static MV_DEFINE_TABLE(cpu_table, struct vmcfg_cpu, cpu_fields);
 
@@ -353,6 +373,23 @@ static int check_huge_pages(const struct vmcfg *c, struct mv_err *err)
 	return 0;
 }
 
+static int check_cpu(const struct vmcfg_cpu *c, struct mv_err *err)
+{
+	for (uint32_t i = 0; i < c->n_cpuid; i++)
+		if (c->cpuid[i].clear & c->cpuid[i].set)
+			return mv_fail(err, EINVAL, "cpu.cpuid: leaf 0x%x, %s: a bit can't be 0 and 1",
+				       c->cpuid[i].leaf, vmcfg_cpu_registers[c->cpuid[i].reg]);
+	for (uint32_t i = 0; i < c->n_msrs; i++) {
+		if (c->msr[i].clear & c->msr[i].set)
+			return mv_fail(err, EINVAL, "cpu.msrs: 0x%x: a bit can't be 0 and 1",
+				       c->msr[i].index);
+		for (uint32_t k = 0; k < i; k++)
+			if (c->msr[k].index == c->msr[i].index)
+				return mv_fail(err, EINVAL, "cpu.msrs: 0x%x is there twice", c->msr[i].index);
+	}
+	return 0;
+}
+
 int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 {
 	int r = check_id("name", c->name, err);
@@ -411,7 +448,7 @@ int vmcfg_check(const struct vmcfg *c, struct mv_err *err)
 	if (c->balloon.target_mib > c->mem_mib)
 		return mv_fail(err, EINVAL, "balloon: target_mib: %u is more than the memory of %u MiB",
 			       c->balloon.target_mib, c->mem_mib);
-	if ((r = check_huge_pages(c, err)))
+	if ((r = check_huge_pages(c, err)) || (r = check_cpu(&c->cpu, err)))
 		return r;
 	if (c->ready.present && !c->ready.console[0] && !c->ready.vsock_port)
 		return mv_fail(err, EINVAL, "ready: give console, vsock_port, or both");

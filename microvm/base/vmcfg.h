@@ -123,14 +123,33 @@ struct vmcfg_vsock {
 // snapshot fits every host that has them; `disable` takes more away, by name.
 #define VMCFG_MAX_DISABLE 64
 #define VMCFG_FEATURE_LEN 24
+// Bits of registers that are 0 or 1 whatever KVM would have them be: of CPUID before the machine's topology,
+// the template and `disable`, in all vCPUs; of MSRs just before the boot. What is set to 1 here is not
+// compared with what a host has. x86-64 only.
+#define VMCFG_MAX_CPUID 64
+#define VMCFG_MAX_MSRS 16
+enum vmcfg_cpu_register { VMCFG_EAX, VMCFG_EBX, VMCFG_ECX, VMCFG_EDX };
+struct vmcfg_cpuid {
+	uint32_t leaf, subleaf;
+	uint32_t reg; // enum vmcfg_cpu_register
+	uint32_t clear, set;
+};
+struct vmcfg_msr {
+	uint32_t index;
+	uint64_t clear, set;
+};
 enum vmcfg_cpu_template { VMCFG_CPU_HOST, VMCFG_CPU_V2, VMCFG_CPU_V3 };
 struct vmcfg_cpu {
 	bool present;      // asked for; only for showing it
 	uint32_t template; // enum vmcfg_cpu_template
 	char disable[VMCFG_MAX_DISABLE][VMCFG_FEATURE_LEN];
 	uint32_t n_disable;
+	struct vmcfg_cpuid cpuid[VMCFG_MAX_CPUID];
+	struct vmcfg_msr msr[VMCFG_MAX_MSRS];
+	uint32_t n_cpuid, n_msrs;
 };
 extern const char *const vmcfg_cpu_templates[]; // their names, ended by NULL
+extern const char *const vmcfg_cpu_registers[]; // likewise, of enum vmcfg_cpu_register
 
 // How a guest says that it is ready for work: a text on its console, a vsock stream that it
 // opens to a port of the host, or whichever comes first.

@@ -80,7 +80,7 @@ static int publish(const char *state_text, const char *memory_text, struct mv_er
 	assert_int_equal(write(s.fd, state_text, strlen(state_text)), strlen(state_text));
 	assert_int_equal(write(m.fd, memory_text, strlen(memory_text)), strlen(memory_text));
 	assert_true(n_files() >= 2);
-	return fc_outfile_publish(&s, &m, err);
+	return fc_outfile_publish(&s, &m, 1, err);
 }
 
 static void old_files_are_replaced_not_written(void **state)
@@ -156,7 +156,7 @@ static void links_are_followed(void **state)
 	opened(link, 0, &m);
 	opened(state_path, 0, &s);
 	assert_int_equal(write(m.fd, "new", 3), 3);
-	assert_int_equal(fc_outfile_publish(&s, &m, &err), 0);
+	assert_int_equal(fc_outfile_publish(&s, &m, 1, &err), 0);
 	assert_content(memory_path, "new");
 	assert_true(!lstat(link, &st) && S_ISLNK(st.st_mode));
 }
@@ -187,8 +187,8 @@ static void bad_paths(void **state)
 	assert_int_equal(n_files(), 1);
 	opened(memory_path, 0, &f);
 	opened(memory_path, 0, &g);
-	assert_int_equal(fc_outfile_publish(&f, &g, &err), -EINVAL);
-	assert_message(err, "both the state and the memory");
+	assert_int_equal(fc_outfile_publish(&f, &g, 1, &err), -EINVAL);
+	assert_message(err, "be two files of a snapshot");
 }
 
 static void a_failure_leaves_the_old_ones(void **state)
@@ -201,11 +201,49 @@ static void a_failure_leaves_the_old_ones(void **state)
 	opened(state_path, 0, &s);
 	opened(memory_path, 0, &m);
 	assert_int_equal(mkdir(memory_path, 0700), 0); // came in between
-	assert_int_equal(fc_outfile_publish(&s, &m, &err), -EISDIR);
+	assert_int_equal(fc_outfile_publish(&s, &m, 1, &err), -EISDIR);
 	assert_content(state_path, "old");
 	fc_outfile_drop(&s);
 	fc_outfile_drop(&m);
 	assert_int_equal(n_files(), 2);
+}
+
+static void what_was_replaced_comes_back(void **state)
+{
+	char paths[3][80];
+	struct fc_outfile other[] = { FC_OUTFILE_NONE, FC_OUTFILE_NONE, FC_OUTFILE_NONE };
+	FC_OUTFILE s = FC_OUTFILE_NONE;
+	struct mv_err err = { 0 };
+	(void)state;
+	for (int round = 0; round < 2; round++) {
+		put(state_path, "old");
+		opened(state_path, 0, &s);
+		for (unsigned i = 0; i < 3; i++) {
+			snprintf(paths[i], sizeof paths[i], "%s/other%u", dir, i);
+			if (i == 0)
+				put(paths[i], "old"); // the next one is new, and the last can't be made
+			opened(paths[i], 0, &other[i]);
+			assert_int_equal(write(other[i].fd, "new", 3), 3);
+		}
+		if (round == 0)
+			assert_int_equal(mkdir(paths[2], 0700), 0);
+		int r = fc_outfile_publish(&s, other, 3, &err);
+		for (unsigned i = 0; i < 3; i++)
+			fc_outfile_drop(&other[i]);
+		fc_outfile_drop(&s);
+		if (round == 0) {
+			assert_int_equal(r, -EISDIR);
+			assert_content(state_path, "old");
+			assert_content(paths[0], "old");
+			assert_int_equal(access(paths[1], F_OK), -1);
+			assert_int_equal(n_files(), 3);
+			assert_int_equal(rmdir(paths[2]), 0);
+		}
+	}
+	assert_content(state_path, "");
+	for (unsigned i = 0; i < 3; i++)
+		assert_content(paths[i], "new");
+	assert_int_equal(n_files(), 4);
 }
 
 static void a_path_without_a_folder(void **state)
@@ -218,7 +256,7 @@ static void a_path_without_a_folder(void **state)
 	FC_OUTFILE m = FC_OUTFILE_NONE;
 	opened("s", 0, &s);
 	opened("m", 0, &m);
-	int r = fc_outfile_publish(&s, &m, &err);
+	int r = fc_outfile_publish(&s, &m, 1, &err);
 	assert_int_equal(n_files(), 2);
 	assert_int_equal(fchdir(here), 0);
 	assert_int_equal(r, 0);
@@ -267,6 +305,7 @@ int main(void)
 		TEST(links_are_followed),
 		TEST(bad_paths),
 		TEST(a_failure_leaves_the_old_ones),
+		TEST(what_was_replaced_comes_back),
 		TEST(a_path_without_a_folder),
 		TEST(rebase),
 	};

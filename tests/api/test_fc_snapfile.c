@@ -44,7 +44,7 @@ static int good_file(struct vmcfg *c)
 	MV_FD state_fd = state_file();
 	int fd = t_file();
 	config(c);
-	if (fc_snapfile_write(fd, c, state_fd, &err))
+	if (fc_snapfile_write(fd, c, state_fd, NULL, &err))
 		fail_msg("%s", err.msg);
 	return fd;
 }
@@ -54,7 +54,7 @@ static int read_it(int fd, struct vmcfg *ret_c, struct mv_err *err)
 {
 	int state_fd = -1;
 	*err = (struct mv_err){ 0 };
-	int r = fc_snapfile_read(fd, ret_c, &state_fd, err);
+	int r = fc_snapfile_read(fd, ret_c, &state_fd, NULL, err);
 	assert_int_equal(state_fd >= 0, !r);
 	if (r)
 		assert_message(*err, "snapshot: ");
@@ -80,7 +80,7 @@ static void round_trip(void **state)
 	(void)state;
 	int fd = good_file(&c), expected = state_file();
 	lseek(fd, 9, SEEK_SET); // the position does not matter
-	assert_int_equal(fc_snapfile_read(fd, &got, &got_state, &err), 0);
+	assert_int_equal(fc_snapfile_read(fd, &got, &got_state, NULL, &err), 0);
 	assert_memory_equal(&got, &c, sizeof c);
 	assert_true(same_content(got_state, expected));
 	assert_int_equal(write(got_state, "x", 1), -1);
@@ -166,7 +166,7 @@ static void sections_are_checked(void **state)
 					    "section 2.0 does not",
 					    "section 1.0 does not",
 					    "section 2.1 does not",
-					    "section 3.0 does not",
+					    "section 4.0 does not",
 					    "cut off",
 					    "field" };
 	(void)state;
@@ -180,7 +180,7 @@ static void sections_are_checked(void **state)
 		case 4: add(&b, &s.about, 0), add(&b, &s.state, 1); break;
 		case 5:
 			add(&b, &s.about, 0), add(&b, &s.state, 0);
-			snap_section_append(&b, 3, 0, "new", 3);
+			snap_section_append(&b, 4, 0, "new", 3);
 			break;
 		case 6:
 			add(&b, &s.about, 0), add(&b, &s.state, 0);
@@ -208,6 +208,46 @@ static void sections_are_checked(void **state)
 	assert_string_equal(got.drive[0].path, "/srv/rootfs.ext4");
 	close(fd);
 	free(s.payload);
+}
+
+static void layers(void **state)
+{
+	static struct vmcfg c, got;
+	struct fc_layer_file l[VMCFG_MAX_DRIVES] = { 0 }, back[VMCFG_MAX_DRIVES];
+	struct mv_err err = { 0 };
+	int s = state_file(), layer = t_file(), fd = t_file(), state_fd = -1;
+	(void)state;
+	config(&c);
+	c.drive[0].read_only = false;
+	c.drive[0].layer = VMCFG_LAYER_EPHEMERAL;
+	assert_int_equal(fc_snapfile_write(fd, &c, s, l, &err), -EINVAL);
+	assert_message(err, "drive 0: its layer is missing");
+	assert_int_equal(pwrite(layer, "layer", 5, 3 << 20), 5);
+	assert_int_equal(fc_layer_file_note(layer, &l[0], &err), 0);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_int_equal(fc_snapfile_write(fd, &c, s, l, &err), 0);
+	assert_int_equal(fc_snapfile_read(fd, &got, &state_fd, back, &err), 0);
+	close(state_fd);
+	assert_true(back[0].present && !back[1].present);
+	assert_int_equal(fc_layer_file_check(layer, &back[0], &err), 0);
+	assert_int_equal(pwrite(layer, "x", 1, (1 << 20) - 1), 1);
+	assert_int_equal(fc_layer_file_check(layer, &back[0], &err), -EINVAL);
+	assert_message(err, "another snapshot's, or damaged");
+	assert_int_equal(ftruncate(layer, 3 << 20), 0);
+	assert_int_equal(fc_layer_file_check(layer, &back[0], &err), -EINVAL);
+	assert_message(err, "has 3145728 bytes, the snapshot's layer has 3145733");
+	c.drive[0].layer = VMCFG_LAYER_NONE;
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_int_equal(fc_snapfile_write(fd, &c, s, l, &err), -EINVAL);
+	assert_message(err, "there, and it has none");
+	l[0].present = false;
+	l[1].present = true; // of a drive that is not there
+	l[1].size_bytes = 1;
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_int_equal(fc_snapfile_write(fd, &c, s, l, &err), -EINVAL);
+	close(layer);
+	close(s);
+	close(fd);
 }
 
 // The header, by its place in the file (snapshot/format.h).
@@ -238,17 +278,17 @@ static void bad_input_is_not_written(void **state)
 	config(&c);
 	int fd = t_file(), s = state_file();
 	c.mem_mib = 0;
-	assert_true(fc_snapfile_write(fd, &c, s, &err) < 0);
+	assert_true(fc_snapfile_write(fd, &c, s, NULL, &err) < 0);
 	assert_int_equal(ftruncate(fd, 0), 0);
 	config(&c);
 	assert_int_equal(pwrite(s, "X", 1, 40), 1);
-	assert_int_equal(fc_snapfile_write(fd, &c, s, &err), -EINVAL);
+	assert_int_equal(fc_snapfile_write(fd, &c, s, NULL, &err), -EINVAL);
 	assert_message(err, "state: checksum wrong");
 	assert_int_equal(lseek(fd, 0, SEEK_END), 0);
 	close(s);
 	s = state_file();
-	assert_int_equal(fc_snapfile_write(fd, &c, s, &err), 0);
-	assert_int_equal(fc_snapfile_write(fd, &c, s, &err), -EINVAL);
+	assert_int_equal(fc_snapfile_write(fd, &c, s, NULL, &err), 0);
+	assert_int_equal(fc_snapfile_write(fd, &c, s, NULL, &err), -EINVAL);
 	assert_message(err, "not an empty file");
 	close(s);
 	close(fd);
@@ -275,14 +315,14 @@ static void what_was_written_once_loads(void **state)
 	struct mv_err err = { 0 };
 	int fd = unpack(GOLDEN), expected = unpack(GOLDEN_STATE), got = -1;
 	(void)state;
-	if (fc_snapfile_read(fd, &c, &got, &err))
+	if (fc_snapfile_read(fd, &c, &got, NULL, &err))
 		fail_msg("%s", err.msg);
 	assert_true(same_content(got, expected));
 	assert_string_equal(c.name, "golden");
 	assert_string_equal(c.drive[0].id, "rootfs");
 	assert_int_equal(c.mem_mib, 4);
 	assert_true(c.vsock.present && c.rng && c.vcpus == 2);
-	assert_int_equal(fc_snapfile_check_cpu(got, NULL, &err), 0);
+	assert_int_equal(fc_snapfile_check_cpu(got, &c.cpu, NULL, &err), 0);
 	assert_int_equal(fc_snapfile_describe(fd, text, sizeof text, &err), 0);
 	assert_memory_equal(text, "v1.0.0\ncreated: 20", 18);
 	assert_non_null(strstr(text, "\nvm: golden, 2 vCPUs, 4 MiB of memory\ncpu: "));
@@ -308,7 +348,7 @@ static int make(const char *path)
 	c.vsock.present = true;
 	c.vsock.cid = 3;
 	strcpy(c.vsock.path, "/run/v.sock");
-	if (fd < 0 || fc_snapfile_write(fd, &c, s, &err))
+	if (fd < 0 || fc_snapfile_write(fd, &c, s, NULL, &err))
 		fail_msg("%s: %s", path, fd < 0 ? strerror(errno) : err.msg);
 	return 0;
 }
@@ -319,6 +359,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(round_trip),
 		cmocka_unit_test(every_flipped_bit_is_found),
 		cmocka_unit_test(sections_are_checked),
+		cmocka_unit_test(layers),
 		cmocka_unit_test(versions),
 		cmocka_unit_test(bad_input_is_not_written),
 		cmocka_unit_test(what_was_written_once_loads),

@@ -387,6 +387,36 @@ static void test_siblings(void **state)
 	free(frozen);
 }
 
+// All layers as one, of which the next drive is made; the drive itself goes on as it was.
+static void test_copy(void **state)
+{
+	struct fixture *f = *state;
+	struct mv_err err = { 0 };
+	char path[96];
+	snprintf(path, sizeof path, "%s/copy", f->dir);
+	start_drive(f, 1);
+	for (int round = 0; round < 3; round++) {
+		random_requests(f, 150, 50);
+		unsigned n = f->n_layers;
+		vio_quiesce(f->d);
+		if (vio_blk_copy_layers(f->d, open_file(path, O_RDWR | O_CREAT | O_EXCL), &err))
+			fail_msg("%s", err.msg);
+		int fds = t_count_fds();
+		assert_int_equal(vio_blk_copy_layers(f->d, open_file(path, O_RDONLY), &err), -EACCES);
+		assert_int_equal(vio_blk_copy_layers(f->d, open_base(f), &err), -EACCES);
+		assert_int_equal(t_count_fds(), fds);
+		vio_unquiesce(f->d);
+		compare_all(f);
+		assert_int_equal(vio_blk_layers(f->d), n);
+		stop_drive(f);
+		for (unsigned i = 0; i < n; i++)
+			assert_int_equal(unlink(path_of(f, i)), 0);
+		assert_int_equal(rename(path, path_of(f, 0)), 0);
+		start_drive(f, 2);
+		compare_all(f);
+	}
+}
+
 static void test_model_kept(void **state)
 {
 	struct fixture *f = *state;
@@ -602,6 +632,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_model_ephemeral, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_siblings, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_copy, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_model_kept, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_kill_at_any_point, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_order_of_writes, set_up, tear_down),

@@ -1,176 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""thaw-vmm with Firecracker's API, as its clients use it."""
+"""thaw-vmm with Firecracker's API, as its clients use it: requests, phases, bodies, the command line."""
 import contextlib
 import json
 import os
-import pty
 import re
-import shutil
 import signal
 import socket
-import statistics
 import subprocess
-import tempfile
-import threading
-import time
 
-from test_lazy import need_userfaultfd
-from test_page_handler import HANDLER
-from thawlib import BIN, GUEST, ROOT, Skip, UnixConnection, alive, main, need_kvm, wait_until
-
-VMM = os.path.join(BIN, "thaw-vmm")
-FRONT = os.path.join(BIN, "thaw-firecracker")
-BEFORE = "The requested operation is not supported before starting the microVM."
-AFTER = "The requested operation is not supported after starting the microVM."
-BOOT = {"kernel_image_path": GUEST, "boot_args": "quiet"}
-MACHINE = {"vcpu_count": 1, "mem_size_mib": 32}
-NO_LIMIT = {"bandwidth": {"size": 0, "refill_time": 0}}
-
-
-@contextlib.contextmanager
-def folder():
-    path = tempfile.mkdtemp(prefix="thaw-fc-")
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-class Front:
-    """One process with its API socket; its console is a terminal, and what it prints a file."""
-
-    def __init__(self, where, name="vm", *args, api=True, program=VMM, tty=True, prefix=()):
-        self.where, self.path = where, os.path.join(where, name + ".sock")
-        self.out, self.log = os.path.join(where, name + ".out"), os.path.join(where, name + ".log")
-        self.said = 0
-        self.master, slave = pty.openpty() if tty else (None, None)
-        command = [*prefix, program, *(["--api-sock", self.path] if api else []), "--log-path", self.log, *args]
-        with open(self.out, "wb") as out:
-            self.process = subprocess.Popen(command, stdin=slave if tty else subprocess.DEVNULL, stdout=out,
-                                            stderr=out)
-        if tty:
-            os.close(slave)
-        if api:
-            wait_until("the API socket", lambda: self.process.poll() is not None or self.answers())
-
-    def answers(self):
-        try:
-            return self.get("/").status == 200
-        except OSError:
-            return False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.end()
-        if self.master is not None:
-            os.close(self.master)
-
-    def end(self, sig=signal.SIGTERM):
-        if self.process.poll() is None:
-            self.process.send_signal(sig)
-        return self.process.wait(15)
-
-    def call(self, method, path, body=None, headers=None):
-        con = UnixConnection(self.path)
-        try:
-            text = body if body is None or isinstance(body, (str, bytes)) else json.dumps(body)
-            con.request(method, path, body=text, headers=headers or {})
-            r = con.getresponse()
-            r.text = r.read()
-            r.json = json.loads(r.text) if r.text and r.getheader("Content-Type") == "application/json" else None
-            return r
-        finally:
-            con.close()
-
-    def get(self, path):
-        return self.call("GET", path)
-
-    def ok(self, method, path, body=None):
-        r = self.call(method, path, body)
-        assert (r.status, r.text) == (204, b""), (method, path, r.status, r.text)
-
-    def put(self, path, body):
-        self.ok("PUT", path, body)
-
-    def patch(self, path, body):
-        self.ok("PATCH", path, body)
-
-    def refused(self, method, path, body, *words):
-        r = self.call(method, path, body)
-        assert r.status == 400 and r.json and list(r.json) == ["fault_message"], (method, path, body, r.status, r.text)
-        for w in words:
-            assert w in r.json["fault_message"], (method, path, w, r.text)
-
-    def config(self):
-        r = self.get("/vm/config")
-        assert r.status == 200, r.text
-        return r.json
-
-    def state(self):
-        return self.get("/").json["state"]
-
-    def boot(self, **machine):
-        self.put("/machine-config", {**MACHINE, **machine})
-        self.put("/boot-source", BOOT)
-        self.start()
-
-    def start(self):
-        self.put("/actions", {"action_type": "InstanceStart"})
-        self.expect("READY\n")
-
-    def text(self):
-        with open(self.out, encoding="latin-1") as f:
-            return f.read()
-
-    def log_text(self):
-        with open(self.log, encoding="utf-8") as f:
-            return f.read()
-
-    def expect(self, what):
-        wait_until(f"{what!r} in {self.text()[self.said:]!r}", lambda: what in self.text()[self.said:])
-        at = self.text().index(what, self.said)
-        before, self.said = self.text()[self.said:at], at + len(what)
-        return before
-
-    def say(self, line):
-        os.write(self.master, line.encode() + b"\n")
-        return self.expect("\n")
-
-    def pause(self):
-        self.patch("/vm", {"state": "Paused"})
-
-    def resume(self):
-        self.patch("/vm", {"state": "Resumed"})
-
-    def freeze(self, name="snap", **more):
-        """A snapshot's two files, of a VM that is paused for it."""
-        state, memory = (os.path.join(self.where, name + x) for x in (".state", ".mem"))
-        self.pause()
-        self.put("/snapshot/create", {"snapshot_path": state, "mem_file_path": memory, **more})
-        return state, memory
-
-    def child(self):
-        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children", encoding="ascii") as f:
-            return [int(p) for p in f.read().split()]
-
-
-def load_body(state, memory, **more):
-    return {"snapshot_path": state, "mem_backend": {"backend_type": "File", "backend_path": memory}, **more}
-
-
-def image(where, name="disk.img", first=b"first", mib=1):
-    path = os.path.join(where, name)
-    with open(path, "wb") as f:
-        f.truncate(mib << 20)
-        f.write(first)
-    return path
-
-
-def drive(path, **more):
-    return {"drive_id": "root", "path_on_host": path, "is_root_device": True, **more}
+from fc_front import AFTER, BEFORE, BOOT, FRONT, MACHINE, NO_LIMIT, VMM, Front, cpuid, drive, folder, image, load_body
+from thawlib import GUEST, ROOT, UnixConnection, main, need_kvm, wait_until
 
 
 def test_the_sequence_of_the_go_sdk():
@@ -216,46 +56,6 @@ def test_the_sequence_of_the_go_sdk():
         assert f.text().endswith("OK\n")
         with open(f"{w}/metrics", encoding="utf-8") as m:
             assert len(m.readlines()) == 2
-
-
-def test_what_the_go_sdk_sent():
-    """The requests of firecracker-go-sdk 1.0.0, unmodified, as they were recorded: it starts a VM, changes a drive and
-    metadata, takes a snapshot, and loads it in another process. Of answers, what it looks at."""
-    need_kvm()
-    with folder() as w, contextlib.ExitStack() as fronts:
-        image(w, "disk")
-        with open(os.path.join(os.path.dirname(__file__), "data/firecracker_go_sdk.jsonl"), encoding="utf-8") as f:
-            lines = [json.loads(line.replace("{w}", w).replace("{kernel}", GUEST)) for line in f]
-        front, last = None, None
-        for line in lines:
-            if "start" in line:
-                if front:
-                    assert front.end() == -signal.SIGTERM
-                assert line["start"][0] == "--api-sock", line
-                name = os.path.basename(line["start"][1])[:-len(".sock")]
-                front = fronts.enter_context(Front(w, name, *line["start"][2:]))
-                continue
-            r = front.call(*line["request"].split(), line.get("body"), {
-                "User-Agent": "Go-http-client/1.1", "Accept": "application/json", "Accept-Encoding": "gzip",
-                **({"Content-Type": "application/json"} if "body" in line else {})})
-            assert r.status == line["status"], (line, r.status, r.text)
-            for key, value in line.get("answer", {}).items():
-                assert r.json[key] == value, (line, r.json)
-            last = line["request"]
-            if line.get("body", {}).get("action_type") == "InstanceStart":
-                front.expect("READY\n")  # a guest that does not listen yet is not told of its restore
-        assert last == "GET /" and len(lines) == 26
-        front.expect("RESTORED\n")
-
-
-def test_how_a_guest_ends():
-    need_kvm()
-    for how, status in (("exit", 0), ("reset", 0), ("triple", 0)):
-        with folder() as w, Front(w) as f:
-            f.boot()
-            os.write(f.master, how.encode() + b"\n")
-            assert f.process.wait(15) == status, how
-            assert os.path.exists(f.path)  # as Firecracker leaves it
 
 
 def before_requests(w):
@@ -317,7 +117,7 @@ def test_every_refusal_of_a_body():
                 ("PUT", "/machine-config", {**MACHINE, "vcpu_count": 3, "smt": True}, "even"),
                 ("PUT", "/machine-config", {**MACHINE, "huge_pages": "none"}, "None"),
                 ("PUT", "/machine-config", {**MACHINE, "mem_size_mib": 33, "huge_pages": "2M"}, "2 MiB"),
-                ("PUT", "/machine-config", {**MACHINE, "cpu_template": "T2"}, "cpu-config"),
+                ("PUT", "/machine-config", {**MACHINE, "cpu_template": "T3"}, "T2CL"),
                 ("PATCH", "/machine-config", {}, "Empty PATCH"), ("PUT", "/machine-config", None, "Empty PUT"),
                 ("PATCH", "/machine-config", {"Vcpu_count": 1}, what),
                 ("PUT", "/boot-source", {"kernel_image_path": f"{w}/no"}, "does not exist"),
@@ -356,9 +156,17 @@ def test_every_refusal_of_a_body():
                 ("PUT", "/cpu-config", {"kvm_capabilities": ["9999"]}, "does not have 9999"),
                 ("PUT", "/cpu-config", {"kvm_capabilities": ["x", 1]}, "not the number"),
                 ("PUT", "/cpu-config", {"kvm_capabilities": [7]}, "not the number"),
-                ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b1"}]}, "not supported"),
-                ("PUT", "/cpu-config", cpuid("0x7", "ebx", "0b1xxxxx"), "not added"),
-                ("PUT", "/cpu-config", cpuid("0x123", "ebx", "0b0"), "no feature"),
+                ("PUT", "/cpu-config", [], "not an object"), ("PUT", "/cpu-config", {"msr_modifiers": {}}, "not a list"),
+                ("PUT", "/cpu-config", {"msr_modifiers": [7]}, "not an object"),
+                ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": "0x10a", "bits": "0b1"}]}, "bits"),
+                ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": 266, "bitmap": "0b1"}]}, "addr"),
+                ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": "0x1_0", "bitmap": "0b1"}]}, "addr"),
+                ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": "0x10a", "bitmap": "0b" + "0" * 65}]}, "64"),
+                ("PUT", "/cpu-config", {"msr_modifiers": 2 * [{"addr": "0x10a", "bitmap": "0b1"}]}, "twice"),
+                ("PUT", "/cpu-config", {"msr_modifiers": [{"addr": str(i), "bitmap": "0b1"} for i in range(17)]}, "16"),
+                ("PUT", "/cpu-config", {"cpuid_modifiers": 65 * cpuid("0x7", "ebx", "0b1")["cpuid_modifiers"]}, "64"),
+                ("PUT", "/cpu-config", cpuid("0x7", "ebx", "1"), "0b"), ("PUT", "/cpu-config", cpuid("0x7", "ebx", "0b2"), "0b2"),
+                ("PUT", "/cpu-config", cpuid("0x7", "ebx", "0b"), "0b"), ("PUT", "/cpu-config", cpuid("0b2", "ebx", "0b1"), "numbers"),
                 ("PUT", "/cpu-config", cpuid("0x7", "rbx", "0b0"), "register"),
                 ("PUT", "/cpu-config", cpuid("7x", "ebx", "0b0"), "numbers"),
                 ("PUT", "/cpu-config", cpuid("0x7", "ebx", "0b" + "x" * 33), "32"),
@@ -381,11 +189,6 @@ def test_every_refusal_of_a_body():
         # What is taken in spite of fields that are not known; null is "not there".
         f.put("/drives/root", drive(disk, rate_limiter={"ops": bucket, "bandwidth": None}, socket=None, partuuid=None))
         f.refused("PUT", "/drives/b", {**drive(disk), "drive_id": "b"}, "already exists")
-
-
-def cpuid(leaf, register, bitmap):
-    return {"cpuid_modifiers": [{"leaf": leaf, "subleaf": "0x0", "flags": 0,
-                                 "modifiers": [{"register": register, "bitmap": bitmap}]}]}
 
 
 EMPTY_CONFIG = {
@@ -513,324 +316,6 @@ def test_a_failed_start_is_not_the_end():
         assert f.say("blk r 0") == "OK first"
 
 
-def test_snapshots():
-    need_kvm()
-    with folder() as w:
-        disk = image(w)
-        with Front(w, "a") as f:
-            f.put("/drives/root", drive(disk, cache_type="Writeback"))
-            f.put("/vsock", {"guest_cid": 5, "uds_path": f"{w}/a.v"})
-            f.boot(track_dirty_pages=True)
-            assert f.say("store one") == "OK"
-            state, memory = f.freeze()
-            assert os.path.getsize(memory) == 32 << 20
-            f.resume()
-            assert f.say("store two") == "OK" and f.say("fill 100 50 7") .startswith("OK")
-            total = f.say("sum 0 400")
-            shutil.copy(memory, f"{w}/diff.mem")
-            f.freeze("diff", snapshot_type="Diff")  # over the copy
-            f.freeze("sparse", snapshot_type="Diff")  # where there is none: what has changed alone
-            assert os.stat(f"{w}/sparse.mem").st_blocks * 512 < 4 << 20 < os.path.getsize(f"{w}/sparse.mem")
-        shutil.copy(disk, f"{w}/b.img")
-        with Front(w, "b") as f:
-            f.put("/logger", {"level": "Info"})  # what a snapshot does not bring along may come before
-            f.put("/mmds", {"a": 1})
-            f.put("/snapshot/load", load_body(state, memory, resume_vm=True, vsock_override={
-                "uds_path": f"{w}/b.v", "guest_cid": 9}, drive_overrides=[{"drive_id": "root", "path_on_host": f"{w}/b.img"}]))
-            f.expect("RESTORED\n")
-            assert f.say("load") == "OK one" and f.say("blk w 0 mine") == "OK" and f.say("blk r 0") == "OK mine"
-            c = f.config()
-            assert c["vsock"] == {"guest_cid": 9, "uds_path": f"{w}/b.v", "vsock_id": None}, c
-            assert c["drives"][0]["path_on_host"] == f"{w}/b.img" and c["machine-config"]["track_dirty_pages"] is False
-            # Two at a time, on one file that stays as it is.
-            with Front(w, "c") as g:
-                g.put("/snapshot/load", {"snapshot_path": f"{w}/diff.state", "mem_file_path": f"{w}/diff.mem",
-                                         "vsock_override": {"uds_path": f"{w}/c.v"}, "enable_diff_snapshots": True,
-                                         "drive_overrides": [{"drive_id": "root", "layer": "Ephemeral"}]})
-                assert g.state() == "Paused" and g.config()["machine-config"]["track_dirty_pages"] is True
-                g.resume()
-                g.expect("RESTORED\n")
-                assert g.say("load") == "OK two" and g.say("sum 0 400") == total
-                assert g.say("blk w 0 layer") == "OK" and g.say("blk r 0") == "OK layer"
-                g.pause()
-                g.refused("PUT", "/snapshot/create", {"snapshot_path": f"{w}/x", "mem_file_path": f"{w}/y"}, "layer")
-        with open(disk, "rb") as d:
-            assert d.read(5) == b"first"
-        # A load that fails is the end, after the answer.
-        for body, words in ((load_body(state, f"{w}/none"), "none"), (load_body(memory, memory), "not"),
-                            (load_body(state, memory, network_overrides=[{"iface_id": "x", "host_dev_name": "t"}]), "x"),
-                            (load_body(state, memory, drive_overrides=[{"drive_id": "x"}]), "drive_overrides"),
-                            (load_body(state, disk), "")):
-            with Front(w, "d") as f:
-                f.refused("PUT", "/snapshot/load", body, words)
-                assert f.process.wait(15) == 1, body
-            os.unlink(f.path)
-        out = subprocess.run([VMM, "--describe-snapshot", state], capture_output=True, text=True, check=True).stdout
-        version = subprocess.run([VMM, "--snapshot-version"], capture_output=True, text=True, check=True).stdout
-        assert re.fullmatch(r"v\d+\.\d+\.\d+\n", version) and out.startswith(version), (out, version)
-
-
-def test_userfaultfd():
-    need_kvm()
-    need_userfaultfd()
-    with folder() as w:
-        with Front(w, "a") as f:
-            f.boot()
-            f.say("fill 0 1000 3")
-            f.say("store kept")
-            total = f.say("sum 0 1000")
-            state, memory = f.freeze()
-        path = f"{w}/handler"
-        with open(f"{w}/handler.log", "wb") as log:
-            handler = subprocess.Popen([HANDLER, path, memory], stderr=log)
-        try:
-            wait_until("the page handler", lambda: os.path.exists(path))
-            with Front(w, "b") as f:
-                f.put("/snapshot/load", {"snapshot_path": state, "resume_vm": True,
-                                         "mem_backend": {"backend_type": "Uffd", "backend_path": path}})
-                f.expect("RESTORED\n")
-                assert f.say("load") == "OK kept" and f.say("sum 0 1000") == total
-                with open(f"{w}/handler.log", encoding="utf-8") as log:
-                    assert f"VM process {f.child()[0]}: connected" in log.read()
-        finally:
-            handler.terminate()
-            handler.wait(10)
-        with Front(w, "c") as f:
-            f.refused("PUT", "/snapshot/load", {"snapshot_path": state, "mem_backend": {
-                "backend_type": "Uffd", "backend_path": path}}, "page handler")
-            assert f.process.wait(15) == 1
-
-
-def ask_while(f, work):
-    """Does work in a thread, and asks meanwhile: how long each answer took, in seconds."""
-    thread, took = threading.Thread(target=work), []
-    thread.start()
-    while thread.is_alive():
-        before = time.monotonic()
-        assert [f.get(p).status for p in ("/", "/vm/config", "/machine-config")] == [200] * 3
-        took.append((time.monotonic() - before) / 3)
-    thread.join()
-    return took
-
-
-def test_what_waits_holds_no_readers_up():
-    need_kvm()
-    need_userfaultfd()
-    with folder() as w:
-        with Front(w, "a") as f:
-            f.boot(mem_size_mib=256)
-            f.say("fill 0 50000 3")
-            total = f.say("sum 0 1000")
-            f.pause()
-            state, memory = f"{w}/snap.state", f"{w}/snap.mem"
-            took = ask_while(f, lambda: f.put("/snapshot/create", {"snapshot_path": state, "mem_file_path": memory}))
-            assert len(took) > 5 and statistics.median(took) < 0.02, took
-            f.resume()
-            took = ask_while(f, lambda: f.freeze("snap", snapshot_type="Diff"))  # copies the old file first
-            assert len(took) > 5 and statistics.median(took) < 0.02, took
-        path = f"{w}/handler"
-        with open(f"{w}/handler.log", "wb") as log:
-            handler = subprocess.Popen([HANDLER, path, memory], stderr=log)
-        load = {"snapshot_path": state, "resume_vm": True,
-                "mem_backend": {"backend_type": "Uffd", "backend_path": path}}
-        try:
-            wait_until("the page handler", lambda: os.path.exists(path))
-
-            def slowly(f, work):
-                """The same with a handler that does nothing for two seconds."""
-                handler.send_signal(signal.SIGSTOP)
-                wakes = threading.Timer(2, handler.send_signal, [signal.SIGCONT])
-                wakes.start()
-                before = time.monotonic()
-                took = ask_while(f, work)
-                assert time.monotonic() - before > 1.9 and statistics.median(took) < 0.02, took
-                wakes.join()
-
-            with Front(w, "b") as f:
-                other = threading.Thread(target=f.refused, args=("PUT", "/machine-config", MACHINE, AFTER))
-
-                def both():
-                    threading.Timer(0.2, other.start).start()
-                    f.put("/snapshot/load", load)
-                slowly(f, both)
-                other.join(10)  # which came while it was loaded, and had its turn afterwards
-                f.expect("RESTORED\n")
-                os.write(f.master, b"sum 0 1000\n")
-                f.pause()
-                f.resume()
-                assert f.expect("\n").rstrip() == total
-                slowly(f, lambda: (f.say("sum 20000 1000"), f.pause()))
-                assert f.state() == "Paused"
-            # One that never answers does not keep it from ending.
-            with Front(w, "c") as f:
-                handler.send_signal(signal.SIGSTOP)
-                threading.Timer(0.3, f.process.terminate).start()
-                f.refused("PUT", "/snapshot/load", load, "has ended")
-                assert f.process.wait(10) == -signal.SIGTERM
-        finally:
-            handler.kill()
-            handler.wait(10)
-
-
-def test_what_changes_while_it_runs():
-    need_kvm()
-    with folder() as w, Front(w) as f:
-        f.put("/drives/root", drive(image(w), rate_limiter={"ops": {"size": 10, "refill_time": 100}}))
-        f.put("/pmem/p", {"id": "p", "path_on_host": image(w, "pmem.img", mib=2)})
-        f.put("/balloon", {"amount_mib": 1, "deflate_on_oom": True, "stats_polling_interval_s": 1})
-        f.boot()
-        assert f.say("blk r 0") == "OK first"
-        other = image(w, "other.img", b"other", mib=2)
-        f.patch("/drives/root", {"drive_id": "root", "path_on_host": other})
-        assert f.say("blk r 0") == "OK other" and f.say("blk w 0 new") == "OK"
-        with open(other, "rb") as d:
-            assert d.read(3) == b"new"
-        with open(other, "ab") as d:
-            d.truncate(3 << 20)
-        f.patch("/drives/root", {"drive_id": "root", "path_on_host": other})  # the same, with another size
-        f.patch("/drives/root", {"drive_id": "root", "rate_limiter": NO_LIMIT})
-        d = f.config()["drives"][0]
-        assert d["path_on_host"] == other and d["rate_limiter"]["ops"]["size"] == 10, d
-        assert d["rate_limiter"]["bandwidth"]["size"] == 0, d
-        # One flush, and the next one in half a second at the earliest.
-        f.patch("/pmem/p", {"id": "p", "rate_limiter": {"ops": {"size": 1, "refill_time": 500}}})
-        before = time.monotonic()
-        assert f.say("pmem flush") == "OK 0" and f.say("pmem flush") == "OK 0"
-        assert time.monotonic() - before > 0.45
-        f.patch("/pmem/p", {"id": "p"})
-        assert f.config()["pmem"][0]["rate_limiter"]["ops"]["size"] == 1, f.config()["pmem"]
-        f.refused("PATCH", "/pmem/none", {"id": "none"}, "none")
-        f.refused("PATCH", "/drives/none", {"drive_id": "none"}, "none")
-        f.refused("PATCH", "/drives/root", {"drive_id": "root", "path_on_host": f"{w}/no"}, "does not exist")
-        f.refused("PATCH", "/network-interfaces/none", {"iface_id": "none"}, "none")
-        assert f.say("blk r 0").startswith("OK new")
-        f.patch("/balloon", {"amount_mib": 2})
-        assert f.get("/balloon").json["amount_mib"] == 2
-        f.refused("PATCH", "/balloon/statistics", {"stats_polling_interval_s": 0}, "enabled or disabled")
-        f.patch("/balloon/statistics", {"stats_polling_interval_s": 2})
-        s = f.get("/balloon/statistics").json
-        assert s["target_mib"] == 2 and s["target_pages"] == 512 and s["actual_pages"] == 0, s
-        f.refused("PATCH", "/balloon/hinting/start", {}, "free_page_hinting")
-
-
-def test_hinting():
-    need_kvm()
-    with folder() as w, Front(w) as f:
-        f.put("/balloon", {"amount_mib": 0, "deflate_on_oom": True, "free_page_hinting": True})
-        f.boot()
-        assert f.say("balloon command") == "OK 0"
-        assert f.get("/balloon/hinting/status").json == {"host_cmd": 0, "guest_cmd": None}
-        f.ok("PATCH", "/balloon/hinting/start")
-        status = f.get("/balloon/hinting/status").json
-        assert status["host_cmd"] >= 2 and status["guest_cmd"] is None, status
-        f.refused("PATCH", "/balloon/hinting/start", {}, "under way")
-        f.ok("PATCH", "/balloon/hinting/stop")
-        assert f.get("/balloon/hinting/status").json == {"host_cmd": 1, "guest_cmd": None}
-        assert f.say("balloon stop") == "OK"
-        f.ok("PATCH", "/balloon/hinting/start")
-        assert f.say("balloon hint 2000 5") == "OK" and f.say("balloon stop") == "OK"
-        wait_until("the round's end", lambda: f.get("/balloon/hinting/status").json == {"host_cmd": 1, "guest_cmd": 0})
-        f.ok("PATCH", "/balloon/hinting/stop")
-
-
-def test_networks():
-    """In a network namespace of its own; the metadata service of a guest is tests/e2e/test_metadata_service.py's."""
-    need_kvm()
-    ns = f"thaw-fc-{os.getpid()}"
-
-    def ip(*args):
-        return subprocess.run(["ip", *args], capture_output=True, text=True, check=False)
-
-    if ip("netns", "add", ns).returncode:
-        raise Skip("can't make a network namespace")
-    prefix = ["nsenter", f"--net=/run/netns/{ns}"]
-    limiter = {"bandwidth": {"size": 1 << 20, "refill_time": 100}}
-    try:
-        for tap in ("t0", "t1"):
-            if ip("-n", ns, "tuntap", "add", tap, "mode", "tap", "vnet_hdr").returncode:
-                raise Skip("can't make taps")
-            assert ip("-n", ns, "link", "set", tap, "up").returncode == 0
-        with folder() as w:
-            with Front(w, "a", prefix=prefix) as f:
-                nic = {"iface_id": "1", "host_dev_name": "t0", "guest_mac": "02:00:00:00:00:07", "mtu": 1400}
-                f.put("/network-interfaces/1", {**nic, "guest_mac": None})
-                f.put("/network-interfaces/1", {**nic, "tx_rate_limiter": limiter})
-                f.refused("PUT", "/network-interfaces/2", {**nic, "iface_id": "2", "guest_mac": None}, "used by another")
-                f.refused("PUT", "/network-interfaces/2", {"iface_id": "2", "host_dev_name": "t1",
-                                                           "guest_mac": nic["guest_mac"]}, "already in use")
-                config = {"network_interfaces": ["1"], "version": "V2", "ipv4_address": "169.254.170.2"}
-                f.refused("PUT", "/mmds/config", {**config, "ipv4_address": "10.0.0.1"}, "link local")
-                f.refused("PUT", "/mmds/config", {**config, "network_interfaces": ["2"]}, '"2"')
-                f.put("/mmds/config", config)
-                f.put("/mmds", {"name": "x"})
-                f.boot()
-                f.patch("/network-interfaces/1", {"iface_id": "1", "rx_rate_limiter": limiter, "tx_rate_limiter": NO_LIMIT})
-                c = f.config()
-                assert c["mmds-config"] == {**config, "imds_compat": False}, c
-                n = c["network-interfaces"][0]
-                assert n["rx_rate_limiter"]["bandwidth"]["size"] == 1 << 20, n
-                assert n["tx_rate_limiter"]["bandwidth"]["size"] == 0 and n["mtu"] == 1400, n
-                assert arp(f, ip, ns, "t0")
-                state, memory = f.freeze()
-            with Front(w, "b", prefix=prefix) as f:
-                f.put("/mmds", {"name": "y"})
-                f.put("/snapshot/load", load_body(state, memory, resume_vm=True, network_overrides=[
-                    {"iface_id": "1", "host_dev_name": "t1", "guest_mac": "02:00:00:00:00:08"}]))
-                f.expect("RESTORED\n")
-                n = f.config()["network-interfaces"][0]
-                assert n["host_dev_name"] == "t1" and n["guest_mac"] == "02:00:00:00:00:08", n
-                assert f.config()["mmds-config"] == {**config, "imds_compat": False}
-                assert arp(f, ip, ns, "t1")
-    finally:
-        ip("netns", "del", ns)
-
-
-def arp(f, ip, ns, tap):
-    """Does the host answer the guest on this tap?"""
-    assert ip("-n", ns, "addr", "replace", "10.0.2.2/24", "dev", tap).returncode == 0
-    mac = [w for w in ip("-n", ns, "-o", "link", "show", tap).stdout.split() if w.count(":") == 5][0]
-    said = f.say("net arp 10.0.2.2")
-    ip("-n", ns, "addr", "del", "10.0.2.2/24", "dev", tap)
-    return said == "OK " + mac.replace(":", "")
-
-
-def test_vsock():
-    need_kvm()
-    with folder() as w, Front(w) as f, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as host:
-        f.put("/vsock", {"guest_cid": 3, "uds_path": f"{w}/v"})
-        host.bind(f"{w}/v_52")
-        host.listen(1)
-        f.boot()
-
-        def answer():
-            c, _ = host.accept()
-            c.sendall(b"from the host\n")
-            c.close()
-        t = threading.Thread(target=answer)
-        t.start()
-        assert f.say("vsock 52") == "OK from the host"
-        t.join(10)
-        f.put("/mmds", {"k": "v"})
-
-
-def test_cpu_config():
-    need_kvm()
-    # Some KVMs can't hide features, or lack some of a template, and say so.
-    for template, refusal in ((None, "does not hide features"), ("x86-64-v2", "host's KVM does not give")):
-        with folder() as w, Front(w) as f:
-            config = {"kvm_capabilities": ["7", "!56"]}  # KVM_CAP_EXT_CPUID; any
-            if not template:
-                config |= cpuid("0x7", "ebx", "0b0xxx_x")
-            f.put("/cpu-config", config)
-            assert f.config()["cpu-config"] == config
-            f.put("/boot-source", BOOT)
-            f.put("/machine-config", {**MACHINE, "cpu_template": template})
-            f.patch("/machine-config", {"vcpu_count": 1})
-            assert f.get("/machine-config").json["cpu_template"] == (template or "None")
-            r = f.call("PUT", "/actions", {"action_type": "InstanceStart"})
-            assert r.status == 204 or refusal in r.json["fault_message"], r.text
-
-
 def test_mmds_document():
     with folder() as w:
         with open(f"{w}/meta", "w", encoding="utf-8") as m:
@@ -869,42 +354,6 @@ def test_the_command_line():
         assert r.returncode == 152 and "none" in r.stderr, r
         r = run("--api-sock", f"{w}/t", "--level", "loud")
         assert r.returncode == 1 and "loud" in r.stderr, r
-
-
-def test_neither_process_outlives_the_other():
-    need_kvm()
-    for phase in (False, True):
-        with folder() as w, Front(w) as f:
-            if phase:
-                f.boot()
-            child = f.child()[0]
-            os.kill(f.process.pid, signal.SIGKILL)
-            f.process.wait(10)
-            wait_until("the VM process's end", lambda: not alive(child))
-        with folder() as w, Front(w) as f:
-            if phase:
-                f.boot()
-            os.kill(f.child()[0], signal.SIGKILL)
-            assert f.process.wait(10) == 1 and "by signal 9" in f.log_text()
-
-
-def test_nobody_reads_its_output():
-    """A guest's output that nobody takes keeps neither the API nor the guest."""
-    need_kvm()
-    with folder() as w:
-        os.mkfifo(f"{w}/fifo")
-        with Front(w) as f:
-            f.put("/serial", {"serial_out_path": f"{w}/fifo"})
-            f.put("/machine-config", MACHINE)
-            f.put("/boot-source", BOOT)
-            f.put("/actions", {"action_type": "InstanceStart"})
-            os.write(f.master, b"chatter 300000\n")
-            for _ in range(100):
-                f.pause()
-                f.resume()
-            with open(f"{w}/fifo", "rb", buffering=0) as r:
-                assert b"READY" in r.read(4096)
-            assert f.state() == "Running"
 
 
 def test_the_document_has_the_table():

@@ -15,14 +15,14 @@ static void try_file(void)
 	struct mv_err err = { 0 };
 	char text[500];
 	MV_FD state_fd = -1;
-	if (fc_snapfile_read(fd, &cfg, &state_fd, &err)) {
+	if (fc_snapfile_read(fd, &cfg, &state_fd, NULL, &err)) {
 		if (!err.msg[0] || state_fd >= 0 || !fc_snapfile_describe(fd, text, sizeof text, &err))
 			abort();
 		return;
 	}
 	if (vmcfg_check(&cfg, &err))
 		abort();
-	fc_snapfile_check_cpu(state_fd, NULL, &err); // of a state that nobody checked yet
+	fc_snapfile_check_cpu(state_fd, &cfg.cpu, NULL, &err); // of a state that nobody checked yet
 	fc_snapfile_describe(fd, text, sizeof text, &err);
 }
 

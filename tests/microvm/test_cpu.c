@@ -232,6 +232,34 @@ static int state_file(const struct x86_cpuid *l)
 	return fd;
 }
 
+static void bits_by_number(void **state)
+{
+	struct vmcfg_cpu cpu = {
+		.n_cpuid = 4,
+		.cpuid = { { .leaf = 7, .reg = VMCFG_EBX, .clear = 1u << 16, .set = 1u << 14 },
+			   { .leaf = 1, .reg = VMCFG_EAX, .clear = 0x0fff3fff & ~0x306f2u, .set = 0x306f2 },
+			   { .leaf = 0, .reg = VMCFG_EBX, .clear = ~0u }, // the vendor, which stays
+			   { .leaf = 0xd, .subleaf = 1, .reg = VMCFG_EAX, .clear = 0xe } },
+	};
+	struct mv_err err;
+	(void)state;
+	skylake(&guest);
+	skylake(&host);
+	assert_int_equal(x86_cpuid_modify(&guest, &cpu, &err), 0);
+	assert_int_equal(leaf(&guest, 7, 0)->ebx, 0xd19e47ab | 1u << 14);
+	assert_int_equal(leaf(&guest, 1, 0)->eax, 0x306f2);
+	assert_int_equal(leaf(&guest, 0, 0)->ebx, leaf(&host, 0, 0)->ebx);
+	assert_int_equal(leaf(&guest, 0xd, 1)->eax, 1);
+	assert_int_equal(leaf(&guest, 0xd, 0)->eax, 0x2e7);
+	// MPX, that this host lacks, was not asked of any; what else it lacks is missed.
+	leaf(&host, 7, 0)->ebx &= ~(1u << 14 | 1u << 18);
+	x86_cpuid_unset(&guest, &cpu);
+	assert_string_equal(missing(1), "rdseed");
+	cpu.cpuid[0].subleaf = 2;
+	assert_int_equal(x86_cpuid_modify(&guest, &cpu, &err), -ENOTSUP);
+	assert_message(err, "leaf 0x7, subleaf 0x2");
+}
+
 static void reports(void **state)
 {
 	struct cpu_report r;
@@ -239,7 +267,7 @@ static void reports(void **state)
 	(void)state;
 	skylake(&guest);
 	int fd = state_file(&guest);
-	assert_int_equal(cpu_report(fd, NULL, &r, &err), 0);
+	assert_int_equal(cpu_report(fd, NULL, NULL, &r, &err), 0);
 	assert_string_equal(r.vendor, "GenuineIntel");
 	assert_int_equal(r.family, 6);
 	assert_int_equal(r.model_number, 0x55);
@@ -247,19 +275,19 @@ static void reports(void **state)
 	assert_false(r.compared);
 	assert_non_null(strstr((char *)r.features.p, ", avx512f, "));
 	cpu_report_fini(&r);
-	assert_int_equal(cpu_report(fd, "/nonexistent", &r, &err), 0);
+	assert_int_equal(cpu_report(fd, "/nonexistent", NULL, &r, &err), 0);
 	assert_false(r.compared);
 	cpu_report_fini(&r);
 	close(fd);
 
 	guest.head.nent = 0; // no CPUID at all
 	fd = state_file(&guest);
-	assert_int_equal(cpu_report(fd, NULL, &r, &err), 0);
+	assert_int_equal(cpu_report(fd, NULL, NULL, &r, &err), 0);
 	assert_string_equal((char *)r.features.p, "");
 	cpu_report_fini(&r);
 	close(fd);
 	fd = t_file();
-	assert_int_equal(cpu_report(fd, NULL, &r, &err), -EINVAL);
+	assert_int_equal(cpu_report(fd, NULL, NULL, &r, &err), -EINVAL);
 	close(fd);
 }
 
@@ -272,6 +300,7 @@ int main(void)
 		cmocka_unit_test(templates_are_the_same_everywhere),
 		cmocka_unit_test(what_needs_it_goes_too),
 		cmocka_unit_test(bad_masks),
+		cmocka_unit_test(bits_by_number),
 		cmocka_unit_test(reports),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -446,7 +446,7 @@ static void loads(struct golden *g)
 	assert_string_equal(g->m.cfg.name, "golden");
 	assert_int_equal(g->m.cfg.mem_mib, MEMORY_MIB);
 	assert_int_equal(load_with(g, ANY_SECTION, 0), 0);
-	assert_int_equal(cpu_report(g->state_fd, NULL, &r, &err), 0);
+	assert_int_equal(cpu_report(g->state_fd, NULL, NULL, &r, &err), 0);
 	assert_true(r.vendor[0] && r.features.len > 100);
 	cpu_report_fini(&r);
 }
@@ -510,7 +510,7 @@ static void runs(struct golden *g)
 	struct mv_err err;
 	struct vm_fds f;
 	char line[200];
-	assert_int_equal(cpu_report(g->state_fd, "/dev/kvm", &r, &err), 0);
+	assert_int_equal(cpu_report(g->state_fd, "/dev/kvm", NULL, &r, &err), 0);
 	bool fits = r.compared && !r.n_missing;
 	if (!r.compared)
 		printf("# %s not run: no access to /dev/kvm\n", g->m.name);

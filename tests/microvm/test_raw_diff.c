@@ -360,8 +360,8 @@ static void create(struct t_vmm *v, const struct vmcfg *c, bool is_diff, bool co
 	if (r)
 		fail_msg("%s", err.msg);
 	assert_int_equal(snapshot(v, (is_diff ? DIFF : FULL) | (confirmed ? CONFIRMED : 0), raw, mem.fd), 0);
-	r = fc_snapfile_write(state.fd, c, raw, &err);
-	r = r ? r : fc_outfile_publish(&state, &mem, &err);
+	r = fc_snapfile_write(state.fd, c, raw, NULL, &err);
+	r = r ? r : fc_outfile_publish(&state, &mem, 1, &err);
 	if (r)
 		fail_msg("%s", err.msg);
 }
@@ -372,9 +372,9 @@ static void load(struct t_vmm *v, struct vmcfg *ret_c, const char *state_path, c
 	MV_FD file = open(state_path, O_RDONLY | O_CLOEXEC);
 	MV_FD state_fd = -1;
 	MV_FD memory_fd = -1;
-	int r = fc_snapfile_read(file, ret_c, &state_fd, &err);
+	int r = fc_snapfile_read(file, ret_c, &state_fd, NULL, &err);
 	r = r ? r : fc_memory_open(memory_path, ret_c->mem_mib, &memory_fd, &err);
-	r = r ? r : fc_snapfile_check_cpu(state_fd, "/dev/kvm", &err);
+	r = r ? r : fc_snapfile_check_cpu(state_fd, &ret_c->cpu, "/dev/kvm", &err);
 	if (r)
 		fail_msg("%s", err.msg);
 	assert_int_equal(t_vmm_start(v, t_vmm_path()), 0);

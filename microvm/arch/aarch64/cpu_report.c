@@ -128,8 +128,10 @@ static void compare(const struct vcpu_state *s, const char *kvm_path, struct cpu
 	}
 }
 
-int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err)
+int cpu_report(int state_fd, const char *kvm_path, const struct vmcfg_cpu *cpu, struct cpu_report *ret_report,
+	       struct mv_err *err)
 {
+	(void)cpu; // nothing of it is x86's alone
 	struct cpu_report report = { 0 };
 	struct id_regs ids = { 0 };
 	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
@@ -168,13 +170,10 @@ int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report
 	return 0;
 }
 
-const char *cpu_feature_at(uint32_t leaf, uint32_t index, unsigned reg, unsigned bit)
+int cpu_host(const char *kvm_path, char ret_vendor[13], uint32_t *ret_version)
 {
-	(void)leaf;
-	(void)index;
-	(void)reg;
-	(void)bit;
-	return NULL; // CPUID is x86's
+	(void)kvm_path, (void)ret_vendor, (void)ret_version;
+	return -ENOTSUP; // CPUID is x86's
 }
 
 void cpu_report_fini(struct cpu_report *r)

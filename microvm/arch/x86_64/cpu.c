@@ -126,6 +126,38 @@ int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct
 	return 0;
 }
 
+static int read_msr(struct vcpu *c, uint32_t index, uint64_t *ret_value)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} one = { .head.nmsrs = 1, .entry.index = index };
+	int r = ioctl(c->fd, KVM_GET_MSRS, &one);
+	*ret_value = one.entry.data;
+	return r == 1 ? 0 : -ENOENT;
+}
+
+// As the configuration wants them. One at a time, so that an error can say which.
+static int modify_msrs(struct vcpu *c, struct mv_err *err)
+{
+	const struct vmcfg_cpu *cpu = &c->vm->cfg.cpu;
+	for (uint32_t i = 0; i < cpu->n_msrs; i++) {
+		struct kvm_msr_entry e = { .index = cpu->msr[i].index };
+		uint64_t now;
+		if (read_msr(c, e.index, &now))
+			return mv_fail(err, ENOTSUP, "cpu: this host's KVM does not have MSR 0x%x", e.index);
+		e.data = (now & ~cpu->msr[i].clear) | cpu->msr[i].set;
+		struct {
+			struct kvm_msrs head;
+			struct kvm_msr_entry entry;
+		} one = { .head.nmsrs = 1, .entry = e };
+		if (ioctl(c->fd, KVM_SET_MSRS, &one) != 1)
+			return mv_fail(err, ENOTSUP, "cpu: this host's KVM refuses MSR 0x%x = 0x%llx",
+				       e.index, (unsigned long long)e.data);
+	}
+	return 0;
+}
+
 // INIT and SIPI leave these as they are, so the other CPUs start with them, too.
 int x86_set_boot_msrs(struct vcpu *c, struct mv_err *err)
 {
@@ -133,7 +165,8 @@ int x86_set_boot_msrs(struct vcpu *c, struct mv_err *err)
 		{ .index = MSR_MISC_ENABLE, .data = MISC_ENABLE_FAST_STRING },
 		{ .index = MSR_MTRR_DEF_TYPE, .data = MTRR_ENABLED_WRITE_BACK },
 	};
-	return set_msrs(c, msrs, MV_ARRAY_LEN(msrs), err);
+	int r = modify_msrs(c, err);
+	return r ? r : set_msrs(c, msrs, MV_ARRAY_LEN(msrs), err);
 }
 
 // KVM has the MTRRs but does not list them: 8 variable ranges, 11 fixed ones, the default.
@@ -150,20 +183,34 @@ static uint32_t add_mtrrs(uint32_t *index, uint32_t n)
 	return n;
 }
 
-// All MSRs that KVM lists and lets us read, and the MTRRs; TSC_DEADLINE last, since setting
+// Those that the configuration changed, which KVM need not list.
+static uint32_t add_modified(const struct vmcfg_cpu *cpu, uint32_t *index, uint32_t n)
+{
+	for (uint32_t i = 0; i < cpu->n_msrs; i++) {
+		uint32_t k = 0;
+		while (k < n && index[k] != cpu->msr[i].index)
+			k++;
+		if (k == n)
+			index[n++] = cpu->msr[i].index;
+	}
+	return n;
+}
+
+// All MSRs that KVM lists and lets us read, and these and the MTRRs; TSC_DEADLINE last, since setting
 // it before the TSC and the APIC base arms it wrongly.
 static int get_msrs(struct vcpu *c, struct vcpu_state *s, struct mv_err *err)
 {
 	struct {
 		struct kvm_msr_list head;
 		uint32_t index[VCPU_MAX_MSRS];
-	} names = { .head.nmsrs = VCPU_MAX_MSRS - N_MTRRS };
+	} names = { .head.nmsrs = VCPU_MAX_MSRS - N_MTRRS - c->vm->cfg.cpu.n_msrs };
 	struct msr_list list;
 	uint32_t n = 0, at = 0;
 
 	int r = kvm_call(c->vm->kvm_fd, KVM_GET_MSR_INDEX_LIST, &names, "KVM_GET_MSR_INDEX_LIST", err);
 	if (r < 0)
 		return r;
+	names.head.nmsrs = add_modified(&c->vm->cfg.cpu, names.index, names.head.nmsrs);
 	names.head.nmsrs = add_mtrrs(names.index, names.head.nmsrs);
 	struct kvm_msr_entry *out = (void *)s->msrs;
 	while (at < names.head.nmsrs) {
@@ -257,17 +304,6 @@ int x86_tsc_offset(struct vcpu *c, unsigned long request, uint64_t *offset, stru
 				     .attr = KVM_VCPU_TSC_OFFSET,
 				     .addr = (uintptr_t)offset };
 	return kvm_call(c->fd, request, &a, "KVM_VCPU_TSC_OFFSET", err);
-}
-
-static int read_msr(struct vcpu *c, uint32_t index, uint64_t *ret_value)
-{
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} one = { .head.nmsrs = 1, .entry.index = index };
-	int r = ioctl(c->fd, KVM_GET_MSRS, &one);
-	*ret_value = one.entry.data;
-	return r == 1 ? 0 : -ENOENT;
 }
 
 static int add_to_msrs(struct vm *vm, uint32_t index, uint64_t delta, struct mv_err *err)

@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "microvm/cpu_report.h"
-
 enum reg { EAX, EBX, ECX, EDX };
 static const char *const reg_names[] = { "eax", "ebx", "ecx", "edx" };
 
@@ -367,7 +365,7 @@ static struct kvm_cpuid_entry2 lookup(const struct x86_cpuid *list, uint32_t lea
 	return e ? *e : (struct kvm_cpuid_entry2){ 0 };
 }
 
-static uint32_t *reg_of(struct kvm_cpuid_entry2 *e, unsigned reg)
+uint32_t *x86_cpuid_reg(struct kvm_cpuid_entry2 *e, unsigned reg)
 {
 	uint32_t *const regs[] = { &e->eax, &e->ebx, &e->ecx, &e->edx };
 	return regs[reg];
@@ -377,7 +375,7 @@ static void read_words(const struct x86_cpuid *list, uint32_t ret_bits[N_WORDS])
 {
 	for (unsigned w = 0; w < N_WORDS; w++) {
 		struct kvm_cpuid_entry2 e = lookup(list, words[w].leaf, words[w].index);
-		ret_bits[w] = *reg_of(&e, words[w].reg);
+		ret_bits[w] = *x86_cpuid_reg(&e, words[w].reg);
 	}
 }
 
@@ -404,19 +402,6 @@ void x86_features(const struct x86_cpuid *guest, struct mv_buf *out)
 	for (int i = 0; i < N_FEATURES; i++)
 		if (bits[features[i].word] >> features[i].bit & 1)
 			add(out, "%s", features[i].name);
-}
-
-const char *cpu_feature_at(uint32_t leaf, uint32_t index, unsigned reg, unsigned bit)
-{
-	if (leaf == 0x80000001 && reg == EDX && AMD_REPEATED >> bit & 1)
-		leaf = 1;
-	for (int i = 0; i < N_FEATURES; i++) {
-		const struct feature *f = &features[i];
-		if (f->bit == bit && words[f->word].leaf == leaf && words[f->word].index == index &&
-		    words[f->word].reg == reg)
-			return f->name;
-	}
-	return NULL;
 }
 
 // --- comparing --------------------------------------------------------------------------
@@ -517,7 +502,34 @@ void x86_features_add(struct x86_cpuid *list, const struct x86_cpuid *more)
 	for (unsigned w = 0; w < N_WORDS; w++) {
 		struct kvm_cpuid_entry2 *e = x86_cpuid_find(list, words[w].leaf, words[w].index);
 		if (e)
-			*reg_of(e, words[w].reg) |= bits[w];
+			*x86_cpuid_reg(e, words[w].reg) |= bits[w];
+	}
+}
+
+// --- bits by number -----------------------------------------------------------------------
+int x86_cpuid_modify(struct x86_cpuid *list, const struct vmcfg_cpu *cpu, struct mv_err *err)
+{
+	for (uint32_t i = 0; i < cpu->n_cpuid; i++) {
+		const struct vmcfg_cpuid *m = &cpu->cpuid[i];
+		struct kvm_cpuid_entry2 *e = x86_cpuid_find(list, m->leaf, m->subleaf);
+		if (!e)
+			return mv_fail(err, ENOTSUP,
+				       "cpu: this host's KVM does not have CPUID leaf 0x%x, subleaf 0x%x",
+				       m->leaf, m->subleaf);
+		uint32_t *reg = x86_cpuid_reg(e, m->reg);
+		if (m->leaf != 0 || m->reg == VMCFG_EAX)
+			*reg = (*reg & ~m->clear) | m->set;
+	}
+	return 0;
+}
+
+void x86_cpuid_unset(struct x86_cpuid *guest, const struct vmcfg_cpu *cpu)
+{
+	for (uint32_t i = 0; i < cpu->n_cpuid; i++) {
+		const struct vmcfg_cpuid *m = &cpu->cpuid[i];
+		struct kvm_cpuid_entry2 *e = x86_cpuid_find(guest, m->leaf, m->subleaf);
+		if (e && m->leaf != 0)
+			*x86_cpuid_reg(e, m->reg) &= ~m->set;
 	}
 }
 
@@ -648,7 +660,7 @@ int x86_features_mask(struct x86_cpuid *list, const struct vmcfg_cpu *mask, stru
 		if (w == WX1D)
 			clear[w] |= clear[W1D] & AMD_REPEATED;
 		if (e)
-			*reg_of(e, words[w].reg) &= ~clear[w];
+			*x86_cpuid_reg(e, words[w].reg) &= ~clear[w];
 	}
 	if (templated || mask->n_disable)
 		mask_xsave(list, kept, present(bits, gone, "xsave"), present(bits, gone, "xsaves"));

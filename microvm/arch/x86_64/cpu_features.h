@@ -35,5 +35,12 @@ void x86_features_add(struct x86_cpuid *list, const struct x86_cpuid *more);
 // that no x86-64 kernel can do without.
 int x86_features_mask(struct x86_cpuid *list, const struct vmcfg_cpu *mask, struct mv_err *err);
 
+// Gives bits the values that cpu->cpuid has for them. The vendor stays KVM's, as a guest that takes its CPU
+// for another vendor's does not run. -ENOTSUP: a leaf that KVM does not list.
+int x86_cpuid_modify(struct x86_cpuid *list, const struct vmcfg_cpu *cpu, struct mv_err *err);
+// Takes away what cpu->cpuid sets to 1, which no host was asked for.
+void x86_cpuid_unset(struct x86_cpuid *guest, const struct vmcfg_cpu *cpu);
+
 struct kvm_cpuid_entry2 *x86_cpuid_find(struct x86_cpuid *list, uint32_t leaf, uint32_t index);
+uint32_t *x86_cpuid_reg(struct kvm_cpuid_entry2 *e, unsigned reg); // enum vmcfg_cpu_register
 void x86_cpuid_vendor(const struct x86_cpuid *list, char ret_vendor[13]);

@@ -134,7 +134,20 @@ static void describe(struct x86_cpuid *guest, struct cpu_report *r)
 	x86_features(guest, &r->features);
 }
 
-int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report, struct mv_err *err)
+int cpu_host(const char *kvm_path, char ret_vendor[13], uint32_t *ret_version)
+{
+	struct x86_cpuid host;
+	const struct kvm_cpuid_entry2 *e =
+		read_host(kvm_path, false, &host) ? x86_cpuid_find(&host, 1, 0) : NULL;
+	if (!e)
+		return -ENODEV;
+	x86_cpuid_vendor(&host, ret_vendor);
+	*ret_version = e->eax;
+	return 0;
+}
+
+int cpu_report(int state_fd, const char *kvm_path, const struct vmcfg_cpu *cpu, struct cpu_report *ret_report,
+	       struct mv_err *err)
 {
 	struct cpu_report report = { 0 };
 	struct x86_cpuid guest;
@@ -142,6 +155,8 @@ int cpu_report(int state_fd, const char *kvm_path, struct cpu_report *ret_report
 	if (r)
 		return r;
 	describe(&guest, &report);
+	if (cpu)
+		x86_cpuid_unset(&guest, cpu);
 	if (kvm_path)
 		compare(&guest, kvm_path, &report);
 	mv_buf_append(&report.features, "", 1);

@@ -92,15 +92,27 @@ static void add_core_level(struct x86_cpuid *l, uint32_t function)
 }
 
 // Some KVMs (kvm-pvm) show a guest more than they were told to; then a mask is no use.
-static int check_mask(struct vcpu *c, const struct x86_cpuid *set, struct mv_err *err)
+static int check_mask(struct vcpu *c, struct x86_cpuid *set, struct mv_err *err)
 {
+	static const char what[] = "cpu: this host's KVM does not hide features from guests";
+	const struct vmcfg_cpu *cpu = &c->vm->cfg.cpu;
 	struct x86_cpuid shown = { .head.nent = X86_MAX_CPUID };
 	MV_BUF more = { 0 };
 	int r = kvm_call(c->fd, KVM_GET_CPUID2, &shown, "KVM_GET_CPUID2", err);
-	if (r < 0 || !x86_features_missing(&shown, set, &more))
-		return r < 0 ? r : 0;
-	return mv_fail(err, ENOTSUP, "cpu: this host's KVM does not hide features from guests; it shows %.*s",
-		       (int)more.len, (const char *)more.p);
+	if (r < 0)
+		return r;
+	if ((cpu->template != VMCFG_CPU_HOST || cpu->n_disable) && x86_features_missing(&shown, set, &more))
+		return mv_fail(err, ENOTSUP, "%s; it shows %.*s", what, (int)more.len, (const char *)more.p);
+	for (uint32_t i = 0; i < cpu->n_cpuid; i++) {
+		const struct vmcfg_cpuid *m = &cpu->cpuid[i];
+		struct kvm_cpuid_entry2 *e = x86_cpuid_find(&shown, m->leaf, m->subleaf);
+		struct kvm_cpuid_entry2 *wanted = x86_cpuid_find(set, m->leaf, m->subleaf);
+		uint32_t left = e && wanted ? *x86_cpuid_reg(e, m->reg) & ~*x86_cpuid_reg(wanted, m->reg) : 0;
+		if (left & m->clear)
+			return mv_fail(err, ENOTSUP, "%s; of leaf 0x%x, %s, it shows 0x%x", what, m->leaf,
+				       vmcfg_cpu_registers[m->reg], left & m->clear);
+	}
+	return 0;
 }
 
 int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
@@ -111,6 +123,8 @@ int x86_set_cpuid(struct vcpu *c, struct mv_err *err)
 
 	int r = kvm_call(c->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, &list, "KVM_GET_SUPPORTED_CPUID", err);
 	if (r < 0)
+		return r;
+	if ((r = x86_cpuid_modify(&list, &c->vm->cfg.cpu, err)))
 		return r;
 	add_core_level(&list, 0xb);
 	add_core_level(&list, 0x1f);

@@ -46,9 +46,10 @@ int x86_vmclock_restored(struct vm *vm); // counts on; nothing in a machine made
 
 // CPUID of a new vCPU: what KVM supports, with topology and hypervisor bits set, without
 // what a snapshot could not carry (nested virtualisation, a TSC that never stops) or a guest
-// should not see (PMU).
+// should not see (PMU), and as the configuration wants it.
 int x86_set_cpuid(struct vcpu *c, struct mv_err *err);
 
-// The first registers of the boot CPU; the MSRs that firmware would set on every CPU.
+// The first registers of the boot CPU; the MSRs that the configuration changes and those that firmware would
+// set, on every CPU, which has its CPUID.
 int x86_set_boot_registers(struct vcpu *c, const struct x86_entry *entry, struct mv_err *err);
 int x86_set_boot_msrs(struct vcpu *c, struct mv_err *err);
