@@ -6,6 +6,9 @@
 
 #include "pl031.h"
 
+// KVM can't carry out, nor pass over, what writes a pair of registers or moves its base to a read-only slot,
+// as a kernel's copies do. All that is left would be an abort, after which that kernel's driver hangs.
+#define ARCH_READ_ONLY_FILE GMEM_OWN_COPY
 #define ARCH_ID 2 // enum manifest_arch
 
 struct a64_clock {             // saved

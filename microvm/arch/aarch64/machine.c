@@ -231,8 +231,7 @@ bool arch_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_w
 }
 
 // An access that the hardware does not describe well enough to be carried out (a pair of registers, a
-// vector), to where there is no memory or to a file that is read-only. The guest gets what a bus gives: an
-// external abort.
+// vector), to where there is no memory. The guest gets what a bus gives: an external abort.
 static bool abort_access(struct vcpu *c)
 {
 	struct kvm_vcpu_events e;
