@@ -17,7 +17,7 @@
 #define MSG_RECORD_MAX_MS 600000u
 // Of all that is said here. VM processes outlive their daemon: raise it with every change that an
 // older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
-#define MSG_VERSION 8
+#define MSG_VERSION 9
 #define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {

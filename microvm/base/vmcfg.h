@@ -123,7 +123,7 @@ struct vmcfg_vsock {
 // snapshot fits every host that has them; `disable` takes more away, by name.
 #define VMCFG_MAX_DISABLE 64
 #define VMCFG_FEATURE_LEN 24
-enum vmcfg_cpu_template { VMCFG_CPU_HOST, VMCFG_CPU_V2, VMCFG_CPU_V3 };
+enum vmcfg_cpu_template { VMCFG_CPU_HOST, VMCFG_CPU_V2, VMCFG_CPU_V3, VMCFG_CPU_ARM8, VMCFG_CPU_ARM8_2 };
 struct vmcfg_cpu {
 	bool present;      // asked for; only for showing it
 	uint32_t template; // enum vmcfg_cpu_template

@@ -22,6 +22,9 @@ int a64_set_reg(struct vcpu *c, uint64_t id, uint64_t value, struct mv_err *err)
 int a64_mpidr(struct vcpu *c, uint64_t *ret_mpidr, struct mv_err *err);
 int a64_set_boot_registers(struct vcpu *c, uint64_t entry_gpa, uint64_t fdt_gpa, struct mv_err *err);
 
+// Gives the guest what the configuration's mask leaves of the CPU. Before a vCPU has run.
+int a64_mask_features(struct vm *vm, struct mv_err *err);
+
 // Loads an Image, gzip'd or not, and the initrd; makes the device tree. The file's bytes are hostile.
 int a64_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t *ret_entry_gpa,
 		    uint64_t *ret_fdt_gpa, struct mv_err *err);

@@ -8,7 +8,9 @@
 #include <sys/ioctl.h>
 
 #include "a64.h"
+#include "cpu_features.h"
 #include "kvm_vcpu.h"
+#include "microvm/cpu_report.h"
 #include "microvm/kvm.h"
 #include "vcpu_state.h"
 
@@ -52,6 +54,57 @@ int a64_mpidr(struct vcpu *c, uint64_t *ret_mpidr, struct mv_err *err)
 	int r = a64_get_reg(c, REG_MPIDR, &v, err);
 	if (!r)
 		*ret_mpidr = v & MPIDR_AFFINITY;
+	return r;
+}
+
+// Which bits of the identification registers KVM lets be written (KVM API 4.139, Linux 6.7).
+static int writable_bits(struct vm *vm, struct a64_id_regs *ret_masks, struct mv_err *err)
+{
+	uint64_t all[A64_N_WRITABLE_MASKS] = { 0 };
+	struct a64_reg_mask_range range = { .addr = (uintptr_t)all };
+	if (kvm_capability(vm->vm_fd, A64_CAP_REG_MASK_RANGES) <= 0)
+		return mv_fail(err, ENOTSUP,
+			       "cpu: this host's KVM can't hide features from guests; that needs Linux 6.7 "
+			       "or later");
+	int r = kvm_call(vm->vm_fd, A64_GET_REG_WRITABLE_MASKS, &range, "KVM_ARM_GET_REG_WRITABLE_MASKS",
+			 err);
+	if (r < 0)
+		return r;
+	memcpy(ret_masks->value, all, sizeof ret_masks->value);
+	return 0;
+}
+
+// KVM has one set of these registers for all vCPUs; they can be written until the first of them runs.
+int a64_mask_features(struct vm *vm, struct mv_err *err)
+{
+	struct vcpu *c = &vm->vcpu[0];
+	struct a64_id_regs host = { 0 }, guest, writable;
+	MV_BUF fixed = { 0 };
+	int r = writable_bits(vm, &writable, err);
+	for (unsigned i = A64_FIRST_FEATURE_REG; !r && i < A64_N_ID_REGS; i++)
+		r = a64_get_reg(c, a64_id_reg(i), &host.value[i], err);
+	guest = host;
+	r = r ? r : a64_features_mask(&guest, &vm->cfg.cpu, err);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < A64_N_ID_REGS; i++)
+		for (unsigned shift = 0; shift < 64; shift += 4)
+			if ((host.value[i] ^ guest.value[i]) & ~writable.value[i] & 15ull << shift)
+				a64_field_missing(i, shift, host.value[i], guest.value[i], &fixed);
+	if (fixed.len)
+		return mv_fail(err, ENOTSUP, "cpu: this host's KVM can't hide %.*s from guests",
+			       (int)fixed.len, (const char *)fixed.p);
+	for (unsigned i = 0; !r && i < A64_N_ID_REGS; i++) {
+		uint64_t shown = host.value[i];
+		if (guest.value[i] == shown)
+			continue;
+		r = a64_set_reg(c, a64_id_reg(i), guest.value[i], err);
+		r = r ? r : a64_get_reg(c, a64_id_reg(i), &shown, err);
+		if (!r && shown != guest.value[i])
+			r = mv_fail(err, ENOTSUP, "cpu: KVM took register 0x%llx = 0x%llx for 0x%llx",
+				    (unsigned long long)a64_id_reg(i), (unsigned long long)guest.value[i],
+				    (unsigned long long)shown);
+	}
 	return r;
 }
 

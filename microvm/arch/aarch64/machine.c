@@ -82,9 +82,9 @@ int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
 	if (vm->cfg.discovery == VMCFG_CMDLINE)
 		return mv_fail(err, ENOTSUP,
 			       "discovery: arm64 guests find devices by the device tree; leave it out");
-	if (vm->cfg.cpu.template != VMCFG_CPU_HOST || vm->cfg.cpu.n_disable)
-		return mv_fail(err, ENOTSUP, "cpu: there are no templates and masks for arm64");
-	int r = a64_load_kernel(vm, kernel_fd, initrd_fd, &entry, &fdt, err);
+	bool masked = vm->cfg.cpu.template != VMCFG_CPU_HOST || vm->cfg.cpu.n_disable;
+	int r = masked ? a64_mask_features(vm, err) : 0;
+	r = r ? r : a64_load_kernel(vm, kernel_fd, initrd_fd, &entry, &fdt, err);
 	r = r ? r : a64_set_boot_registers(&vm->vcpu[0], entry, fdt, err);
 	return r ? r : arch_new_generation(vm, false, err);
 }
