@@ -35,7 +35,11 @@ devices() {
 }
 
 vmclock() {
-	[ "$MACHINE" = aarch64 ] || same "VMCLOCK is there" AMZNC10C guest dev "cat /sys/bus/acpi/devices/AMZNC10C:00/hid"
+	if [ "$MACHINE" = aarch64 ]; then
+		same "VMCLOCK is there" amazon,vmclock guest dev "tr -d '\\0' </proc/device-tree/ptp@40010000/compatible; echo"
+		return
+	fi
+	same "VMCLOCK is there" AMZNC10C guest dev "cat /sys/bus/acpi/devices/AMZNC10C:00/hid"
 }
 # measured TEXT COMMAND...: a check whose figures, the last line, are shown in any case.
 measured() {

@@ -15,6 +15,8 @@
 #include "vcpu_state.h"
 
 #define REG_MPIDR ARM64_SYS_REG(3, 0, 0, 0, 5)
+#define REG_CLIDR ARM64_SYS_REG(3, 1, 0, 0, 1)
+#define CLIDR_TYPES 0x1fffffull // three bits a level
 #define MPIDR_AFFINITY 0xff00ffffffull
 #define CORE_REG(name) (KVM_REG_ARM64 | KVM_REG_ARM_CORE | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE_REG(name))
 #define GICV2_MAX_VCPUS 8
@@ -106,6 +108,30 @@ int a64_mask_features(struct vm *vm, struct mv_err *err)
 				    (unsigned long long)shown);
 	}
 	return r;
+}
+
+static uint64_t cache_types(const struct a64_cache *list, unsigned n)
+{
+	static const uint64_t types[] = { 2, 1, 4 }; // enum a64_cache_type; data and instructions: 3
+	uint64_t clidr = 0;
+	for (unsigned i = 0; i < n && list[i].level <= 7; i++)
+		clidr |= types[list[i].type] << 3 * (list[i].level - 1);
+	return clidr;
+}
+
+bool a64_show_caches(struct vm *vm, const struct a64_cache *list, unsigned n)
+{
+	const uint64_t wanted = cache_types(list, n);
+	struct mv_err none;
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		uint64_t clidr;
+		if (a64_get_reg(&vm->vcpu[i], REG_CLIDR, &clidr, &none))
+			return false;
+		if ((clidr & CLIDR_TYPES) != wanted &&
+		    a64_set_reg(&vm->vcpu[i], REG_CLIDR, (clidr & ~CLIDR_TYPES) | wanted, &none))
+			return false;
+	}
+	return true;
 }
 
 // The others wait for PSCI's CPU_ON. The first one of a warm VM does not know how many there will be.

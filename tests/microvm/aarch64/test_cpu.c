@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU features by name, masks and templates. Needs no KVM; run by qemu-user.
+// CPU features by name, masks, templates, and the host's caches. Needs no KVM; run by qemu-user.
 #include "tests/t.h"
 
 #include <errno.h>
 #include <linux/kvm.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include "microvm/arch/aarch64/a64.h"
 #include "microvm/arch/aarch64/cpu_features.h"
 
 enum { PFR0 = 4 * 8, PFR1 = 4 * 8 + 1, ISAR0 = 6 * 8, ISAR1 = 6 * 8 + 1, ISAR2 = 6 * 8 + 2, MMFR0 = 7 * 8 };
@@ -162,11 +165,71 @@ static void missing(void **state)
 	assert_false(a64_is_id_reg(ARM64_SYS_REG(3, 0, 1, 0, 0), &index));
 }
 
+// --- caches -----------------------------------------------------------------------------
+static char folder[] = "/tmp/test-caches-XXXXXX";
+static const char *const files[] = { "level",          "type",           "size", "coherency_line_size",
+				     "number_of_sets", "shared_cpu_list" };
+
+static void put(unsigned index, unsigned file, const char *text)
+{
+	char path[128];
+	snprintf(path, sizeof path, "%s/index%u", folder, index);
+	mkdir(path, 0700);
+	snprintf(path, sizeof path, "%s/index%u/%s", folder, index, files[file]);
+	FILE *f = fopen(path, "w");
+	assert_non_null(f);
+	fputs(text, f);
+	fclose(f);
+}
+
+static void put_all(void)
+{
+	static const char *const all_of[][MV_ARRAY_LEN(files)] = {
+		{ "1\n", "Data\n", "64K\n", "64\n", "256\n", "0\n" },
+		{ "1\n", "Instruction\n", "48K\n", "64\n", "", "0\n" },
+		{ "2\n", "Unified\n", "1024K\n", "64\n", "2048\n", "0\n" },
+		{ "3\n", "Unified\n", "32M\n", "128\n", "32768\n", "0-3,8\n" },
+	};
+	for (unsigned i = 0; i < MV_ARRAY_LEN(all_of); i++)
+		for (unsigned k = 0; k < MV_ARRAY_LEN(files); k++)
+			put(i, k, all_of[i][k]);
+}
+
+static void caches(void **state)
+{
+	(void)state;
+	struct a64_cache c[A64_MAX_CACHES];
+	assert_int_equal(a64_read_caches("/nonexistent", c), 0);
+	assert_non_null(mkdtemp(folder));
+	assert_int_equal(a64_read_caches(folder, c), 0);
+	put_all();
+	assert_int_equal(a64_read_caches(folder, c), 4);
+	assert_true(c[0].type == A64_CACHE_DATA && c[0].size_bytes == 64 << 10 && c[0].sets == 256 &&
+		    !c[0].shared);
+	assert_true(c[1].type == A64_CACHE_INSTRUCTION && c[1].size_bytes == 48 << 10 && !c[1].sets);
+	assert_true(c[2].level == 2 && c[2].type == A64_CACHE_UNIFIED && !c[2].shared);
+	assert_true(c[3].level == 3 && c[3].size_bytes == 32 << 20 && c[3].line_bytes == 128 && c[3].shared);
+	// What can't be told, and all behind it, is not: file of index 2, text, how many are left.
+	static const struct {
+		unsigned file;
+		const char *text;
+	} bad[] = { { 0, "4\n" },     { 0, "" },         { 1, "Data\n" },      { 1, "Trace\n" }, { 2, "" },
+		    { 2, "1024G\n" }, { 2, "8388608K" }, { 2, "4294967295M" }, { 2, "-1K" } };
+	for (size_t i = 0; i < MV_ARRAY_LEN(bad); i++) {
+		put(2, bad[i].file, bad[i].text);
+		assert_int_equal(a64_read_caches(folder, c), 2);
+		put_all();
+	}
+	char command[64];
+	snprintf(command, sizeof command, "rm -r %s", folder);
+	assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(names),   cmocka_unit_test(masks),   cmocka_unit_test(templates),
-		cmocka_unit_test(refused), cmocka_unit_test(missing),
+		cmocka_unit_test(refused), cmocka_unit_test(missing), cmocka_unit_test(caches),
 	};
 	return cmocka_run_group_tests_name("aarch64/cpu", tests, NULL, NULL);
 }
