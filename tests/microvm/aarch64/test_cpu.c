@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU features by name, masks, templates, and the host's caches. Needs no KVM; run by qemu-user.
+// CPU features by name, masks, templates, reports, and the host's caches. Run by qemu-user, where nothing is
+// compared with a host; in the rig, where the real KVM is asked: rig-arm64.sh -k 6.12.
 #include "tests/t.h"
 
 #include <errno.h>
@@ -10,6 +11,10 @@
 
 #include "microvm/arch/aarch64/a64.h"
 #include "microvm/arch/aarch64/cpu_features.h"
+#include "microvm/arch/aarch64/vcpu_state.h"
+#include "microvm/cpu_report.h"
+#include "microvm/sections.h"
+#include "snapshot/format.h"
 
 enum { PFR0 = 4 * 8, PFR1 = 4 * 8 + 1, ISAR0 = 6 * 8, ISAR1 = 6 * 8 + 1, ISAR2 = 6 * 8 + 2, MMFR0 = 7 * 8 };
 
@@ -165,6 +170,51 @@ static void missing(void **state)
 	assert_false(a64_is_id_reg(ARM64_SYS_REG(3, 0, 1, 0, 0), &index));
 }
 
+// A state file with one vCPU that has these registers.
+static int state_file(const struct a64_id_regs *regs)
+{
+	struct mv_err err;
+	MV_BUF out = { 0 };
+	MV_FREE struct vcpu_state *s = calloc(1, sizeof *s);
+	int fd = t_file();
+	for (unsigned i = 0; i < A64_N_ID_REGS; i++) {
+		struct a64_reg reg = { .id = a64_id_reg(i), .bytes = 8 };
+		memcpy(reg.value, &regs->value[i], sizeof regs->value[i]);
+		if (regs->value[i])
+			assert_int_equal(a64_reg_add(s, &reg), 0);
+	}
+	size_t mark = snap_section_begin(&out, SECTION_VCPU, 0);
+	mv_state_save(&a64_vcpu_table, s, &out);
+	snap_section_end(&out, mark);
+	assert_int_equal(snap_container_write(fd, SNAP_MAGIC_STATE, out.p, out.len, &err), 0);
+	return fd;
+}
+
+static void reports(void **state)
+{
+	(void)state;
+	struct cpu_report r;
+	struct mv_err err;
+	struct a64_id_regs guest = host;
+	guest.value[A64_MIDR] = 0x413fd0c1;
+	guest.value[ISAR0] |= 15ull << 56;
+	guest.value[ISAR2] = 1 << 16;
+	int fd = state_file(&guest);
+	assert_int_equal(cpu_report(fd, "/dev/kvm", &r, &err), 0);
+	assert_string_equal(r.vendor, "Arm");
+	assert_string_equal(r.model, "part 0xd0c variant 3");
+	assert_int_equal(r.stepping, 1);
+	assert_non_null(strstr((char *)r.features.p, ", atomics, "));
+	printf("# %s: %u: %s\n", r.compared ? "missing" : "not compared", r.n_missing, (char *)r.missing.p);
+	assert_true(r.compared == (r.n_missing > 0)); // no host has that
+	if (r.compared) {
+		assert_non_null(strstr((char *)r.missing.p, "MIDR_EL1 = 0x413fd0c1 (here: "));
+		assert_non_null(strstr((char *)r.missing.p, "ID_AA64ISAR0_EL1[59:56] = 15 (here: "));
+	}
+	cpu_report_fini(&r);
+	close(fd);
+}
+
 // --- caches -----------------------------------------------------------------------------
 static char folder[] = "/tmp/test-caches-XXXXXX";
 static const char *const files[] = { "level",          "type",           "size", "coherency_line_size",
@@ -230,6 +280,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(names),   cmocka_unit_test(masks),   cmocka_unit_test(templates),
 		cmocka_unit_test(refused), cmocka_unit_test(missing), cmocka_unit_test(caches),
+		cmocka_unit_test(reports),
 	};
 	return cmocka_run_group_tests_name("aarch64/cpu", tests, NULL, NULL);
 }
