@@ -53,7 +53,7 @@ const struct cli_option cli_options[N_OPTS] = {
 	     "[,stats_interval_s=N]",
 	     balloon,
 	     "a device by which the guest gives memory back"),
-	TEXT(O_CPU, "cpu", "template=host|x86-64-v2|x86-64-v3[,disable=FEATURE]...", cpu,
+	TEXT(O_CPU, "cpu", "template=host|x86-64-v2|x86-64-v3|armv8-a|armv8.2-a[,disable=FEATURE]...", cpu,
 	     "which features of the CPU the guest sees"),
 	TEXT(O_METADATA, "metadata", "FILE|-", metadata,
 	     "a JSON document that the guest reads over vsock or by its metadata service"),

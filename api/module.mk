@@ -3,7 +3,7 @@
 # daemon; the daemon needs libmicrohttpd. API_COMMON is everything the daemon is made of.
 API_CLI_SRC := $(wildcard api/cli*.c api/doctor*.c)
 API_SHARED_O := $(call objs,$(wildcard api/json.c api/conf.c api/error.c api/paths.c api/cgroup.c api/passt.c api/spawn.c api/hugepages.c))
-CPU_REPORT_O := $(call objs,$(wildcard $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state)))
+CPU_REPORT_O := $(call objs,$(wildcard microvm/cpu_report.c $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state)))
 API_COMMON := $(CPU_REPORT_O) $(call objs,$(filter-out api/thawd.c api/thaw.c api/page_handler.c $(API_CLI_SRC),$(wildcard api/*.c)))
 API_CLI_O := $(call objs,$(API_CLI_SRC))
 THAWD := $(B)/bin/thawd

@@ -6,6 +6,7 @@
 // milliseconds.
 #pragma once
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "microvm/base/err.h"
@@ -31,3 +32,10 @@ int cpu_report(int state_fd, const char *kvm_path, const struct vmcfg_cpu *cpu, 
 int cpu_host(const char *kvm_path, char ret_vendor[13], uint32_t *ret_version);
 
 void cpu_report_fini(struct cpu_report *r); // idempotent
+
+// The architecture's part (arch/<name>/cpu_report.c), with the saved state of the first vCPU, since all have
+// the same features: fills what is above. Whoever calls it frees what it made, also when it fails.
+int cpu_report_arch(const void *vcpu, size_t len, const char *kvm_path, const struct vmcfg_cpu *cpu,
+		    struct cpu_report *r, struct mv_err *err);
+// Adds an item to one of the texts.
+__attribute__((format(printf, 2, 3))) void cpu_report_add(struct mv_buf *list, const char *fmt, ...);

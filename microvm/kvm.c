@@ -50,7 +50,7 @@ int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_er
 	for (unsigned i = 0; i < m->n_files; i++) {
 		struct kvm_userspace_memory_region slot = {
 			.slot = m->n_regions + i,
-			.flags = m->file[i].writable ? 0 : KVM_MEM_READONLY,
+			.flags = m->file[i].access == GMEM_READ_ONLY ? KVM_MEM_READONLY : 0,
 			.guest_phys_addr = m->file[i].gpa,
 			.memory_size = m->file[i].size_bytes,
 			.userspace_addr = (uintptr_t)m->file[i].hva,

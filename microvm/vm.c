@@ -399,7 +399,7 @@ static int map_pmems(struct vm *vm, const struct vm_fds *f, struct mv_err *err)
 		int r = vio_pmem_check(f->pmem[i], &bytes, err);
 		r = r ? r
 		      : gmem_map_file(&vm->mem, arch_file_gpa(&vm->mem), bytes, f->pmem[i],
-				      !vm->cfg.pmem[i].read_only, err);
+				      vm->cfg.pmem[i].read_only ? ARCH_READ_ONLY_FILE : GMEM_WRITABLE, err);
 		if (r)
 			return mv_wrap(err, "pmem %s", vm->cfg.pmem[i].id);
 	}

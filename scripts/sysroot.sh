@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 arch=${1:?architecture} out=${2:?folder}
 dev="liburing-dev liblz4-dev libxxhash-dev libseccomp-dev libfdt-dev zlib1g-dev libjansson-dev libmicrohttpd-dev
 	libcurl4-openssl-dev libcmocka-dev"
-run="libcurl4 libmicrohttpd12 libjansson4 libcmocka0" # with all that they need, for programs that are not static
+run="libcurl4 libmicrohttpd12 libjansson4 libcmocka0 passt" # with all that they need; programs for the rig
 
 mkdir -p "$RIG_CACHE"
 t=$(mktemp -d "${out%/*}/sysroot.XXXXXX")

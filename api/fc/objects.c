@@ -27,7 +27,8 @@
 
 static const char *const huge_pages_words[] = { "None", "Transparent", "2M", NULL }; // enum gmem_pages
 const char *const fc_template_words[] = { "None", "C3", "T2", "T2S", "T2CL", "T2A", "V1N1",
-						   "x86-64-v2", "x86-64-v3", NULL }; // enum fc_template
+					   "x86-64-v2", "x86-64-v3", "armv8-a",
+					   "armv8.2-a", NULL }; // enum fc_template
 static const char *const cache_words[] = { "Unsafe", "Writeback", NULL };    // enum fc_cache
 static const char *const engine_words[] = { "Sync", "Async", NULL };
 static const char *const layer_words[] = { "None", "Ephemeral", NULL };      // enum vmcfg_layer
@@ -66,7 +67,7 @@ static TABLE(limiter_table, limiter_fields);
 #define TEMPLATE                                                                                     \
 	MAYBE(cpu_template, JS_WORD, FC_EXTENDED, \
 	      "None; C3, T2, T2S, T2CL or T2A, if the CPU is one of theirs when it starts; " \
-	      "thaw's x86-64-v2 and x86-64-v3", \
+	      "thaw's x86-64-v2, x86-64-v3, armv8-a and armv8.2-a", \
 	      .words = fc_template_words)
 static const struct js_field machine_fields[] = {
 	MACHINE(FIELD, JS_REQUIRED),

@@ -160,18 +160,20 @@ int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 	return 0;
 }
 
-int gmem_map_file(struct gmem *m, uint64_t start, uint64_t size_bytes, int fd, bool writable,
+int gmem_map_file(struct gmem *m, uint64_t start, uint64_t size_bytes, int fd, enum gmem_access access,
 		  struct mv_err *err)
 {
 	if (m->n_files == GMEM_MAX_FILES)
 		return mv_fail(err, E2BIG, "more than %d files as memory", GMEM_MAX_FILES);
-	void *p = mmap(NULL, size_bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED, fd, 0);
+	int prot = PROT_READ | (access == GMEM_READ_ONLY ? 0 : PROT_WRITE);
+	int flags = access == GMEM_OWN_COPY ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
+	void *p = mmap(NULL, size_bytes, prot, flags, fd, 0);
 	if (p == MAP_FAILED)
 		return mv_fail(err, errno, "cannot map the file: %s", strerror(errno));
 	// A frozen copy of the VM has no use for it, and a forked VM maps it for itself.
 	madvise(p, size_bytes, MADV_DONTFORK);
 	madvise(p, size_bytes, MADV_DONTDUMP);
-	m->file[m->n_files++] = (struct gmem_file){ start, size_bytes, p, writable };
+	m->file[m->n_files++] = (struct gmem_file){ start, size_bytes, p, access };
 	return 0;
 }
 
@@ -206,7 +208,7 @@ static void *find_file(const struct gmem *m, uint64_t a, size_t len, bool to_wri
 	for (unsigned i = 0; i < m->n_files; i++) {
 		const struct gmem_file *f = &m->file[i];
 		if (a >= f->gpa && a - f->gpa < f->size_bytes && len <= f->size_bytes - (a - f->gpa))
-			return f->writable || !to_write ? f->hva + (a - f->gpa) : NULL;
+			return f->access == GMEM_WRITABLE || !to_write ? f->hva + (a - f->gpa) : NULL;
 	}
 	return NULL;
 }

@@ -43,7 +43,7 @@ struct gmem {
 	struct gmem_file {
 		uint64_t gpa, size_bytes;
 		uint8_t *hva;
-		bool writable;
+		uint32_t access; // enum gmem_access
 	} file[GMEM_MAX_FILES];
 	unsigned n_files;
 	bool from_file;
@@ -62,7 +62,13 @@ int gmem_add(struct gmem *m, uint64_t gpa, uint64_t size_bytes);
 int gmem_map(struct gmem *m, int file_fd, struct mv_err *err);
 
 // Maps a whole file, shared, for the guest to have at gpa. Not inherited by forks.
-int gmem_map_file(struct gmem *m, uint64_t gpa, uint64_t size_bytes, int fd, bool writable,
+enum gmem_access {
+	GMEM_READ_ONLY,
+	GMEM_WRITABLE,
+	GMEM_OWN_COPY, // read-only for devices; what the guest writes goes to pages of its own, and is lost
+		       // with them
+};
+int gmem_map_file(struct gmem *m, uint64_t gpa, uint64_t size_bytes, int fd, enum gmem_access access,
 		  struct mv_err *err);
 
 // Unmaps; idempotent.

@@ -91,7 +91,7 @@ static MV_DEFINE_TABLE(metadata_table, struct vmcfg_metadata, metadata_fields);
 
 const char *const vmcfg_huge_pages[] = { "none", "thp", "2M", "1G", NULL };
 
-const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", NULL };
+const char *const vmcfg_cpu_templates[] = { "host", "x86-64-v2", "x86-64-v3", "armv8-a", "armv8.2-a", NULL };
 
 const char *const vmcfg_cpu_registers[] = { "eax", "ebx", "ecx", "edx", NULL };
 
@@ -113,7 +113,7 @@ static MV_DEFINE_TABLE(msr_table, struct vmcfg_msr, msr_fields);
 
 static const struct mv_field cpu_fields[] = {
 	MV_FLAG(struct vmcfg_cpu, present, 1),
-	MV_INT(struct vmcfg_cpu, template, 2, MV_U32, VMCFG_CPU_HOST, VMCFG_CPU_V3),
+	MV_INT(struct vmcfg_cpu, template, 2, MV_U32, VMCFG_CPU_HOST, VMCFG_CPU_ARM8_2),
 	{ .name = "disable",
 	  .tag = 3,
 	  .type = MV_STR,

@@ -138,7 +138,7 @@ struct vmcfg_msr {
 	uint32_t index;
 	uint64_t clear, set;
 };
-enum vmcfg_cpu_template { VMCFG_CPU_HOST, VMCFG_CPU_V2, VMCFG_CPU_V3 };
+enum vmcfg_cpu_template { VMCFG_CPU_HOST, VMCFG_CPU_V2, VMCFG_CPU_V3, VMCFG_CPU_ARM8, VMCFG_CPU_ARM8_2 };
 struct vmcfg_cpu {
 	bool present;      // asked for; only for showing it
 	uint32_t template; // enum vmcfg_cpu_template

@@ -8,7 +8,7 @@ FUZZ_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=
 	-Wno-gnu-variable-sized-type-not-at-end -O1 -g
 FUZZ_OBJ := $(B)/tests/fuzz/obj
 FUZZ_O := $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(filter-out snapshot/sandbox.c,microvm/kvm.c $(wildcard microvm/base/*.c snapshot/*.c devices/*.c)) api/json.c api/error.c api/vmjson.c \
-	api/http.c api/spawn.c api/vmfds.c api/tap.c $(filter-out api/fc/main.c api/fc/no_tls.c,$(wildcard api/fc/*.c)) $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state))
+	api/http.c api/spawn.c api/vmfds.c api/tap.c $(filter-out api/fc/main.c api/fc/no_tls.c,$(wildcard api/fc/*.c)) microvm/cpu_report.c $(patsubst %,microvm/arch/$(ARCH)/%.c,cpu_report cpu_features vcpu_state))
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_PROGRAMS := $(if $(FUZZ_RT),$(patsubst %.c,$(B)/%,$(FUZZ_SRC)))
 OBJECTS += $(FUZZ_O) $(patsubst %.c,$(FUZZ_OBJ)/%.o,$(FUZZ_SRC))

@@ -28,7 +28,7 @@ printf '#!/bin/sh\nexec /bin/poweroff -f\n' >"$t/etc/acpi/PWRF/00000080"
 chmod 755 "$t/init" "$t/bin/agent" "$t/bin/busybox" "$t/etc/acpi/PWRF/00000080"
 # shellcheck disable=SC2086 # a list
 rig_modules "$k" "$t/lib/modules/$v" virtio_ring virtio virtio_mmio virtio_blk virtio_net \
-	virtio-rng vmw_vsock_virtio_transport evdev button ${MODULES:-}
+	virtio-rng vmw_vsock_virtio_transport evdev button gpio_keys ${MODULES:-}
 echo "${MODULES:-}" >"$t/etc/modules"
 "$own" depmod -b "$t" "$v"
 rig_cpio "$t" >"$out"

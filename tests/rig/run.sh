@@ -63,9 +63,12 @@ for p in thawd thaw thaw-vmm thaw-pager thaw-firecracker; do
 	cp "$build/bin/$p" "$job/bin/" || exit 125
 	progs+=(-b "$build/bin/$p") # for the libraries
 done
-# The user networks' passt, and its AVX2 build, if they are installed here.
-passt=''
-[ "$arch" = arm64 ] || passt=$(command -v passt)
+# The user networks' passt, and its AVX2 build, if they are installed here; arm64's is among the cross build's packages.
+passt=$(command -v passt)
+if [ "$arch" = arm64 ]; then
+	passt=$build/sysroot/usr/bin/passt
+	cp "$passt" "$job/bin/" || exit 125
+fi
 [ -z "$passt" ] || for p in "$passt" "$passt.avx2"; do [ ! -x "$p" ] || progs+=(-b "$p"); done
 for p in agent vsock-call flow probe; do
 	${CC:-cc} -static -O2 -o "$build/tests/rig/$p.$$" "$here/$p.c" || exit 125

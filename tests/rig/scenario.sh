@@ -7,7 +7,8 @@
 #   scenario.sh SERIES KIND VCPUS [SERIES KIND VCPUS]...
 #
 # SERIES is the guest's kernel, 6.1 or 6.12, KIND is vmlinux or bzImage; on arm64 Image or gzip. Prints TAP.
-# Each step has a time limit; a failed boot skips the rest of its round. ONLY=devices: nothing but the devices.
+# Each step has a time limit; a failed boot skips the rest of its round. ONLY=devices: nothing but the devices; ONLY=users:
+# but user networks.
 #
 # Network: tap "tN" has 10.0.N.1, the guest behind it 10.0.N.2. The source is N = 1,
 # the clones of one request 10 and up (10 + their number), the last restore 2.
@@ -254,8 +255,8 @@ end_it() {
 		check "$2" t stop "$1" --mode "$3"
 		return
 	fi
-	check "$2: it has none" refused "the arm64 machine has no" t stop "$1" --mode "$3"
-	case $3 in ctrl-alt-del) word=reboot ;; *) word=poweroff ;; esac
+	case $3 in ctrl-alt-del) word=reboot why="the arm64 machine has no" ;; *) word=poweroff why="the guest does not listen" ;; esac
+	check "$2: it has none" refused "$why" t stop "$1" --mode "$3"
 	guest "$1" "(sleep 1; $word -f) >/dev/null 2>&1 &"
 }
 refused() { # WORD COMMAND...: fails with the word
@@ -513,6 +514,8 @@ scenario() { # SERIES KIND VCPUS
 		check "doctor" t doctor
 		if [ "$ONLY" = devices ]; then
 			devices
+		elif [ "$ONLY" = users ]; then
+			user_net
 		elif boot && freeze; then
 			clones && ends && again && copies && user_net
 			[ "$2$3" != "$DEVICES" ] || devices

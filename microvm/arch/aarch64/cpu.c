@@ -8,11 +8,15 @@
 #include <sys/ioctl.h>
 
 #include "a64.h"
+#include "cpu_features.h"
 #include "kvm_vcpu.h"
+#include "microvm/cpu_report.h"
 #include "microvm/kvm.h"
 #include "vcpu_state.h"
 
 #define REG_MPIDR ARM64_SYS_REG(3, 0, 0, 0, 5)
+#define REG_CLIDR ARM64_SYS_REG(3, 1, 0, 0, 1)
+#define CLIDR_TYPES 0x1fffffull // three bits a level
 #define MPIDR_AFFINITY 0xff00ffffffull
 #define CORE_REG(name) (KVM_REG_ARM64 | KVM_REG_ARM_CORE | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE_REG(name))
 #define GICV2_MAX_VCPUS 8
@@ -53,6 +57,81 @@ int a64_mpidr(struct vcpu *c, uint64_t *ret_mpidr, struct mv_err *err)
 	if (!r)
 		*ret_mpidr = v & MPIDR_AFFINITY;
 	return r;
+}
+
+// Which bits of the identification registers KVM lets be written (KVM API 4.139, Linux 6.7).
+static int writable_bits(struct vm *vm, struct a64_id_regs *ret_masks, struct mv_err *err)
+{
+	uint64_t all[A64_N_WRITABLE_MASKS] = { 0 };
+	struct a64_reg_mask_range range = { .addr = (uintptr_t)all };
+	if (kvm_capability(vm->vm_fd, A64_CAP_REG_MASK_RANGES) <= 0)
+		return mv_fail(err, ENOTSUP,
+			       "cpu: this host's KVM can't hide features from guests; that needs Linux 6.7 "
+			       "or later");
+	int r = kvm_call(vm->vm_fd, A64_GET_REG_WRITABLE_MASKS, &range, "KVM_ARM_GET_REG_WRITABLE_MASKS",
+			 err);
+	if (r < 0)
+		return r;
+	memcpy(ret_masks->value, all, sizeof ret_masks->value);
+	return 0;
+}
+
+// KVM has one set of these registers for all vCPUs; they can be written until the first of them runs.
+int a64_mask_features(struct vm *vm, struct mv_err *err)
+{
+	struct vcpu *c = &vm->vcpu[0];
+	struct a64_id_regs host = { 0 }, guest, writable;
+	MV_BUF fixed = { 0 };
+	int r = writable_bits(vm, &writable, err);
+	for (unsigned i = A64_FIRST_FEATURE_REG; !r && i < A64_N_ID_REGS; i++)
+		r = a64_get_reg(c, a64_id_reg(i), &host.value[i], err);
+	guest = host;
+	r = r ? r : a64_features_mask(&guest, &vm->cfg.cpu, err);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < A64_N_ID_REGS; i++)
+		for (unsigned shift = 0; shift < 64; shift += 4)
+			if ((host.value[i] ^ guest.value[i]) & ~writable.value[i] & 15ull << shift)
+				a64_field_missing(i, shift, host.value[i], guest.value[i], &fixed);
+	if (fixed.len)
+		return mv_fail(err, ENOTSUP, "cpu: this host's KVM can't hide %.*s from guests",
+			       (int)fixed.len, (const char *)fixed.p);
+	for (unsigned i = 0; !r && i < A64_N_ID_REGS; i++) {
+		uint64_t shown = host.value[i];
+		if (guest.value[i] == shown)
+			continue;
+		r = a64_set_reg(c, a64_id_reg(i), guest.value[i], err);
+		r = r ? r : a64_get_reg(c, a64_id_reg(i), &shown, err);
+		if (!r && shown != guest.value[i])
+			r = mv_fail(err, ENOTSUP, "cpu: KVM took register 0x%llx = 0x%llx for 0x%llx",
+				    (unsigned long long)a64_id_reg(i), (unsigned long long)guest.value[i],
+				    (unsigned long long)shown);
+	}
+	return r;
+}
+
+static uint64_t cache_types(const struct a64_cache *list, unsigned n)
+{
+	static const uint64_t types[] = { 2, 1, 4 }; // enum a64_cache_type; data and instructions: 3
+	uint64_t clidr = 0;
+	for (unsigned i = 0; i < n && list[i].level <= 7; i++)
+		clidr |= types[list[i].type] << 3 * (list[i].level - 1);
+	return clidr;
+}
+
+bool a64_show_caches(struct vm *vm, const struct a64_cache *list, unsigned n)
+{
+	const uint64_t wanted = cache_types(list, n);
+	struct mv_err none;
+	for (unsigned i = 0; i < vm->n_vcpus; i++) {
+		uint64_t clidr;
+		if (a64_get_reg(&vm->vcpu[i], REG_CLIDR, &clidr, &none))
+			return false;
+		if ((clidr & CLIDR_TYPES) != wanted &&
+		    a64_set_reg(&vm->vcpu[i], REG_CLIDR, (clidr & ~CLIDR_TYPES) | wanted, &none))
+			return false;
+	}
+	return true;
 }
 
 // The others wait for PSCI's CPU_ON. The first one of a warm VM does not know how many there will be.

@@ -9,10 +9,11 @@
 
 #include "a64.h"
 
-enum { PHANDLE_GIC = 1, PHANDLE_CLOCK = 2 };
+enum { PHANDLE_GIC = 1, PHANDLE_CLOCK = 2, PHANDLE_GPIO = 3, PHANDLE_CACHES = 16 };
 enum { SPI = 0, PPI = 1 }; // interrupt-controller/arm,gic.yaml
 enum { EDGE_RISING = 1, LEVEL_LOW = 8 };
 enum { PPI_CPU_MASK_SHIFT = 8 }; // GICv2
+#define KEY_POWER 116            // input-event-codes.h
 #define APB_CLOCK_HZ 24000000u
 #define SERIAL_CLOCK_HZ 1843200u
 
@@ -67,6 +68,56 @@ static void put_cells(struct tree *t, const char *name, const uint32_t *cell, si
 
 static void put_spi(struct tree *t, uint32_t gsi) { PUT_CELLS(t, "interrupts", SPI, gsi, EDGE_RISING); }
 
+static void put_cache_numbers(struct tree *t, const struct a64_cache *c)
+{
+	static const char *const prefixes[] = { "d-cache", "i-cache", "cache" }; // enum a64_cache_type
+	const struct {
+		const char *what;
+		uint32_t value;
+	} numbers[] = { { "size", c->size_bytes }, { "line-size", c->line_bytes }, { "sets", c->sets } };
+	if (c->type == A64_CACHE_UNIFIED)
+		put_flag(t, "cache-unified");
+	for (size_t i = 0; i < MV_ARRAY_LEN(numbers); i++) {
+		char name[32];
+		snprintf(name, sizeof name, "%s-%s", prefixes[c->type], numbers[i].what);
+		if (numbers[i].value)
+			put_u32(t, name, numbers[i].value);
+	}
+}
+
+// A shared one has one node, others have one in each CPU's.
+static uint32_t cache_phandle(const struct a64_machine *m, unsigned i, unsigned cpu)
+{
+	return PHANDLE_CACHES + i * VMCFG_MAX_VCPUS + (m->cache[i].shared ? 0 : cpu);
+}
+
+static void put_next_level(struct tree *t, const struct a64_machine *m, unsigned i, unsigned cpu)
+{
+	while (++i < m->n_caches && m->cache[i].level == 1)
+		;
+	if (i < m->n_caches)
+		put_u32(t, "next-level-cache", cache_phandle(m, i, cpu));
+}
+
+static void put_caches(struct tree *t, const struct a64_machine *m, unsigned cpu,
+		       bool shared) // cache-controller.yaml
+{
+	for (unsigned i = 0; i < m->n_caches; i++) {
+		const struct a64_cache *c = &m->cache[i];
+		char name[24];
+		if (c->level < 2 || c->shared != shared)
+			continue;
+		snprintf(name, sizeof name, "l%u-cache", c->level);
+		begin(t, name);
+		put_text(t, "compatible", "cache");
+		put_u32(t, "cache-level", c->level);
+		put_cache_numbers(t, c);
+		put_next_level(t, m, i, cpu);
+		put_u32(t, "phandle", cache_phandle(m, i, cpu));
+		end(t);
+	}
+}
+
 static void put_cpus(struct tree *t, const struct a64_machine *m) // arm/cpus.yaml
 {
 	begin(t, "cpus");
@@ -78,8 +129,14 @@ static void put_cpus(struct tree *t, const struct a64_machine *m) // arm/cpus.ya
 		put_text(t, "compatible", "arm,armv8");
 		put_text(t, "enable-method", "psci");
 		put_u64(t, "reg", m->mpidr[i]);
+		for (unsigned k = 0; k < m->n_caches && m->cache[k].level == 1; k++)
+			put_cache_numbers(t, &m->cache[k]);
+		if (m->n_caches)
+			put_next_level(t, m, 0, i);
+		put_caches(t, m, i, false);
 		end(t);
 	}
+	put_caches(t, m, 0, true);
 	end(t);
 }
 
@@ -148,6 +205,17 @@ static void put_psci(struct tree *t) // arm/psci.yaml
 	end(t);
 }
 
+// A PrimeCell with its clock (arm/primecell.yaml); left open.
+static void begin_primecell(struct tree *t, const char *name, uint32_t gpa_, uint32_t bytes,
+			    const char *compatible, size_t len)
+{
+	begin_at(t, name, gpa_);
+	put(t, "compatible", compatible, len);
+	PUT_CELLS(t, "reg", ADDRESS(gpa_), ADDRESS(bytes));
+	put_u32(t, "clocks", PHANDLE_CLOCK);
+	put_text(t, "clock-names", "apb_pclk");
+}
+
 static void put_serial_and_rtc(struct tree *t) // serial/8250.yaml, rtc/arm,pl031.yaml
 {
 	static const char rtc[] = "arm,pl031\0arm,primecell";
@@ -163,16 +231,33 @@ static void put_serial_and_rtc(struct tree *t) // serial/8250.yaml, rtc/arm,pl03
 	put_u32(t, "clock-frequency", SERIAL_CLOCK_HZ);
 	put_spi(t, A64_GSI_SERIAL);
 	end(t);
-	begin_at(t, "rtc", A64_RTC);
-	put(t, "compatible", rtc, sizeof rtc);
-	PUT_CELLS(t, "reg", ADDRESS(A64_RTC), ADDRESS(A64_RTC_BYTES));
-	put_u32(t, "clocks", PHANDLE_CLOCK);
-	put_text(t, "clock-names", "apb_pclk");
+	begin_primecell(t, "rtc", A64_RTC, A64_RTC_BYTES, rtc, sizeof rtc);
 	end(t);
 }
 
-static void put_devices(struct tree *t,
-			const struct a64_machine *m) // virtio/mmio.yaml, rng/microsoft,vmgenid.yaml
+static void put_power_button(struct tree *t) // gpio/pl061-gpio.yaml, input/gpio-keys.yaml
+{
+	static const char gpio[] = "arm,pl061\0arm,primecell";
+	begin_primecell(t, "gpio", A64_GPIO, A64_GPIO_BYTES, gpio, sizeof gpio);
+	put_spi(t, A64_GSI_GPIO);
+	put_flag(t, "gpio-controller");
+	put_u32(t, "#gpio-cells", 2);
+	put_flag(t, "interrupt-controller");
+	put_u32(t, "#interrupt-cells", 2);
+	put_u32(t, "phandle", PHANDLE_GPIO);
+	end(t);
+	begin(t, "gpio-keys");
+	put_text(t, "compatible", "gpio-keys");
+	begin(t, "power");
+	put_text(t, "label", "Power Button");
+	put_u32(t, "linux,code", KEY_POWER);
+	PUT_CELLS(t, "gpios", PHANDLE_GPIO, PL061_POWER_LINE, 0);
+	end(t);
+	end(t);
+}
+
+// virtio/mmio.yaml, rng/microsoft,vmgenid.yaml, ptp/amazon,vmclock.yaml
+static void put_devices(struct tree *t, const struct a64_machine *m)
 {
 	for (unsigned i = 0; i < m->n_devs; i++) {
 		begin_at(t, "virtio_mmio", arch_device_gpa(i));
@@ -186,6 +271,11 @@ static void put_devices(struct tree *t,
 	put_text(t, "compatible", "microsoft,vmgenid");
 	PUT_CELLS(t, "reg", ADDRESS(A64_GENERATION_ID), ADDRESS(16));
 	put_spi(t, A64_GSI_GENERATION);
+	end(t);
+	begin_at(t, "ptp", A64_VMCLOCK);
+	put_text(t, "compatible", "amazon,vmclock");
+	PUT_CELLS(t, "reg", ADDRESS(A64_VMCLOCK), ADDRESS(A64_VMCLOCK_BYTES));
+	put_spi(t, A64_GSI_VMCLOCK);
 	end(t);
 }
 
@@ -207,6 +297,7 @@ int a64_build_fdt(const struct a64_machine *m, void *buf, size_t bytes, struct m
 	put_timer(&t, m);
 	put_psci(&t);
 	put_serial_and_rtc(&t);
+	put_power_button(&t);
 	put_devices(&t, m);
 	end(&t);
 	note(&t, fdt_finish(buf));

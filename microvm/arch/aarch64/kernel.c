@@ -174,6 +174,9 @@ static int write_fdt(struct vm *vm, uint64_t at, uint64_t initrd, uint64_t initr
 	if (!tree)
 		return mv_fail(err, ENOMEM, "out of memory");
 	mv_random(seed, sizeof seed);
+	m.n_caches = a64_read_caches(A64_HOST_CACHES, m.cache);
+	if (m.n_caches && !a64_show_caches(vm, m.cache, m.n_caches))
+		m.n_caches = 0;
 	int r = 0;
 	for (unsigned i = 0; !r && i < vm->n_vcpus; i++)
 		r = a64_mpidr(&vm->vcpu[i], &m.mpidr[i], err);
@@ -223,6 +226,7 @@ int arch_describe(int fd, const struct arch_description *d, struct mv_err *err)
 		return mv_fail(err, ENOMEM, "out of memory");
 	for (unsigned i = 0; i < d->vcpus; i++)
 		m.mpidr[i] = (i & 15) | (uint64_t)(i >> 4) << 8; // as KVM numbers them
+	m.n_caches = a64_read_caches(A64_HOST_CACHES, m.cache);
 	int r = a64_build_fdt(&m, tree, A64_FDT_BYTES, err);
 	if (r)
 		return r;

@@ -5,8 +5,18 @@
 #include <errno.h>
 #include <linux/kvm.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
+
+// KVM API 4.139, which headers before Linux 6.7 lack.
+#define A64_CAP_REG_MASK_RANGES 230 // KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES: bit 0, identification registers
+#define A64_N_WRITABLE_MASKS (3 * 8 * 8) // op1 0, 1 and 3; CRm; op2
+struct a64_reg_mask_range {
+	uint64_t addr;
+	uint32_t range, reserved[13];
+};
+#define A64_GET_REG_WRITABLE_MASKS _IOR(KVMIO, 0xb6, struct a64_reg_mask_range)
 
 // off: waits for PSCI's CPU_ON. 0 or -errno.
 static inline int a64_vcpu_init(int vm_fd, int vcpu_fd, bool off)

@@ -9,6 +9,7 @@
 #include "a64.h"
 #include "microvm/arch/arch.h"
 #include "microvm/kvm.h"
+#include "microvm/vmclock.h"
 
 #define NS_PER_S 1000000000u
 
@@ -18,6 +19,7 @@ struct machine_state {
 	uint32_t n_gic; // bytes
 	struct a64_clock clock;
 	struct pl031 rtc;
+	struct pl061 gpio;
 };
 
 static const struct mv_field clock_fields[] = {
@@ -33,6 +35,7 @@ static const struct mv_field machine_fields[] = {
 	MV_VAR(struct machine_state, gic, n_gic, 2),
 	MV_SUB(struct machine_state, clock, 3, clock_table),
 	MV_SUB(struct machine_state, rtc, 4, pl031_table),
+	MV_OPT_SUB(struct machine_state, gpio, 5, pl061_table), // older machines have none
 };
 static MV_DEFINE_TABLE(machine_table, struct machine_state, machine_fields);
 
@@ -82,10 +85,11 @@ int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
 	if (vm->cfg.discovery == VMCFG_CMDLINE)
 		return mv_fail(err, ENOTSUP,
 			       "discovery: arm64 guests find devices by the device tree; leave it out");
-	if (vm->cfg.cpu.template != VMCFG_CPU_HOST || vm->cfg.cpu.n_disable || vm->cfg.cpu.n_cpuid ||
-	    vm->cfg.cpu.n_msrs)
-		return mv_fail(err, ENOTSUP, "cpu: there are no templates, masks and bits to set for arm64");
-	int r = a64_load_kernel(vm, kernel_fd, initrd_fd, &entry, &fdt, err);
+	if (vm->cfg.cpu.n_cpuid || vm->cfg.cpu.n_msrs)
+		return mv_fail(err, ENOTSUP, "cpu: CPUID and MSRs are x86's; arm64 has no such bits to set");
+	bool masked = vm->cfg.cpu.template != VMCFG_CPU_HOST || vm->cfg.cpu.n_disable;
+	int r = masked ? a64_mask_features(vm, err) : 0;
+	r = r ? r : a64_load_kernel(vm, kernel_fd, initrd_fd, &entry, &fdt, err);
 	r = r ? r : a64_set_boot_registers(&vm->vcpu[0], entry, fdt, err);
 	return r ? r : arch_new_generation(vm, false, err);
 }
@@ -147,6 +151,7 @@ int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 	s->gic_version = vm->arch.gic_version;
 	s->n_gic = n * (uint32_t)sizeof s->gic[0];
 	s->rtc = vm->arch.rtc;
+	s->gpio = vm->arch.gpio;
 	mv_state_save(&machine_table, s, out);
 	return 0;
 }
@@ -172,6 +177,7 @@ int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *er
 		return r;
 	vm->arch.clock = s->clock;
 	vm->arch.rtc = s->rtc;
+	vm->arch.gpio = s->gpio;
 	return 0;
 }
 
@@ -187,15 +193,23 @@ int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err)
 	mv_random(id, sizeof id);
 	if (gmem_write(&vm->mem, gpa(A64_GENERATION_ID), id, sizeof id))
 		return mv_fail(err, EFAULT, "no guest memory at the generation ID's address");
+	if (notify ? vmclock_restored(&vm->mem, gpa(A64_VMCLOCK))
+		   : vmclock_boot(&vm->mem, gpa(A64_VMCLOCK), A64_VMCLOCK_BYTES))
+		return mv_fail(err, EFAULT, "no guest memory at the address of VMCLOCK");
 	int r = notify ? pulse(vm, A64_GSI_GENERATION) : 0;
+	r = r || !notify ? r : pulse(vm, A64_GSI_VMCLOCK);
 	return r ? mv_fail(err, -r, "KVM_IRQ_LINE: %s", strerror(-r)) : 0;
 }
 
 int arch_power_button(struct vm *vm, struct mv_err *err)
 {
-	(void)vm;
-	return mv_fail(err, ENOTSUP,
-		       "the arm64 machine has no power button; power off in the guest, or use kill");
+	if (!pl061_is_heard(&vm->arch.gpio))
+		return mv_fail(err, ENOTSUP,
+			       "the guest does not listen to its power button: its kernel needs the driver "
+			       "gpio-keys, "
+			       "which some kernels for clouds lack; power off in the guest, or use kill");
+	int r = pl061_press(&vm->arch.gpio) ? pulse(vm, A64_GSI_GPIO) : 0;
+	return r ? mv_fail(err, -r, "KVM_IRQ_LINE: %s", strerror(-r)) : 0;
 }
 
 int arch_ctrl_alt_del(struct vm *vm, struct mv_err *err)
@@ -218,22 +232,29 @@ bool arch_mmio(struct vm *vm, uint64_t gpa_, void *data, uint32_t len, bool is_w
 		}
 		return true;
 	}
-	if (gpa_ < A64_RTC || gpa_ - A64_RTC >= A64_RTC_BYTES)
+	bool is_rtc = gpa_ >= A64_RTC && gpa_ - A64_RTC < A64_RTC_BYTES, irq = false;
+	if (!is_rtc && (gpa_ < A64_GPIO || gpa_ - A64_GPIO >= A64_GPIO_BYTES))
 		return false;
-	memcpy(&word, data, len < sizeof word ? len : sizeof word);
+	size_t n = len < sizeof word ? len : sizeof word;
+	uint64_t offset = gpa_ - (is_rtc ? A64_RTC : A64_GPIO);
 	if (is_write) {
-		pl031_write(&vm->arch.rtc, gpa_ - A64_RTC, word);
+		memcpy(&word, data, n);
+		if (is_rtc)
+			pl031_write(&vm->arch.rtc, offset, word);
+		else
+			irq = pl061_write(&vm->arch.gpio, offset, word);
 	} else {
-		word = pl031_read(&vm->arch.rtc, gpa_ - A64_RTC);
+		word = is_rtc ? pl031_read(&vm->arch.rtc, offset) : pl061_read(&vm->arch.gpio, offset, &irq);
 		memset(data, 0, len);
-		memcpy(data, &word, len < sizeof word ? len : sizeof word);
+		memcpy(data, &word, n);
 	}
+	if (irq)
+		pulse(vm, A64_GSI_GPIO); // KVM refuses none that is in the table of its interrupt controller
 	return true;
 }
 
 // An access that the hardware does not describe well enough to be carried out (a pair of registers, a
-// vector), to where there is no memory or to a file that is read-only. The guest gets what a bus gives: an
-// external abort.
+// vector), to where there is no memory. The guest gets what a bus gives: an external abort.
 static bool abort_access(struct vcpu *c)
 {
 	struct kvm_vcpu_events e;

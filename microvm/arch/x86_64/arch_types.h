@@ -8,7 +8,8 @@
 #include "i8042.h"
 #include "microvm/base/vmcfg.h"
 
-#define ARCH_ID 1 // enum manifest_arch
+#define ARCH_READ_ONLY_FILE GMEM_READ_ONLY // KVM emulates what writes there, and nobody takes the write
+#define ARCH_ID 1                          // enum manifest_arch
 
 struct arch_vm {
 	struct i8042 i8042;          // saved

@@ -5,9 +5,10 @@
 #include "cpu_features.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "microvm/cpu_report.h"
 
 enum reg { EAX, EBX, ECX, EDX };
 static const char *const reg_names[] = { "eax", "ebx", "ecx", "edx" };
@@ -336,18 +337,6 @@ static const struct {
 #define XSAVE_LEGACY_BYTES 576u // legacy region and header
 #define MAX_XSTATE 63
 
-__attribute__((format(printf, 2, 3))) static void add(struct mv_buf *out, const char *fmt, ...)
-{
-	char text[160];
-	va_list ap;
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof text, fmt, ap);
-	va_end(ap);
-	if (out->len)
-		mv_buf_append(out, ", ", 2);
-	mv_buf_append(out, text, strlen(text));
-}
-
 struct kvm_cpuid_entry2 *x86_cpuid_find(struct x86_cpuid *list, uint32_t leaf, uint32_t index)
 {
 	for (uint32_t i = 0; i < list->head.nent; i++) {
@@ -401,7 +390,7 @@ void x86_features(const struct x86_cpuid *guest, struct mv_buf *out)
 	read_words(guest, bits);
 	for (int i = 0; i < N_FEATURES; i++)
 		if (bits[features[i].word] >> features[i].bit & 1)
-			add(out, "%s", features[i].name);
+			cpu_report_add(out, "%s", features[i].name);
 }
 
 // --- comparing --------------------------------------------------------------------------
@@ -437,11 +426,11 @@ static unsigned compare_xstate(const struct x86_cpuid *guest, const struct x86_c
 			continue;
 		struct kvm_cpuid_entry2 g = lookup(guest, 0xd, c), h = lookup(host, 0xd, c);
 		if (!(have >> c & 1)) {
-			add(out, "XSAVE component %s", xstate_name(c, text));
+			cpu_report_add(out, "XSAVE component %s", xstate_name(c, text));
 			n++;
 		} else if (g.eax != h.eax || g.ebx != h.ebx) {
-			add(out, "XSAVE component %s of %u bytes at %u (here: %u at %u)",
-			    xstate_name(c, text), g.eax, g.ebx, h.eax, h.ebx);
+			cpu_report_add(out, "XSAVE component %s of %u bytes at %u (here: %u at %u)",
+				       xstate_name(c, text), g.eax, g.ebx, h.eax, h.ebx);
 			n++;
 		}
 	}
@@ -469,7 +458,7 @@ unsigned x86_features_missing(const struct x86_cpuid *guest, const struct x86_cp
 	x86_cpuid_vendor(guest, vendor);
 	x86_cpuid_vendor(host, ours);
 	if (strcmp(vendor, ours)) {
-		add(out, "vendor %s (here: %s)", vendor, ours);
+		cpu_report_add(out, "vendor %s (here: %s)", vendor, ours);
 		n++;
 	}
 	read_words(guest, want);
@@ -479,17 +468,18 @@ unsigned x86_features_missing(const struct x86_cpuid *guest, const struct x86_cp
 			unsigned bit = (unsigned)__builtin_ctz(lack);
 			const char *name = feature_name(w, bit);
 			if (name)
-				add(out, "%s", name);
+				cpu_report_add(out, "%s", name);
 			else if (words[w].index)
-				add(out, "leaf 0x%x.%u %s bit %u", words[w].leaf, words[w].index,
-				    reg_names[words[w].reg], bit);
+				cpu_report_add(out, "leaf 0x%x.%u %s bit %u", words[w].leaf, words[w].index,
+					       reg_names[words[w].reg], bit);
 			else
-				add(out, "leaf 0x%x %s bit %u", words[w].leaf, reg_names[words[w].reg], bit);
+				cpu_report_add(out, "leaf 0x%x %s bit %u", words[w].leaf,
+					       reg_names[words[w].reg], bit);
 		}
 	n += compare_xstate(guest, host, out);
 	uint32_t bits = lookup(guest, 0x80000008, 0).eax & 0xff, our = lookup(host, 0x80000008, 0).eax & 0xff;
 	if (bits > our) {
-		add(out, "%u physical address bits (here: %u)", bits, our);
+		cpu_report_add(out, "%u physical address bits (here: %u)", bits, our);
 		n++;
 	}
 	return n;
@@ -556,7 +546,7 @@ static int check_template(const uint32_t bits[N_WORDS], uint32_t template, struc
 	MV_BUF lack = { 0 };
 	for (int i = 0; i < N_FEATURES; i++)
 		if (required(features[i].level, template) && !(bits[features[i].word] >> features[i].bit & 1))
-			add(&lack, "%s", features[i].name);
+			cpu_report_add(&lack, "%s", features[i].name);
 	return lack.len ? mv_fail(err, ENOTSUP,
 				  "cpu.template %s needs what this host's KVM does not give: %.*s",
 				  vmcfg_cpu_templates[template], (int)lack.len, (const char *)lack.p)
@@ -641,6 +631,10 @@ int x86_features_mask(struct x86_cpuid *list, const struct vmcfg_cpu *mask, stru
 	uint32_t bits[N_WORDS], clear[N_WORDS] = { 0 }, named[N_WORDS] = { 0 };
 	bool gone[N_FEATURES], templated = mask->template != VMCFG_CPU_HOST;
 
+	if (mask->template > VMCFG_CPU_V3)
+		return mv_fail(err, EINVAL, "cpu.template: %s is for arm64; on x86-64 there are %s and %s",
+			       vmcfg_cpu_templates[mask->template], vmcfg_cpu_templates[VMCFG_CPU_V2],
+			       vmcfg_cpu_templates[VMCFG_CPU_V3]);
 	read_words(list, bits);
 	int r = check_template(bits, mask->template, err);
 	if (!r)

@@ -8,38 +8,9 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "microvm/base/scratch.h"
-#include "microvm/sections.h"
-#include "snapshot/format.h"
 #include "vcpu_state.h"
 
 #define F1_ECX_TSC_DEADLINE (1u << 24)
-
-// The CPUID of the first vCPU: all have the same features.
-static int read_guest(int state_fd, struct x86_cpuid *ret_list, struct mv_err *err)
-{
-	MV_SCRATCH uint8_t *payload = NULL;
-	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
-	struct snap_section sec;
-	size_t len, pos = 0;
-	int r;
-
-	if (!s)
-		return mv_fail(err, ENOMEM, "out of memory");
-	r = snap_container_read(state_fd, SNAP_MAGIC_STATE, "state", SNAP_STATE_MAX_BYTES, &payload, &len,
-				err);
-	if (r)
-		return r;
-	while ((r = snap_section_next(payload, len, &pos, &sec, err)) > 0) {
-		if (sec.kind != SECTION_VCPU || sec.index)
-			continue;
-		r = mv_state_load(&x86_vcpu_table, sec.bytes, sec.len, s, err);
-		if (!r && x86_vcpu_cpuid(s, ret_list))
-			r = mv_fail(err, EINVAL, "state: the vCPU's CPUID is damaged");
-		return r;
-	}
-	return r ? r : mv_fail(err, EINVAL, "state: has no vCPU");
-}
 
 // What KVM says that it supports.
 static bool ask_list(int kvm_fd, struct x86_cpuid *ret_list)
@@ -146,31 +117,20 @@ int cpu_host(const char *kvm_path, char ret_vendor[13], uint32_t *ret_version)
 	return 0;
 }
 
-int cpu_report(int state_fd, const char *kvm_path, const struct vmcfg_cpu *cpu, struct cpu_report *ret_report,
-	       struct mv_err *err)
+int cpu_report_arch(const void *vcpu, size_t len, const char *kvm_path, const struct vmcfg_cpu *cpu,
+		    struct cpu_report *r, struct mv_err *err)
 {
-	struct cpu_report report = { 0 };
 	struct x86_cpuid guest;
-	int r = read_guest(state_fd, &guest, err);
-	if (r)
-		return r;
-	describe(&guest, &report);
+	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
+	int e = s ? mv_state_load(&x86_vcpu_table, vcpu, len, s, err) : mv_fail(err, ENOMEM, "out of memory");
+	if (!e && x86_vcpu_cpuid(s, &guest))
+		e = mv_fail(err, EINVAL, "state: the vCPU's CPUID is damaged");
+	if (e)
+		return e;
+	describe(&guest, r);
 	if (cpu)
 		x86_cpuid_unset(&guest, cpu);
 	if (kvm_path)
-		compare(&guest, kvm_path, &report);
-	mv_buf_append(&report.features, "", 1);
-	mv_buf_append(&report.missing, "", 1);
-	if (report.features.failed || report.missing.failed) {
-		cpu_report_fini(&report);
-		return mv_fail(err, ENOMEM, "out of memory");
-	}
-	*ret_report = report;
+		compare(&guest, kvm_path, r);
 	return 0;
-}
-
-void cpu_report_fini(struct cpu_report *r)
-{
-	mv_buf_fini(&r->features);
-	mv_buf_fini(&r->missing);
 }

@@ -79,7 +79,7 @@ DefinitionBlock ("", "DSDT", 2, "THAW", "MICROVM", 1)
 			Name (_CID, "VMCLOCK")
 			Name (_DDN, "VMCLOCK")
 			Name (_CRS, ResourceTemplate () {
-				Memory32Fixed (ReadOnly, X86_VMCLOCK, 0x1000)
+				Memory32Fixed (ReadOnly, X86_VMCLOCK, X86_VMCLOCK_BYTES)
 			})
 		}
 

@@ -21,6 +21,7 @@
 #define X86_DEVICE_MAP 0xfd000    // 32-bit mask: which virtio-mmio slots exist
 #define X86_GENERATION_ID 0xfe000 // 16 bytes
 #define X86_VMCLOCK 0xff000       // a page of its own: the guest's programs can map it
+#define X86_VMCLOCK_BYTES 0x1000
 #define X86_HIGH_RAM 0x100000
 #define X86_RAM_GAP 0xc0000000
 

@@ -7,6 +7,7 @@
 
 #include "microvm/arch/arch.h"
 #include "microvm/kvm.h"
+#include "microvm/vmclock.h"
 #include "x86.h"
 
 struct machine_state {
@@ -194,7 +195,8 @@ int arch_new_generation(struct vm *vm, bool notify, struct mv_err *err)
 	mv_random(id, sizeof id);
 	if (gmem_write(&vm->mem, gpa(X86_GENERATION_ID), id, sizeof id))
 		return mv_fail(err, EFAULT, "no guest memory at the generation ID's address");
-	if (notify ? x86_vmclock_restored(vm) : x86_vmclock_boot(vm))
+	if (notify ? vmclock_restored(&vm->mem, gpa(X86_VMCLOCK))
+		   : vmclock_boot(&vm->mem, gpa(X86_VMCLOCK), X86_VMCLOCK_BYTES))
 		return mv_fail(err, EFAULT, "no guest memory at the address of VMCLOCK");
 	int r = notify ? kvm_pulse_gsi(vm->vm_fd, X86_GSI_GENERATION) : 0;
 	return r ? mv_fail(err, -r, "KVM_IRQ_LINE: %s", strerror(-r)) : 0;

@@ -40,10 +40,6 @@ int x86_load_kernel(struct vm *vm, int kernel_fd, int initrd_fd, uint64_t rsdp_g
 // Writes the ACPI tables (ACPI 6.5 section 5.2); returns the RSDP's address or -errno.
 int64_t x86_write_acpi(struct vm *vm);
 
-// The page of VMCLOCK; the vCPUs stand. -EFAULT: no guest memory there.
-int x86_vmclock_boot(struct vm *vm);
-int x86_vmclock_restored(struct vm *vm); // counts on; nothing in a machine made without it
-
 // CPUID of a new vCPU: what KVM supports, with topology and hypervisor bits set, without
 // what a snapshot could not carry (nested virtualisation, a TSC that never stops) or a guest
 // should not see (PMU), and as the configuration wants it.

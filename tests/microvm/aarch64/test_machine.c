@@ -197,6 +197,69 @@ static void clock_of_the_guest(void **state)
 	assert_int_equal(pl031_read(&p, 0xfff), 0);
 }
 
+// As Linux' drivers do it: both edges, a look at the line, and the end of the interrupt.
+static void power_button(void **state)
+{
+	(void)state;
+	enum {
+		LINE = 1 << PL061_POWER_LINE,
+		DATA = LINE << 2,
+		IS = 0x404,
+		IBE = 0x408,
+		IEV = 0x40c,
+		IE = 0x410
+	};
+	enum { RIS = 0x414, MIS = 0x418, IC = 0x41c, ID = 0xfe0 };
+	struct pl061 p = { 0 };
+	bool irq = false;
+	assert_false(pl061_is_heard(&p));
+	assert_false(pl061_write(&p, IBE, LINE) || pl061_write(&p, IE, LINE));
+	assert_true(pl061_is_heard(&p));
+	assert_int_equal(pl061_read(&p, DATA, &irq), 0);
+	assert_true(pl061_press(&p));
+	assert_false(pl061_press(&p)); // it is down already
+	assert_true(pl061_read(&p, RIS, &irq) == LINE && pl061_read(&p, MIS, &irq) == LINE);
+	assert_false(pl061_write(&p, IC, LINE));
+	assert_int_equal(pl061_read(&p, MIS, &irq), 0);
+	assert_int_equal(pl061_read(&p, 0x3fc & ~DATA, &irq), 0); // the other lines
+	assert_false(irq);
+	assert_int_equal(pl061_read(&p, 0x3fc, &irq), LINE);
+	assert_true(irq); // seen, and let go
+	assert_int_equal(pl061_read(&p, MIS, &irq), LINE);
+	irq = false;
+	assert_int_equal(pl061_read(&p, 0x3fc, &irq), 0);
+	assert_false(irq);
+	// Rising edges alone, masked first: the interrupt comes when it is enabled.
+	p = (struct pl061){ 0 };
+	pl061_write(&p, IEV, LINE);
+	assert_false(pl061_press(&p));
+	assert_int_equal(pl061_read(&p, MIS, &irq), 0);
+	assert_true(pl061_write(&p, IE, 0xffffffff));
+	pl061_write(&p, IC, LINE);
+	assert_int_equal(pl061_read(&p, DATA, &irq), LINE);
+	assert_false(irq);
+	// A level is there as long as the line is.
+	p = (struct pl061){ 0 };
+	pl061_write(&p, IS, LINE);
+	pl061_write(&p, IEV, LINE);
+	pl061_write(&p, IE, LINE);
+	assert_true(pl061_press(&p));
+	pl061_write(&p, IC, LINE);
+	assert_int_equal(pl061_read(&p, MIS, &irq), LINE);
+	assert_int_equal(pl061_read(&p, DATA, &irq), LINE);
+	assert_true(!irq && pl061_read(&p, MIS, &irq) == 0);
+	const uint8_t id[] = { 0x61, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1 };
+	for (unsigned i = 0; i < sizeof id; i++)
+		assert_int_equal(pl061_read(&p, ID + 4 * i, &irq), id[i]);
+	for (unsigned i = 0; i < 0x1000; i++) { // whatever is written, it can be saved
+		MV_BUF bytes = { 0 };
+		struct pl061 back;
+		pl061_write(&p, i, UINT32_MAX);
+		mv_state_save(&pl061_table, &p, &bytes);
+		assert_int_equal(mv_state_load(&pl061_table, bytes.p, bytes.len, &back, &err), 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -204,6 +267,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(bad_images, setup, teardown),
 		cmocka_unit_test(registers),
 		cmocka_unit_test(clock_of_the_guest),
+		cmocka_unit_test(power_button),
 	};
 	return cmocka_run_group_tests_name("aarch64/machine", tests, NULL, NULL);
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// VMCLOCK: a page that tells the guest, and by mmap its programs, that it is not where it was (Linux'
-// include/uapi/linux/vmclock-abi.h; ACPI "AMZNC10C"). It has no time here, since kvmclock is moved on with a
-// restore: only the marker of disruption, the generation counter and the notification.
+// It has no time here, since the guest's clocks are moved on with a restore: only the marker of disruption,
+// the generation counter and the notification.
 //
 // Its numbers live in guest memory alone: a snapshot holds them, each restore and fork counts on from there.
 // A guest that writes them misleads itself. In a snapshot of a machine without it the page is zeros.
+#include "microvm/vmclock.h"
+
 #include <errno.h>
 
-#include "x86.h"
+#include "microvm/base/bytes.h"
 
 #define MAGIC 0x4b4c4356u // "VCLK"
 #define VERSION 1
@@ -15,7 +16,6 @@
 #define TIME_MONOTONIC 2 // of no epoch: there is no time
 #define HAS_GENERATION (1u << 8)
 #define HAS_NOTIFICATION (1u << 9)
-#define PAGE_BYTES 4096u
 
 struct vmclock {
 	le32_t magic, size;
@@ -28,10 +28,11 @@ struct vmclock {
 };
 _Static_assert(sizeof(struct vmclock) == 112, "vmclock-abi.h");
 
-static int write_page(struct vm *vm, uint32_t seq, uint64_t marker, uint64_t generation)
+static int write_page(struct gmem *m, gpa_t at, uint32_t bytes, uint32_t seq, uint64_t marker,
+		      uint64_t generation)
 {
 	const struct vmclock c = { .magic = le32_make(MAGIC),
-				   .size = le32_make(PAGE_BYTES),
+				   .size = le32_make(bytes),
 				   .version = le16_make(VERSION),
 				   .counter_id = COUNTER_INVALID,
 				   .time_type = TIME_MONOTONIC,
@@ -39,17 +40,17 @@ static int write_page(struct vm *vm, uint32_t seq, uint64_t marker, uint64_t gen
 				   .disruption_marker = le64_make(marker),
 				   .flags = le64_make(HAS_GENERATION | HAS_NOTIFICATION),
 				   .generation = le64_make(generation) };
-	return gmem_write(&vm->mem, gpa(X86_VMCLOCK), &c, sizeof c);
+	return gmem_write(m, at, &c, sizeof c);
 }
 
-int x86_vmclock_boot(struct vm *vm) { return write_page(vm, 0, 0, 0); }
+int vmclock_boot(struct gmem *m, gpa_t at, uint32_t bytes) { return write_page(m, at, bytes, 0, 0, 0); }
 
-int x86_vmclock_restored(struct vm *vm)
+int vmclock_restored(struct gmem *m, gpa_t at)
 {
 	struct vmclock c;
-	int r = gmem_read(&vm->mem, gpa(X86_VMCLOCK), &c, sizeof c);
+	int r = gmem_read(m, at, &c, sizeof c);
 	if (r || le32_get(c.magic) != MAGIC)
 		return r;
-	return write_page(vm, le32_get(c.seq_count) + 2, le64_get(c.disruption_marker) + 1,
-			  le64_get(c.generation) + 1);
+	return write_page(m, at, le32_get(c.size), le32_get(c.seq_count) + 2,
+			  le64_get(c.disruption_marker) + 1, le64_get(c.generation) + 1);
 }
