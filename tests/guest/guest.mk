@@ -10,7 +10,7 @@ GUEST_CFLAGS := -O2 -g -std=gnu11 -Wall -Wextra -Wshadow -Wconversion -ffreestan
 	-I. -Itests/guest/$(ARCH)
 GUEST_SRC := $(wildcard tests/guest/*.c)
 GUEST_IMAGE :=
--include tests/guest/$(ARCH)/guest.mk
+include tests/guest/$(ARCH)/guest.mk
 GUEST_LD := tests/guest/$(ARCH)/tiny.ld
 
 $(GUEST): $(GUEST_SRC) $(wildcard tests/guest/*.h tests/guest/$(ARCH)/*) tests/guest/guest.mk
