@@ -113,9 +113,9 @@ for src in tests/{base,devices,snapshot,microvm,api}/test_*.c; do
 	run "${name%.c}" 300 "$B/${src%.c}"
 done
 
-# arm64's own, by user-mode emulation.
-for src in tests/microvm/aarch64/test_*.c; do
-	name=${src#tests/} program=$B/aarch64/${src%.c}
+# arm64's own and its golden snapshots, by user-mode emulation.
+for src in tests/microvm/aarch64/test_*.c tests/microvm/test_golden.c; do
+	name=microvm/aarch64/${src##*/} program=$B/aarch64/${src%.c}
 	if [ -x "$program" ] && command -v qemu-aarch64-static >/dev/null; then
 		run "${name%.c}" 300 qemu-aarch64-static -L "$B/aarch64/sysroot" "$program"
 	else
