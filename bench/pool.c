@@ -30,7 +30,7 @@ static int make_snapshot(const struct bench_env *env, struct daemon *d)
 	if (!guest)
 		return -errno;
 	snprintf(body, sizeof body,
-		 "{\"name\":\"source\",\"kernel\":\"%s\",\"discovery\":\"cmdline\",\"memory_mib\":128,"
+		 "{\"name\":\"source\",\"kernel\":\"%s\",\"memory_mib\":128,"
 		 "\"cmdline\":\"thaw.genid=0xfe000\",\"start\":true}",
 		 guest);
 	free(guest);
