@@ -172,10 +172,10 @@ if [ -x tests/rig/run.sh ]; then
 		-s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
 	meanwhile rig/arch 300 env RIG_SECONDS=200 tests/rig/run.sh -o "$B/tests/rig/arch" \
 		-b "$B/tests/microvm/test_arch" -a "$B/tests/microvm/test_arch" -s 6.1 -k vmlinux -c 1 -x arch.sh "$B"
-	# The scenario on arm64.
+	# The scenario on arm64, and the tiny guest behind it.
 	if [ -x "$B/aarch64/bin/thaw-vmm" ]; then
-		meanwhile rig/arm64 700 env RIG_SECONDS=600 tests/rig/run.sh -o "$B/tests/rig/arm64" \
-			-A arm64 -s 6.12 -k Image -c 2 "$B/aarch64"
+		meanwhile rig/arm64 1000 env RIG_SECONDS=900 tests/rig/run.sh -o "$B/tests/rig/arm64" \
+			-A arm64 -t -s 6.12 -k Image -c 2 "$B/aarch64"
 	else
 		none rig/arm64 "make ARCH=aarch64 was not run for this build"
 	fi
