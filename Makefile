@@ -82,7 +82,7 @@ demo: | ensure-deps
 # arm64's programs too, for its rig; built at the side of x86-64's.
 check: | ensure-deps
 	$(Q)$(MAKE) --no-print-directory programs tests
-	$(Q)$(if $(SAN),,$(if $(filter x86_64,$(ARCH)),$(MAKE) --no-print-directory ARCH=aarch64 programs arch-tests))
+	$(Q)$(if $(SAN),,$(if $(filter x86_64,$(ARCH)),$(MAKE) --no-print-directory ARCH=aarch64 programs arch-tests guest))
 	$(Q)tests/run.sh $(B)
 
 bench: | ensure-deps

@@ -35,7 +35,8 @@ struct bench_floor_sample {
  * keeps its state and writes its memory to a sparse file in dir (unlinked by
  * bench_floor_free). Also forks a process that keeps one idle VM alive, so that
  * no sample pays for the host's first VM. Returns 0 or -errno; *ret_floor then
- * belongs to the caller. -ETIMEDOUT: no READY, or never idle.
+ * belongs to the caller. -ETIMEDOUT: no READY, or never idle. -ENOTSUP: this architecture has no floor
+ * (bench/ARCH/floor.c); nothing else is to be called then.
  */
 int bench_floor_prepare(const char *guest_elf, const char *dir, struct bench_floor **ret_floor);
 

@@ -117,7 +117,16 @@ static int by_wp(double *ret_freeze, double *ret_write)
 		return -ENOMEM;
 	touch(m, 1);
 	s.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (s.fd < 0 || ioctl(s.fd, UFFDIO_API, &api) || pipe(s.end))
+	if (s.fd < 0)
+		return -errno;
+	if (ioctl(s.fd, UFFDIO_API, &api)) { // features that the kernel lacks: arm64's before Linux 6.13
+		int r = errno == EINVAL ? -ENOTSUP : -errno;
+		close(s.fd);
+		munmap(m, MEMORY);
+		munmap(copy, MEMORY);
+		return r;
+	}
+	if (pipe(s.end))
 		return -errno;
 	uint64_t start = mv_now_ns();
 	int r = ioctl(s.fd, UFFDIO_REGISTER, &reg) || ioctl(s.fd, UFFDIO_WRITEPROTECT, &wp) ? -errno : 0;
@@ -150,6 +159,8 @@ int bench_freeze(const struct bench_env *env, struct bench_results *res)
 		for (size_t k = 0; k < MV_ARRAY_LEN(ways); k++) {
 			double freeze = 0, write = 0;
 			int r = ways[k].run(&freeze, &write);
+			if (r == -ENOTSUP)
+				continue;
 			if (r)
 				return r;
 			bench_add(bench_series(res, ways[k].freeze, "us",

@@ -131,7 +131,7 @@ static int make_snapshot(const struct bench_env *env, struct daemon *d)
 	if (!guest)
 		return -errno;
 	snprintf(body, sizeof body,
-		 "{\"name\":\"source\",\"kernel\":\"%s\",\"discovery\":\"cmdline\",\"memory_mib\":32,"
+		 "{\"name\":\"source\",\"kernel\":\"%s\",\"memory_mib\":32,"
 		 "\"start\":true}",
 		 guest);
 	int r = daemon_act(d, "POST", "/v1/vms", body);

@@ -44,7 +44,7 @@ static int make_snapshot(const struct bench_env *env, struct daemon *d)
 	if (!guest)
 		return -errno;
 	snprintf(body, sizeof body,
-		 "{\"name\":\"source\",\"kernel\":\"%s\",\"discovery\":\"cmdline\","
+		 "{\"name\":\"source\",\"kernel\":\"%s\","
 		 "\"cmdline\":\"thaw.genid=0xfe000\",\"start\":true}",
 		 guest);
 	free(guest);

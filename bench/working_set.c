@@ -92,7 +92,7 @@ static int make_snapshot(const struct bench_env *env, struct daemon *d)
 	if (!guest)
 		return -errno;
 	snprintf(body, sizeof body,
-		 "{\"name\":\"ws\",\"kernel\":\"%s\",\"discovery\":\"cmdline\",\"memory_mib\":256,\"start\":"
+		 "{\"name\":\"ws\",\"kernel\":\"%s\",\"memory_mib\":256,\"start\":"
 		 "true,"
 		 "\"ready\":{\"console\":\"OK 16384\"}}",
 		 guest);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A build for another architecture than this machine's: Debian's cross compiler, and libraries from packages of that
-# architecture, unpacked into $(SYSROOT). `make ARCH=aarch64` makes the programs; tests and bench are built natively.
+# architecture, unpacked into $(SYSROOT). `make ARCH=aarch64` makes the programs; `guest`, `arch-tests`
+# and $(B)/bench/bench can be had as well, for the rig.
 DEB_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(ARCH)))
 TRIPLET := $(ARCH)-linux-gnu
 CC := $(TRIPLET)-gcc

@@ -10,12 +10,13 @@ TEST_PROGRAMS := $(patsubst %.c,$(B)/%,$(TEST_SRC) $(ARCH_TEST_SRC))
 TEST_O := $(call objs,$(TEST_SRC) $(ARCH_TEST_SRC))
 # Those of an architecture alone, which a cross build has.
 .PHONY: arch-tests
-arch-tests: $(patsubst %.c,$(B)/%,$(ARCH_TEST_SRC))
+GOLDEN_TEST := $(B)/tests/microvm/test_golden
+arch-tests: $(patsubst %.c,$(B)/%,$(ARCH_TEST_SRC)) $(GOLDEN_TEST)
 $(TEST_PROGRAMS): $(B)/%: $(B)/%.o
 	$(call say,LD,$@)$(CC) -pie $(LDFLAGS_ALL) $^ -Wl,--as-needed -lcmocka -lmicrohttpd -ljansson -luring -lxxhash -llz4 -lseccomp $(ARCH_LIBS) -o $@
 
 # A folder's tests link what that folder may know, and the helpers beside them.
-T_O := $(call objs,$(wildcard tests/*/t_*.c))
+T_O := $(call objs,$(wildcard tests/*/t_*.c tests/*/$(ARCH)/t_*.c))
 in = $(filter $(B)/tests/$(1)/%,$(2))
 $(call in,base,$(TEST_PROGRAMS)): $(BASE_O) $(call in,base,$(T_O))
 $(call in,devices,$(TEST_PROGRAMS)): $(DEV_O) $(BASE_O) $(call in,devices,$(T_O))

@@ -113,9 +113,9 @@ for src in tests/{base,devices,snapshot,microvm,api}/test_*.c; do
 	run "${name%.c}" 300 "$B/${src%.c}"
 done
 
-# arm64's own, by user-mode emulation.
-for src in tests/microvm/aarch64/test_*.c; do
-	name=${src#tests/} program=$B/aarch64/${src%.c}
+# arm64's own and its golden snapshots, by user-mode emulation.
+for src in tests/microvm/aarch64/test_*.c tests/microvm/test_golden.c; do
+	name=microvm/aarch64/${src##*/} program=$B/aarch64/${src%.c}
 	if [ -x "$program" ] && command -v qemu-aarch64-static >/dev/null; then
 		run "${name%.c}" 300 qemu-aarch64-static -L "$B/aarch64/sysroot" "$program"
 	else
@@ -172,10 +172,10 @@ if [ -x tests/rig/run.sh ]; then
 		-s 6.1 -k vmlinux -c 1 -x demo-tiny.sh "$B"
 	meanwhile rig/arch 300 env RIG_SECONDS=200 tests/rig/run.sh -o "$B/tests/rig/arch" \
 		-b "$B/tests/microvm/test_arch" -a "$B/tests/microvm/test_arch" -s 6.1 -k vmlinux -c 1 -x arch.sh "$B"
-	# The scenario on arm64.
+	# The scenario on arm64, and the tiny guest behind it.
 	if [ -x "$B/aarch64/bin/thaw-vmm" ]; then
-		meanwhile rig/arm64 700 env RIG_SECONDS=600 tests/rig/run.sh -o "$B/tests/rig/arm64" \
-			-A arm64 -s 6.12 -k Image -c 2 "$B/aarch64"
+		meanwhile rig/arm64 1000 env RIG_SECONDS=900 tests/rig/run.sh -o "$B/tests/rig/arm64" \
+			-A arm64 -t -s 6.12 -k Image -c 2 "$B/aarch64"
 	else
 		none rig/arm64 "make ARCH=aarch64 was not run for this build"
 	fi

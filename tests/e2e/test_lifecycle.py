@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 
-from thawlib import BIN, Daemon, Skip, alive, main, need_kvm, recorded, thaw, wait_until
+from thawlib import ARM64, BIN, Daemon, Skip, alive, main, need_kvm, recorded, thaw, wait_until
 
 
 def test_create_start_and_talk():
@@ -245,7 +245,9 @@ def test_clone_to_other_taps():
 def test_ends_of_a_guest():
     need_kvm()
     with Daemon() as d:
-        for line, reason in (("exit", "shutdown"), ("reset", "reset"), ("triple", "triple-fault")):
+        for line, reason in ("exit", "shutdown"), ("reset", "reset"), ("triple", "triple-fault"):
+            if ARM64 and line == "triple":
+                continue  # there is nothing of the kind
             d.create("g")
             d.expect("g", "READY\n")
             d.say("g", "echo last words")

@@ -23,6 +23,9 @@ _args = sys.argv[1:]
 B = os.path.join(ROOT, _args.pop(0) if _args and os.path.isdir(_args[0]) else os.environ.get("BUILD", "build"))
 BIN = os.path.join(B, "bin")
 GUEST = os.path.join(B, "tests/guest/tiny")
+ARM64 = os.uname().machine == "aarch64"
+# How a guest finds its devices: arm64 has one way, the device tree.
+DISCOVERY = {} if ARM64 else {"discovery": "cmdline"}
 SANITIZED = os.path.basename(os.path.normpath(B)) in ("asan", "tsan")  # the Makefile's SAN=
 
 
@@ -165,7 +168,7 @@ class Daemon:
 
     # --- VMs ---
     def create(self, name="vm", start=True, **more):
-        body = {"name": name, "kernel": GUEST, "discovery": "cmdline", "memory_mib": 32, "start": start}
+        body = {"name": name, "kernel": GUEST, "memory_mib": 32, "start": start, **DISCOVERY}
         body.update(more)
         r = self.post("/v1/vms", body)
         assert r.status == 201, r

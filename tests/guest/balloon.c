@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-balloon driver, virtio 1.2 section 5.5. Queues as Linux numbers them: reports come
 // by the last one of those that the device has with the features that it offers.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 #define NUM_PAGES (VIRTIO_CONFIG + 0)
 #define ACTUAL (VIRTIO_CONFIG + 4)

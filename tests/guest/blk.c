@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-blk driver, virtio 1.2 section 5.2: the first drive.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 enum { TYPE_IN = 0, TYPE_OUT = 1, TYPE_FLUSH = 4, TYPE_DISCARD = 11, TYPE_WRITE_ZEROES = 13 };
 

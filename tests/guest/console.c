@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-console driver, virtio 1.2 section 5.3: two ports, by control messages.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 enum { RX0, TX0, CONTROL_RX, CONTROL_TX, RX1, TX1, QUEUES };
 enum { DEVICE_READY, PORT_ADD, PORT_REMOVE, PORT_READY, CONSOLE_PORT, RESIZE, PORT_OPEN, PORT_NAME };

@@ -2,7 +2,7 @@
 // The tiny guest's virtio-net driver, virtio 1.2 section 5.1, and as much of ARP (RFC 826),
 // IPv4 (RFC 791), UDP (RFC 768) and TCP (RFC 9293) as one question and its answer need. There is always
 // one receive buffer for each pair of queues in use; other traffic is looked at and dropped.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 enum { RX, TX, MAX_PAIRS = 2, QUEUES = 2 * MAX_PAIRS + 1 };
 enum { CLASS_MQ = 4, PAIRS_SET = 0 };

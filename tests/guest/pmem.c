@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-pmem driver, virtio 1.2 section 5.19.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 static struct virtio pmem;
 

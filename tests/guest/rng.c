@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tiny guest's virtio-rng driver, virtio 1.2 section 5.4.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 #define EVENT_ROUNDS 200000000ull
 
@@ -40,8 +40,9 @@ bool rng_events(u64 n, bool kick_each, bool wish)
 		for (u64 i = 0; rng.used.idx != rng.idx; i++) {
 			if (i == EVENT_ROUNDS)
 				return false;
-			__asm__ volatile("pause");
+			relax();
 		}
+		read_barrier();
 		n -= group;
 	}
 	return true;

@@ -3,24 +3,6 @@
 #ifndef TESTS_GUEST_TINY_H
 #define TESTS_GUEST_TINY_H
 
-#define SEL_KERNEL_CODE 0x08
-#define SEL_USER_DATA 0x1b
-#define SEL_USER_CODE 0x23
-#define SEL_TSS 0x28
-#define USER_RFLAGS 0x3002 // IOPL 3
-#define IO_PORTS 0x800     /* those below are open to user mode */
-
-#define VECTOR_PROTECTION 0x0d
-#define VECTOR_SERIAL 0x30 /* one priority class: one in service at a time */
-#define VECTOR_RESTORED 0x31
-#define VECTOR_BUTTON 0x32
-#define VECTOR_TIMER 0x33
-#define VECTOR_VIRTIO 0x34
-
-#define BOOT_PVH 1
-#define BOOT_LINUX 2
-
-#ifndef __ASSEMBLER__
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,27 +13,45 @@ typedef uint32_t u32;
 typedef uint64_t u64;
 
 #define PAGE 4096ULL
-#define MAPPED_END 0x100000000ULL // of start.S's page tables
 #define RNG_MAX 64
 
-// Exactly one plain mov each: an MMIO exit has to be decoded by the host.
-static inline void mmio_write(u64 addr, u32 v)
-{
-	__asm__ volatile("movl %0, (%1)" : : "r"(v), "r"(addr) : "memory");
-}
+#include "tests/guest/machine.h"
 
-static inline u32 mmio_read(u64 addr)
-{
-	u32 v;
-	__asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(addr) : "memory");
-	return v;
-}
+// tiny.c: the serial port's other direction, and answers of one line.
+void put_char(char c);
+void put(const char *s);
+void put_hex(u64 v, int digits);
+void put_bytes(const volatile u8 *p, u64 n);
+void error(const char *reason);
+void ok_dec(u64 v);
+void ok_text(const char *s);
+// Says what there is to say about what came; returns it (enum event).
+u32 handle_events(void);
 
-// tiny.c
-extern char cmdline[1024];
+// text.c
 bool starts(const char *s, const char *with);
+bool same(const char *a, const char *b);
+void copy_text(char *to, const char *from, u64 size);
+char *word(char **s); // cuts the next one off
 // Decimal, or hexadecimal behind 0x; *s moves behind the digits.
 bool number(const char **s, u64 *v);
+bool arg_number(char **args, u64 *v);
+bool cmdline_number(const char *name, u64 *v); // NAME=NUMBER
+
+// commands.c
+void run_line(char *line);
+volatile u64 *heap_page(u64 n);
+bool in_heap(u64 first, u64 n);
+
+// device_commands.c
+void do_rand(char *args);
+void do_blk(char *args);
+void do_net(char *args);
+void do_vsock(char *args);
+void do_balloon(char *args);
+void do_port(char *args);
+void do_pmem(char *args);
+void do_events(char *args);
 
 // virtio.c: a device and its only queue.
 #define VIRTIO_NET 1
@@ -168,6 +168,4 @@ bool rng_fill(u8 *to, u64 n);
 // an interrupt is asked for at the last one (wish), or not at all. No register is read or written but the
 // kicks.
 bool rng_events(u64 n, bool kick_each, bool wish);
-#endif
-
 #endif

@@ -3,12 +3,8 @@
  * The tiny guest's virtio drivers' common part: small queues, polled, most with one request at
  * a time, over virtio-mmio version 2. Virtio 1.2 sections 2.7 and 4.2.
  */
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
-static inline void barrier(void) { __asm__ volatile("mfence" : : : "memory"); }
-
-#define VIRTIO_FIRST 0xd0000000ULL
-#define VIRTIO_SLOTS 32
 #define VIRTIO_MAGIC 0x74726976
 
 // Registers, virtio 1.2 section 4.2.2.
@@ -45,26 +41,12 @@ static bool is_device(u64 base, u32 id)
 	       mmio_read(base + R_DEVICE) == id;
 }
 
-// By the kernel's parameter virtio_mmio.device=SIZE@ADDR:IRQ, else by looking.
 static u64 find_device(u32 id)
 {
-	bool named = false;
-	for (const char *p = cmdline; *p; p++) {
-		u64 v;
-		if (!starts(p, "virtio_mmio.device="))
-			continue;
-		while (*p && *p != ' ' && *p != '@')
-			p++;
-		if (*p != '@')
-			break;
-		const char *s = p + 1;
-		named = true;
-		if (number(&s, &v) && v < MAPPED_END && is_device(v, id))
-			return v;
-	}
-	for (u64 a = VIRTIO_FIRST; !named && a < VIRTIO_FIRST + VIRTIO_SLOTS * PAGE; a += PAGE)
-		if (is_device(a, id))
-			return a;
+	u64 base;
+	for (u32 n = 0; (base = machine_virtio(n)); n++)
+		if (is_device(base, id))
+			return base;
 	return 0;
 }
 
@@ -80,7 +62,7 @@ static bool make_queue(struct virtio *d, u64 b, u16 index)
 				 { R_USED, (u64)&d->used } };
 	for (int i = 0; i < 3; i++) {
 		mmio_write(b + part[i][0], (u32)part[i][1]);
-		mmio_write(b + part[i][0] + 4, 0);
+		mmio_write(b + part[i][0] + 4, (u32)(part[i][1] >> 32));
 	}
 	mmio_write(b + R_QUEUE_READY, 1);
 	d->queue = index;
@@ -148,8 +130,9 @@ bool virtio_wait(struct virtio *d, u64 rounds, u32 *ret_len)
 	for (u64 i = 0; d->used.idx != d->idx; i++) {
 		if (i == rounds)
 			return false;
-		__asm__ volatile("pause");
+		relax();
 	}
+	read_barrier();
 	mmio_write(d->base + R_IRQ_ACK, mmio_read(d->base + R_IRQ_STATUS));
 	*ret_len = d->used.ring[slot].len;
 	return true;

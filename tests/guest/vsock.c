@@ -2,7 +2,7 @@
 // The tiny guest's virtio-vsock driver, virtio 1.2 section 5.10: one stream to the host (CID 2) at
 // a time, read to its end. The event queue stays empty: after a restore this driver has no streams
 // to end.
-#include "tiny.h"
+#include "tests/guest/tiny.h"
 
 enum { RX, TX, EVENT, QUEUES };
 enum { OP_REQUEST = 1, OP_RESPONSE, OP_RST, OP_SHUTDOWN, OP_RW, OP_CREDIT_UPDATE };

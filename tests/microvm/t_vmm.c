@@ -220,7 +220,6 @@ void t_tiny_config(struct vmcfg *c)
 	mv_uuid(c->id);
 	c->vcpus = 1;
 	c->mem_mib = 128;
-	c->discovery = VMCFG_CMDLINE;
 	c->rng = true;
 	snprintf(c->cmdline, sizeof c->cmdline, "thaw.genid=0xfe000");
 }

@@ -50,5 +50,5 @@ int t_vmm_ask(struct t_vmm *v, const char *command, char *ret_line, size_t size)
 // Waits for an event of this state.
 int t_vmm_wait_state(struct t_vmm *v, enum vm_state state, int timeout_ms);
 
-// The usual configuration of a tiny guest: 1 vCPU, 128 MiB, command-line discovery.
+// The usual configuration of a tiny guest: 1 vCPU, 128 MiB. It looks for its devices.
 void t_tiny_config(struct vmcfg *ret_cfg);

@@ -45,7 +45,7 @@ until thaw info >/dev/null 2>&1; do
 done
 
 say "Boot a tiny guest, and wait until it says READY"
-run thaw create web --kernel "tests/guest/tiny" --discovery cmdline \
+run thaw create web --kernel "tests/guest/tiny" \
 	--cmdline thaw.genid=0xfe000 --memory 128 --start
 run thaw wait web --console READY
 run thaw console web --write "store 42 is the answer"

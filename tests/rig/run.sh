@@ -9,6 +9,7 @@
 #   -x SCRIPT   what to run instead of scenario.sh, with the same arguments
 #   -g          guests have fio and flow (load.sh, bench-qemu.sh)
 #   -G          and what thaw guest makes: SERIES/fetched/ (guest.sh)
+#   -t          tiny.sh behind it, in the same machine
 #   -b PROG     a program of this host, with its libraries, for the script
 #   -a FILE     another file for its folder
 #   -e N=V      an environment variable for it
@@ -21,9 +22,9 @@
 set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
-series="6.1 6.12" arch=amd64 kinds='' vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs='' fetched=''
+series="6.1 6.12" arch=amd64 kinds='' vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs='' fetched='' tiny=''
 mem=1536 guest_progs=() progs=() files=()
-while getopts A:s:k:c:o:x:j:b:a:e:m:gGqH opt; do
+while getopts A:s:k:c:o:x:j:b:a:e:m:gGqtH opt; do
 	case $opt in
 	A) arch=$OPTARG ;;
 	s) series=$OPTARG ;;
@@ -38,13 +39,14 @@ while getopts A:s:k:c:o:x:j:b:a:e:m:gGqH opt; do
 	m) mem=$OPTARG ;;
 	g) guest_progs=("$here/guest-load") ;;
 	G) fetched=1 ;;
+	t) tiny=1 ;;
 	q) quick=1 ;;
 	H) on_host=1 ;;
 	*) exit 125 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-A ARCH] [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gGqH] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-A ARCH] [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gGqtH] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
 export GUEST_ARCH=$arch
@@ -79,6 +81,19 @@ cp "$here/$script" "$here"/l1-{lib,devices}.sh "${files[@]}" "$job/"
 if [ ${#guest_progs[@]} != 0 ]; then
 	fio=$("$here/rig-fio.sh") || { echo "1..0 # SKIP the rig's guest has no fio: its source cannot be had"; exit 77; }
 	guest_progs+=("$fio" "$build/tests/rig/flow")
+fi
+behind=''
+[ -z "$tiny" ] || behind='sh ./tiny.sh || r=$?;'
+if [ -n "$tiny" ] || [ "$script" = tiny.sh ]; then
+	python=$("$here/rig-python.sh" "$arch") || { echo "1..0 # SKIP the rig has no Python: its packages cannot be had"; exit 77; }
+	mkdir -p "$job/tests/rig" "$job/tests/golden"
+	cp -r "$python" "$job/python"
+	cp -r "$here/../e2e" "$job/tests/"
+	cp -r "$here/../golden/"[0-9]* "$job/tests/golden/"
+	cp "$here/tiny.py" "$job/tests/rig/"
+	cp "$here/tiny.sh" "$here/demo-tiny.sh" "$build/tests/microvm/test_golden" "$job/"
+	cp "$build/bin/thaw-page-handler" "$job/bin/"
+	progs+=(-b "$build/tests/microvm/test_golden")
 fi
 [ ! -e "$build/tests/guest/tiny" ] || install -D "$build/tests/guest/tiny" "$job/tests/guest/tiny"
 
@@ -125,7 +140,7 @@ rig() { # J: runs the Jth share
 	for ((i = $1; i < n; i += jobs)); do mine+=("${rounds[@]:i*3:3}"); done
 	taskset -c "${cpus[($1 + first) % ${#cpus[@]}]}" "$here/$machine" -m "$mem" ${CLONES:+-e CLONES="$CLONES"} \
 		-t $((RIG_SECONDS * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
-		sh "./$script" "${mine[@]}"
+		sh -c "sh ./$script \"\$@\"; r=\$?; $behind exit \$r" sh "${mine[@]}"
 }
 (
 	status=0 pids=()

@@ -440,18 +440,6 @@ static void layers(void **state)
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-// Makes a manifest file one of another architecture, for tests/e2e/test_arm64.py.
-static int make_foreign(const char *path)
-{
-	struct manifest m;
-	struct mv_err err;
-	MV_FD fd = open(path, O_RDWR | O_CLOEXEC);
-	if (fd < 0 || manifest_load(fd, &m, &err))
-		return 1;
-	m.arch = m.arch == MANIFEST_X86_64 ? MANIFEST_AARCH64 : MANIFEST_X86_64;
-	return ftruncate(fd, 0) || lseek(fd, 0, SEEK_SET) || manifest_save(fd, &m, &err);
-}
-
 static void architectures(void **state)
 {
 	(void)state;
@@ -462,10 +450,8 @@ static void architectures(void **state)
 	assert_true(manifest_arch_here() == MANIFEST_X86_64 || manifest_arch_here() == MANIFEST_AARCH64);
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-	if (argc == 3 && !strcmp(argv[1], "--foreign"))
-		return make_foreign(argv[2]);
 	const struct CMUnitTest tests[] = {
 		T(publish_show_use_delete),
 		T(names),

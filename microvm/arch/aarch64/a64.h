@@ -8,6 +8,8 @@
 #include "microvm/base/err.h"
 #include "microvm/vm.h"
 
+extern const struct mv_table a64_machine_table; // of the section SECTION_ARCH
+
 // Interrupt controller (gic.c): GICv3, or GICv2 where KVM has no other. Made before the vCPUs;
 // arch_vcpus_made() readies it, since KVM takes no irqfd before.
 int a64_gic_create(struct vm *vm, struct mv_err *err);

@@ -37,7 +37,7 @@ static const struct mv_field machine_fields[] = {
 	MV_SUB(struct machine_state, rtc, 4, pl031_table),
 	MV_OPT_SUB(struct machine_state, gpio, 5, pl061_table), // older machines have none
 };
-static MV_DEFINE_TABLE(machine_table, struct machine_state, machine_fields);
+MV_DEFINE_TABLE(a64_machine_table, struct machine_state, machine_fields);
 
 uint64_t arch_device_gpa(unsigned slot) { return A64_VIRTIO_MMIO + (uint64_t)slot * VIO_MMIO_BYTES; }
 
@@ -152,7 +152,7 @@ int arch_vm_save(struct vm *vm, struct mv_buf *out, struct mv_err *err)
 	s->n_gic = n * (uint32_t)sizeof s->gic[0];
 	s->rtc = vm->arch.rtc;
 	s->gpio = vm->arch.gpio;
-	mv_state_save(&machine_table, s, out);
+	mv_state_save(&a64_machine_table, s, out);
 	return 0;
 }
 
@@ -161,7 +161,7 @@ int arch_vm_load(struct vm *vm, const void *bytes, size_t len, struct mv_err *er
 	MV_FREE struct machine_state *s = malloc(sizeof *s);
 	if (!s)
 		return mv_fail(err, ENOMEM, "out of memory");
-	int r = mv_state_load(&machine_table, bytes, len, s, err);
+	int r = mv_state_load(&a64_machine_table, bytes, len, s, err);
 	if (r)
 		return r;
 	if (s->n_gic % sizeof s->gic[0])

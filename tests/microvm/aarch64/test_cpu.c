@@ -200,7 +200,7 @@ static void reports(void **state)
 	guest.value[ISAR0] |= 15ull << 56;
 	guest.value[ISAR2] = 1 << 16;
 	int fd = state_file(&guest);
-	assert_int_equal(cpu_report(fd, "/dev/kvm", &r, &err), 0);
+	assert_int_equal(cpu_report(fd, "/dev/kvm", NULL, &r, &err), 0);
 	assert_string_equal(r.vendor, "Arm");
 	assert_string_equal(r.model, "part 0xd0c variant 3");
 	assert_int_equal(r.stepping, 1);

@@ -22,7 +22,7 @@
  *
  * The IDT has no other exception gates: any fault is a triple fault, on purpose.
  */
-#include "tiny.h"
+#include "tests/guest/x86_64/entry.h"
 
 #define PTE_TABLE	0x027	/* present, writable, user, accessed */
 #define PTE_2M		0x0e7	/* the same, dirty, 2 MiB page */
