@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "a64.h"
 #include "microvm/arch/arch.h"
@@ -59,10 +58,6 @@ uint64_t arch_file_gpa(const struct gmem *m)
 int arch_vm_init(struct vm *vm, struct mv_err *err)
 {
 	struct kvm_enable_cap nisv = { .cap = KVM_CAP_ARM_NISV_TO_USER };
-	long page = sysconf(_SC_PAGESIZE); // dirty logs and page maps would be of other pages than ours
-	if (page != GMEM_PAGE_BYTES)
-		return mv_fail(err, ENOTSUP,
-			       "this host's kernel has pages of %ld bytes; thaw needs one with 4096", page);
 	int r = kvm_call(vm->vm_fd, KVM_ENABLE_CAP, &nisv, "KVM_CAP_ARM_NISV_TO_USER", err);
 	return r < 0 ? r : a64_gic_create(vm, err);
 }
