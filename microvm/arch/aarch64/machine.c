@@ -67,6 +67,7 @@ void arch_vm_fini(struct vm *vm)
 	if (vm->arch.gic_version)
 		mv_close(&vm->arch.gic_fd);
 	vm->arch.gic_version = 0;
+	free(MV_TAKE(vm->arch.fresh));
 }
 
 int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
@@ -116,6 +117,7 @@ int arch_vm_catch_up(struct vm *vm, struct mv_err *err)
 {
 	const struct a64_clock *c = &vm->arch.clock;
 	struct mv_err none;
+	free(MV_TAKE(vm->arch.fresh)); // all vCPUs are loaded
 	uint64_t now = real_time_ns(), passed_ns = now > c->real_ns ? now - c->real_ns : 0;
 	uint64_t ticks = (uint64_t)((unsigned __int128)passed_ns * c->hz / NS_PER_S);
 	int r = a64_set_reg(&vm->vcpu[0], KVM_REG_ARM_TIMER_CNT, c->counter + ticks, err);
