@@ -43,7 +43,7 @@ while getopts A:s:k:c:o:x:j:b:a:e:m:K:gGqHI opt; do
 	q) quick=1 ;;
 	K) machine_options+=(-k "$OPTARG") ;;
 	H) on_host=1 ;;
-	I) machine_options+=(-q -icount -q shift=0,sleep=off) ;;
+	I) machine_options+=(-q -icount -q "shift=0,sleep=off") ;;
 	*) exit 125 ;;
 	esac
 done
