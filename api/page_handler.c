@@ -82,12 +82,12 @@ static int parse_region(js *o, struct ph_region *ret_region, struct mv_err *err)
 {
 	int64_t hva = js_int(o, "base_host_virt_addr", -1), size = js_int(o, "size", -1);
 	int64_t offset = js_int(o, "offset", -1);
-	int64_t page = js_int(o, "page_size", js_int(o, "page_size_kib", PH_PAGE_BYTES));
+	int64_t page = js_int(o, "page_size", js_int(o, "page_size_kib", mv_host_page_bytes()));
 	if (hva < 0 || size < 0 || offset < 0)
 		return mv_fail(err, EINVAL, "a region lacks base_host_virt_addr, size or offset");
-	if (page != PH_PAGE_BYTES)
-		return mv_fail(err, EINVAL, "pages of %lld bytes; only 4096 is possible here",
-			       (long long)page);
+	if (page != mv_host_page_bytes())
+		return mv_fail(err, EINVAL, "pages of %lld bytes; only this host's, of %u, are possible",
+			       (long long)page, mv_host_page_bytes());
 	*ret_region = (struct ph_region){ (uint64_t)hva, (uint64_t)size, (uint64_t)offset };
 	return 0;
 }

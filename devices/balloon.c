@@ -4,7 +4,8 @@
 // Theory of operation. Inflate: pages by number; reporting: pages by address, which the guest does not use
 // before they come back. Both go to gmem_discard(), and hold zeros when they are touched again, so deflating
 // is nothing but an answer. Which page is in the balloon is the guest's business: nothing here depends on it.
-// A guest whose free pages must hold something else (poison_val) keeps what it reports.
+// A guest whose free pages must hold something else (poison_val) keeps what it reports. Of larger pages of
+// the host only those go back of which all is given at once.
 //
 // Statistics are the other way round: the driver leaves a buffer, the device returns it when it wants new
 // ones.
@@ -101,10 +102,10 @@ static void show_config(struct vio_balloon *b)
 // --- pages ---
 static void discard(struct vio_balloon *b, void *p, size_t len)
 {
+	uint64_t before = b->dev.mem->discarded_bytes;
 	int r = p ? gmem_discard(b->dev.mem, p, len) : -EFAULT;
-	if (!r)
-		b->freed_pages += len / GMEM_PAGE_BYTES;
-	else
+	b->freed_pages += (b->dev.mem->discarded_bytes - before) / GMEM_PAGE_BYTES;
+	if (r)
 		mv_log_limited(MV_WARN, "%s: %zu KiB stay with the guest: %s", b->dev.name, len / 1024,
 			       r == -ENOSPC ? "its memory is in too many pieces" : strerror(-r));
 }

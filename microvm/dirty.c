@@ -51,16 +51,30 @@ int dirty_check(struct dirty *d, const struct msg_snapshot *how, struct mv_err *
 	return 0;
 }
 
+void dirty_add_log(uint64_t *set, uint64_t first, const uint64_t *log, uint64_t n, unsigned n_each)
+{
+	uint64_t all = (1ull << n_each) - 1;
+	for (uint64_t w = 0; w < (n + 63) / 64; w++) {
+		if (n_each == 1) {
+			set[first / 64 + w] |= log[w];
+			continue;
+		}
+		for (uint64_t left = log[w]; left; left &= left - 1) {
+			uint64_t page = first + (w * 64 + (unsigned)__builtin_ctzll(left)) * n_each;
+			set[page / 64] |= all << page % 64;
+		}
+	}
+}
+
 int dirty_keep_log(struct dirty *d, struct gmem *m, int vm_fd, struct mv_err *err)
 {
 	for (unsigned i = 0; d->set && i < m->n_regions; i++) {
 		const struct gmem_region *r = &m->region[i];
-		uint64_t n = (r->size_bytes + WORD_BYTES - 1) / WORD_BYTES;
 		int e = kvm_get_dirty_log(vm_fd, i, d->log, err);
 		if (e < 0)
 			return e;
-		for (uint64_t k = 0; k < n; k++)
-			m->written[r->file_offset / WORD_BYTES + k] |= d->log[k];
+		dirty_add_log(m->written, r->file_offset / GMEM_PAGE_BYTES, d->log,
+			      r->size_bytes / mv_host_page_bytes(), mv_host_page_bytes() / GMEM_PAGE_BYTES);
 	}
 	return 0;
 }

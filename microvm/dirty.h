@@ -48,6 +48,10 @@ int dirty_take(struct dirty *d, struct gmem *m, int vm_fd, bool confirmed, struc
 // needs none then (vm_fd -1) of what was written before.
 int dirty_keep_log(struct dirty *d, struct gmem *m, int vm_fd, struct mv_err *err);
 
+// Into a set from its page `first` on: KVM's log of n pages of the host, each of which is n_each of the set's
+// (a power of two, up to 16; first is a multiple of it, and of 64 where it is 1).
+void dirty_add_log(uint64_t *set, uint64_t first, const uint64_t *log, uint64_t n, unsigned n_each);
+
 // The snapshot that dirty_take() was called for will not come; whatever is said later.
 void dirty_failed(struct dirty *d);
 

@@ -6,6 +6,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "microvm/base/util.h"
+
 int kvm_call(int fd, unsigned long request, void *arg, const char *name, struct mv_err *err)
 {
 	int r = ioctl(fd, request, arg);
@@ -65,15 +67,15 @@ int kvm_set_memory(int vm_fd, const struct gmem *m, bool log_dirty, struct mv_er
 // The grace period is over when a slot could be made; which one does not matter.
 int kvm_settle(int vm_fd, struct mv_err *err)
 {
-	struct kvm_userspace_memory_region slot = { .memory_size = GMEM_PAGE_BYTES };
-	void *p = mmap(NULL, GMEM_PAGE_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct kvm_userspace_memory_region slot = { .memory_size = mv_host_page_bytes() };
+	void *p = mmap(NULL, slot.memory_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
 		return mv_fail(err, errno, "out of memory");
 	slot.userspace_addr = (uintptr_t)p;
 	int r = kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
 	slot.memory_size = 0;
 	r = r < 0 ? r : kvm_call(vm_fd, KVM_SET_USER_MEMORY_REGION, &slot, "KVM_SET_USER_MEMORY_REGION", err);
-	munmap(p, GMEM_PAGE_BYTES);
+	munmap(p, mv_host_page_bytes());
 	return r < 0 ? r : 0;
 }
 

@@ -19,10 +19,7 @@
 #define MADV_POPULATE_READ 22 // Linux 5.14
 #endif
 
-enum {
-	PAGE = 4096,
-	HANDLER_WAIT_S = 10, // for a page handler with a full queue
-};
+enum { HANDLER_WAIT_S = 10 }; // for a page handler with a full queue
 
 _Static_assert(sizeof((struct msg_lazy){ 0 }.region) / sizeof(struct msg_lazy_region) >= GMEM_MAX_REGIONS,
 	       "every region fits the message");
@@ -100,8 +97,8 @@ static int connect_handler(int socket_fd, struct mv_err *err)
 	return MV_TAKE_FD(fd);
 }
 
-// Numbers only, so this one message needs no JSON library in here. Both page sizes are in
-// bytes, also the one whose name says otherwise.
+// Numbers only, so this one message needs no JSON library in here. A page is the host's, which
+// a userfaultfd goes by. Both page sizes are in bytes, also the one whose name says otherwise.
 static size_t print_regions(const struct msg_lazy *lazy, char *to, size_t size)
 {
 	size_t n = 0;
@@ -109,10 +106,10 @@ static size_t print_regions(const struct msg_lazy *lazy, char *to, size_t size)
 		const struct msg_lazy_region *r = &lazy->region[i];
 		n += (size_t)snprintf(to + n, size - n,
 				      "%c{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,"
-				      "\"page_size\":%d,\"page_size_kib\":%d}",
+				      "\"page_size\":%u,\"page_size_kib\":%u}",
 				      i ? ',' : '[', (unsigned long long)r->hva,
 				      (unsigned long long)r->size_bytes, (unsigned long long)r->file_offset,
-				      PAGE, PAGE);
+				      mv_host_page_bytes(), mv_host_page_bytes());
 	}
 	return n + (size_t)snprintf(to + n, size - n, "]");
 }

@@ -27,7 +27,7 @@
 // The VM is made again this long before the guest's timer is due, which then is KVM's again.
 #define EARLY_NS (2 * NS_PER_MS)
 #define STACK_BYTES (128u << 10)
-#define STACK_KEPT_BYTES (2 * GMEM_PAGE_BYTES)
+#define STACK_KEPT_PAGES 2
 #define TELL_NS (1000 * NS_PER_MS) // between two tellings to the daemon
 
 _Static_assert(PARK_IRQS == 1 + VM_MAX_DEVICES, "a watch for each interrupt");
@@ -212,8 +212,9 @@ static int try_park(struct vm *vm, struct mv_err *err)
 // nothing else is mapped: the kernel keeps a gap there.
 static void shrink(void)
 {
-	uintptr_t top =
-		mv_align_up((uintptr_t)__builtin_frame_address(0), GMEM_PAGE_BYTES) - STACK_KEPT_BYTES;
+	uint32_t page_bytes = mv_host_page_bytes();
+	uintptr_t top = mv_align_up((uintptr_t)__builtin_frame_address(0), page_bytes) -
+			STACK_KEPT_PAGES * page_bytes;
 	madvise((void *)(top - STACK_BYTES), STACK_BYTES, MADV_DONTNEED); // -ENOMEM: where it never grew to
 	malloc_trim(0);
 }

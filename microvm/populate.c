@@ -26,10 +26,12 @@ static int advise(uint8_t *at, uint64_t len, bool write)
 	return 0;
 }
 
-// An extent may lie in several regions, since those follow each other in the file.
+// An extent may lie in several regions, since those follow each other in the file. One that was recorded on a
+// host with smaller pages may begin and end within a page of this one.
 static int advise_pages(const struct gmem *m, uint64_t page, uint64_t n_pages, bool write)
 {
-	uint64_t from = page * WS_PAGE_BYTES, to = from + n_pages * WS_PAGE_BYTES;
+	uint64_t from = mv_align_down(page * WS_PAGE_BYTES, mv_host_page_bytes());
+	uint64_t to = mv_align_up((page + n_pages) * WS_PAGE_BYTES, mv_host_page_bytes());
 	int r = 0;
 	for (unsigned i = 0; !r && i < m->n_regions; i++) {
 		const struct gmem_region *g = &m->region[i];

@@ -181,7 +181,7 @@ static bool on_exit_reason(struct vcpu *c)
 static void __attribute__((noinline)) touch_stack(void)
 {
 	volatile char deep[CLAIM_STACK_BYTES];
-	for (size_t i = 0; i < sizeof deep; i += GMEM_PAGE_BYTES)
+	for (size_t i = 0; i < sizeof deep; i += GMEM_PAGE_BYTES) // a host page at most
 		deep[i] = 0;
 }
 
@@ -226,15 +226,16 @@ static void *vcpu_thread(void *arg)
 static int start_thread(struct vcpu *c, struct mv_err *err)
 {
 	pthread_attr_t attr;
+	size_t guard = mv_host_page_bytes();
 	// Our own, with a page of guard below: libc keeps those of ended threads, and a parked VM would keep
 	// 8 KiB.
 	c->takes_claim = c->vm->shell && !c->index;
 	c->stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK,
 			-1, 0);
-	int e = c->stack == MAP_FAILED || mprotect(c->stack, GMEM_PAGE_BYTES, PROT_NONE) ? errno : 0;
+	int e = c->stack == MAP_FAILED || mprotect(c->stack, guard, PROT_NONE) ? errno : 0;
 	pthread_attr_init(&attr);
 	if (!e)
-		e = pthread_attr_setstack(&attr, c->stack + GMEM_PAGE_BYTES, STACK_BYTES - GMEM_PAGE_BYTES);
+		e = pthread_attr_setstack(&attr, c->stack + guard, STACK_BYTES - guard);
 	if (!e)
 		e = pthread_create(&c->thread, &attr, vcpu_thread, c);
 	pthread_attr_destroy(&attr);

@@ -448,6 +448,8 @@ int vm_warm(struct vm *vm, int kvm_fd, struct mv_err *err)
 	r = r ? r : make_core(vm, err);
 	r = r ? r : kvm_settle(vm->vm_fd, err);
 	r = r ? r : vcpus_start(vm, err);
+	if (!r)
+		arch_vm_warm(vm);
 	vm->warm = !r;
 	return r;
 }

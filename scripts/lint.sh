@@ -63,6 +63,12 @@ format() {
 	return "$bad"
 }
 
+# Three sizes of pages have names (docs/architecture.md); nothing else is 4,096 in the folders that map memory.
+pages() {
+	! grep -nE '\b(4096|0xfff|0x1000)u?\b|(>>|<<) 12\b|sysconf\(_SC_PAGE|getpagesize' microvm/*.[ch] microvm/base/{gmem,discard,scratch}.[ch] \
+		snapshot/*.[ch] devices/{balloon,pmem}.[ch] | grep -vE '#define|^[^:]*:[0-9]*:[[:space:]]*(//|[A-Z_]+ = 4096)|enum \{|LAZY_EXACT'
+}
+
 # What is off, and why: leaks are judged wrongly with __attribute__((cleanup)); readdir is
 # thread-safe per stream; accept4 does take NULL. The macros of sys/queue.h have to be known to parse their uses.
 cpp_check() {
@@ -76,7 +82,9 @@ cpp_check() {
 }
 
 check "includes go one way" scripts/check-includes.sh
+check "at least 85 % of the code is of no architecture" scripts/arch_share.sh 85
 check "each file names its license" spdx
+check "pages have names" pages
 check "lines of at most 110 columns" width
 check "clang-format" format
 check "cppcheck" cpp_check

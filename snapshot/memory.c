@@ -98,11 +98,11 @@ int snap_memory_write(int fd, const struct gmem *m, uint64_t *ret_bytes, uint64_
 
 // --- what changed ---
 
-// The first page at or after `page` (and before `end`) that is in the set, or is not.
-static uint64_t next_page(const uint64_t *set, uint64_t page, uint64_t end, bool in)
+// The first page of the set at or after `page`, and before `end`.
+static uint64_t next_page(const uint64_t *set, uint64_t page, uint64_t end)
 {
 	while (page < end) {
-		uint64_t word = (in ? set[page / 64] : ~set[page / 64]) >> page % 64;
+		uint64_t word = set[page / 64] >> page % 64;
 		if (word) {
 			page += (unsigned)__builtin_ctzll(word);
 			break;
@@ -112,13 +112,17 @@ static uint64_t next_page(const uint64_t *set, uint64_t page, uint64_t end, bool
 	return page < end ? page : end;
 }
 
+// Whole pages of the host: a file system in memory has no holes that are smaller.
 static int write_set(struct writer *w, const struct gmem *m, const uint64_t *set)
 {
+	uint32_t each = mv_host_page_bytes() / PAGE;
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		const struct gmem_region *r = w->region = &m->region[i];
 		uint64_t first = r->file_offset / PAGE, end = first + r->size_bytes / PAGE, stop;
-		for (uint64_t page = first; (page = next_page(set, page, end, true)) < end; page = stop) {
-			stop = next_page(set, page, end, false);
+		for (uint64_t page = first; (page = next_page(set, page, end)) < end; page = stop) {
+			page = mv_align_down(page, each);
+			for (stop = page; stop < end && next_page(set, stop, stop + each) < stop + each;)
+				stop += each;
 			int e = write_run(w, r->hva + (page - first) * PAGE, r->hva + (stop - first) * PAGE);
 			if (e)
 				return e;

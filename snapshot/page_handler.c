@@ -20,10 +20,7 @@
 #include "snapshot/chunk_head.h"
 #include "snapshot/uffd.h"
 
-enum {
-	PAGE = PH_PAGE_BYTES,
-	MESSAGES = 64, // of one VM at a time, so that none keeps the others waiting
-};
+enum { MESSAGES = 64 }; // of one VM at a time, so that none keeps the others waiting
 
 // --- the memory file ---
 
@@ -48,7 +45,7 @@ int ph_source_open(const char *path, struct ph_source *ret_source, struct mv_err
 		r = mv_fail(err, EINVAL, "not a memory file");
 	s.memory_bytes = (uint64_t)st.st_size;
 	r = r ? r : open_chunked(&s, err);
-	if (!r && s.memory_bytes % PAGE)
+	if (!r && s.memory_bytes % mv_host_page_bytes())
 		r = mv_fail(err, EINVAL, "not a memory file: its size is not one of whole pages");
 	s.chunk = malloc(CHUNK_BYTES);
 	s.scratch = malloc(CHUNK_BYTES);
@@ -99,7 +96,7 @@ static int check_region(const struct ph_source *s, const struct ph_region *all, 
 			struct mv_err *err)
 {
 	const struct ph_region *r = &all[i];
-	if ((r->hva | r->size_bytes | r->file_offset) % PAGE || !r->hva || !r->size_bytes ||
+	if ((r->hva | r->size_bytes | r->file_offset) % mv_host_page_bytes() || !r->hva || !r->size_bytes ||
 	    r->hva > UINT64_MAX - r->size_bytes)
 		return mv_fail(err, EINVAL, "region %u: not whole pages", i);
 	if (r->file_offset > s->memory_bytes || r->size_bytes > s->memory_bytes - r->file_offset)
@@ -123,7 +120,7 @@ int ph_vm_init(struct ph_vm *v, const struct ph_source *s, const struct ph_regio
 		int r = check_region(s, region, i, err);
 		if (r)
 			return r;
-		pages += region[i].size_bytes / PAGE;
+		pages += region[i].size_bytes / mv_host_page_bytes();
 	}
 	*v = (struct ph_vm){ .n_regions = n_regions, .removed = calloc(1, pages / 8 + 1), .uffd = -1 };
 	if (!v->removed)
@@ -147,10 +144,10 @@ static const struct ph_region *find(const struct ph_vm *v, uint64_t address, uin
 	for (unsigned i = 0; i < v->n_regions; i++) {
 		const struct ph_region *r = &v->region[i];
 		if (address >= r->hva && address - r->hva < r->size_bytes) {
-			*ret_page = before + (address - r->hva) / PAGE;
+			*ret_page = before + (address - r->hva) / mv_host_page_bytes();
 			return r;
 		}
-		before += r->size_bytes / PAGE;
+		before += r->size_bytes / mv_host_page_bytes();
 	}
 	return NULL;
 }
@@ -164,12 +161,12 @@ static void on_remove(struct ph_vm *v, uint64_t start, uint64_t end)
 	for (unsigned i = 0; i < v->n_regions; i++) {
 		uint64_t hva = v->region[i].hva, size = v->region[i].size_bytes;
 		uint64_t from = start > hva ? start : hva, to = end < hva + size ? end : hva + size;
-		for (uint64_t at = from; at < to; at += PAGE) {
-			uint64_t page = before + (at - hva) / PAGE;
+		for (uint64_t at = from; at < to; at += mv_host_page_bytes()) {
+			uint64_t page = before + (at - hva) / mv_host_page_bytes();
 			v->pages_removed += !is_removed(v, page);
 			v->removed[page / 8] |= (uint8_t)(1u << page % 8);
 		}
-		before += size / PAGE;
+		before += size / mv_host_page_bytes();
 	}
 }
 
@@ -183,12 +180,12 @@ static int fill(struct ph_vm *v, uint64_t at, uint64_t end, const uint8_t *from)
 		int r = from ? ioctl(v->uffd, UFFDIO_COPY, &c) : ioctl(v->uffd, UFFDIO_ZEROPAGE, &z);
 		int64_t done = r ? (from ? c.copy : z.zeropage) : (int64_t)(end - at);
 		if (r && errno == EEXIST) {
-			uffd_wake(v->uffd, at, PAGE);
-			done = PAGE;
+			uffd_wake(v->uffd, at, mv_host_page_bytes());
+			done = mv_host_page_bytes();
 		} else if (r && (errno != EAGAIN || done <= 0)) {
 			return -errno;
 		} else if (from) {
-			v->pages_copied += (uint64_t)done / PAGE;
+			v->pages_copied += (uint64_t)done / mv_host_page_bytes();
 		}
 		at += (uint64_t)done;
 		from = from ? from + done : NULL;
@@ -206,17 +203,17 @@ static int fill_around(struct ph_vm *v, struct ph_source *s, const struct ph_reg
 		 region_end = r->file_offset + r->size_bytes;
 	from = from > r->file_offset ? from : r->file_offset;
 	end = end < region_end ? end : region_end;
-	page -= (at - from) / PAGE; // of `from`
+	page -= (at - from) / mv_host_page_bytes(); // of `from`
 	int result = load(s, i);
 	for (at = from; !result && at < end;) {
 		uint64_t run = at;
 		for (; at < end && !is_removed(v, page); page++)
-			at += PAGE;
+			at += mv_host_page_bytes();
 		if (at > run)
 			result = fill(v, r->hva + (run - r->file_offset), r->hva + (at - r->file_offset),
 				      s->loaded_zero ? NULL : s->chunk + run % CHUNK_BYTES);
 		for (; at < end && is_removed(v, page); page++)
-			at += PAGE;
+			at += mv_host_page_bytes();
 	}
 	return result;
 }
@@ -225,23 +222,23 @@ static int fill_around(struct ph_vm *v, struct ph_source *s, const struct ph_reg
 static int on_fault(struct ph_vm *v, struct ph_source *s, uint64_t address)
 {
 	uint64_t page;
-	address -= address % PAGE;
+	address -= address % mv_host_page_bytes();
 	const struct ph_region *r = find(v, address, &page);
 	if (!r)
 		return 0; // none of those that were registered for it
 	v->faults++;
-	int result = is_removed(v, page) ? fill(v, address, address + PAGE, NULL)
+	int result = is_removed(v, page) ? fill(v, address, address + mv_host_page_bytes(), NULL)
 					 : fill_around(v, s, r, address, page);
 	switch (-result) {
 	case 0:
 	case ESRCH: return result;
 	case EAGAIN: // a removal: see the top of the file
 	case ENOENT: // the VM has unmapped a part of its memory
-		uffd_wake(v->uffd, address, PAGE);
+		uffd_wake(v->uffd, address, mv_host_page_bytes());
 		return 0;
 	case ENOMEM: // the thread asks again and again until there is some
 		mv_log_limited(MV_ERROR, "no memory for a VM's pages");
-		uffd_wake(v->uffd, address, PAGE);
+		uffd_wake(v->uffd, address, mv_host_page_bytes());
 		return 0;
 	default: // it waits for ever: anything it could be given would be wrong
 		mv_log_limited(MV_ERROR, "can't load byte %llu of the memory: %s; the VM hangs, end it",

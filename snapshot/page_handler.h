@@ -9,7 +9,6 @@
 #pragma once
 #include "snapshot/chunk.h"
 
-#define PH_PAGE_BYTES 4096u
 #define PH_MAX_REGIONS 16
 
 struct ph_source {
@@ -34,11 +33,12 @@ struct ph_vm {
 	struct ph_region region[PH_MAX_REGIONS];
 	unsigned n_regions;
 	int uffd;
-	uint8_t *removed; // a bit per page, region after region: given back, so zeros from then on
+	uint8_t *
+		removed; // a bit per page of the host, region after region: given back, so zeros from then on
 	uint64_t faults, pages_copied, pages_removed;
 };
 
-// Checks the regions (whole pages, apart from each other, inside the memory file) and the
+// Checks the regions (whole pages of the host, apart from each other, inside the memory file) and the
 // descriptor, which is taken when 0 is returned. -EINVAL with a sentence.
 int ph_vm_init(struct ph_vm *v, const struct ph_source *s, const struct ph_region *region, unsigned n_regions,
 	       int uffd, struct mv_err *err);

@@ -7,7 +7,7 @@
 //
 // A second thread decodes, too (pager_helper.h), one chunk at a time of what is wanted ahead.
 //
-// Of a chunk that the working set needs in part only those pages are written: what costs is
+// Of a chunk that the working set needs in part only those pages of the host are written: what costs is
 // mostly the memory. It does not count as filled, so a fault writes it again as a whole, with
 // the same bytes.
 //
@@ -32,11 +32,12 @@
 #include "microvm/base/util.h"
 #include "snapshot/chain.h"
 #include "snapshot/pager_helper.h"
+#include "snapshot/pages.h"
 #include "snapshot/uffd.h"
 #include "snapshot/working_set.h"
 
 enum {
-	PAGE = 4096,
+	PAGE = SNAP_PAGE_BYTES,
 	IDLE_MS = 5,
 	EVENTS = 64,   // of epoll at a time
 	MESSAGES = 16, // of one clone at a time, so that none keeps the others waiting
@@ -222,7 +223,7 @@ static void map_zeros(int uffd, uint64_t start, uint64_t end)
 		if (!ioctl(uffd, UFFDIO_ZEROPAGE, &z))
 			return;
 		if (errno == EEXIST)
-			start += PAGE;
+			start += mv_host_page_bytes();
 		else if (errno == EAGAIN && z.zeropage > 0)
 			start += (uint64_t)z.zeropage;
 		else if (errno != EAGAIN)
@@ -308,6 +309,14 @@ static void serve(struct clone *c, uint32_t events)
 
 // --- ahead of faults ---
 
+uint32_t pager_whole_pages(uint32_t pages, unsigned n_each)
+{
+	uint32_t all = (1u << n_each) - 1, whole = 0;
+	for (unsigned k = 0; k < CHUNK_PAGES; k += n_each)
+		whole |= pages >> k & all ? all << k : 0;
+	return whole;
+}
+
 // The next chunk that the set has pages of, and which (bit per page); moves the position behind
 // them. False: there is none (more).
 static bool next_of_set(const struct working_set *w, struct ws_position *at, uint64_t *ret_chunk,
@@ -327,7 +336,7 @@ static bool next_of_set(const struct working_set *w, struct ws_position *at, uin
 			*at = (struct ws_position){ at->extent + 1, 0 };
 	}
 	*ret_chunk = chunk;
-	*ret_pages = pages;
+	*ret_pages = pager_whole_pages(pages, mv_host_page_bytes() / PAGE);
 	return pages;
 }
 

@@ -76,6 +76,10 @@ static inline uint64_t pager_status_bytes(uint64_t n_chunks)
 	return PAGER_STATUS_HEAD + (n_chunks + 7) / 8;
 }
 
+// Of a chunk's pages (a bit each), those that share a page of the host, of n_each, with one of them, as well:
+// a page of the template is all there or not.
+uint32_t pager_whole_pages(uint32_t pages, unsigned n_each);
+
 // The program: pager_init() makes its descriptors and threads, once; pager_run() makes nothing
 // but memory and serves until the daemon closes the socket. 0 or -errno.
 int pager_init(int socket_fd, struct mv_err *err);

@@ -7,8 +7,9 @@
 #include <sys/eventfd.h>
 
 #include "microvm/base/util.h"
+#include "snapshot/pages.h"
 
-enum { PAGE = 4096, CHUNK_PAGES = CHUNK_BYTES / PAGE };
+enum { PAGE = SNAP_PAGE_BYTES, CHUNK_PAGES = CHUNK_BYTES / PAGE };
 
 static struct {
 	pthread_mutex_t lock;

@@ -20,10 +20,7 @@
 #include "microvm/base/util.h"
 #include "snapshot/pagemap_scan.h"
 
-enum {
-	PAGE = SNAP_PAGE_BYTES,
-	PAGEMAP_BATCH = 4096, // entries of 8 bytes
-};
+enum { PAGEMAP_ENTRIES = 4096 }; // read at once, of 8 bytes for a page of the host
 
 struct walk {
 	snap_pages_fn *fn;
@@ -83,23 +80,24 @@ static bool is_anonymous(uint64_t entry) { return entry >> 62 && !(entry >> 61 &
 
 static int find_by_pagemap(struct walk *w, const uint8_t *from, const uint8_t *to)
 {
-	uint64_t entry[PAGEMAP_BATCH];
+	uint64_t entry[PAGEMAP_ENTRIES];
+	uint32_t page_bytes = mv_host_page_bytes();
 	while (from < to) {
-		size_t n = (size_t)(to - from) / PAGE;
-		if (n > PAGEMAP_BATCH)
-			n = PAGEMAP_BATCH;
-		int r = mv_pread_full(w->pagemap_fd, entry, n * 8, (uintptr_t)from / PAGE * 8);
+		size_t n = (size_t)(to - from) / page_bytes;
+		if (n > PAGEMAP_ENTRIES)
+			n = PAGEMAP_ENTRIES;
+		int r = mv_pread_full(w->pagemap_fd, entry, n * 8, (uintptr_t)from / page_bytes * 8);
 		for (size_t i = 0; !r && i < n;) {
 			size_t first = i;
 			while (i < n && is_anonymous(entry[i]))
 				i++;
-			r = found(w, from + first * PAGE, from + i * PAGE);
+			r = found(w, from + first * page_bytes, from + i * page_bytes);
 			while (i < n && !is_anonymous(entry[i]))
 				i++;
 		}
 		if (r)
 			return r;
-		from += n * PAGE;
+		from += n * page_bytes;
 	}
 	return 0;
 }
@@ -163,8 +161,8 @@ static int choose_finder(struct walk *w)
 	w->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	bool has_pagemap = w->pagemap_fd >= 0;
 	struct scan_region vec[1];
-	const uint8_t *page = (const uint8_t *)((uintptr_t)vec & ~(uintptr_t)(PAGE - 1));
-	struct scan_arg probe = scan_arg(page, page + PAGE, vec, 1);
+	const uint8_t *page = (const uint8_t *)mv_align_down((uintptr_t)vec, mv_host_page_bytes());
+	struct scan_arg probe = scan_arg(page, page + mv_host_page_bytes(), vec, 1);
 	bool has_scan = has_pagemap && ioctl(w->pagemap_fd, SCAN_IOCTL, &probe) >= 0;
 
 	switch (w->finder) {

@@ -7,7 +7,7 @@
 
 #include "microvm/base/gmem.h"
 
-#define SNAP_PAGE_BYTES 4096
+#define SNAP_PAGE_BYTES 4096 // of a memory file
 
 // How the pages that may hold something are found. Without /proc every page is looked at.
 enum snap_memory_finder {
@@ -17,7 +17,7 @@ enum snap_memory_finder {
 	SNAP_MEMORY_ALL,     // every page
 };
 
-// [from, to) of the region's host memory: whole pages, ascending. Nonzero ends the walk.
+// [from, to) of the region's host memory: whole pages of the host, ascending. Nonzero ends the walk.
 typedef int snap_pages_fn(void *arg, const struct gmem_region *r, const uint8_t *from, const uint8_t *to);
 
 // Calls fn for every run of pages that may hold something other than zeros. Returns what

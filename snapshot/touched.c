@@ -8,9 +8,8 @@
 #include "snapshot/pagemap_scan.h"
 
 enum {
-	PAGE = SNAP_PAGE_BYTES,
 	SCAN_BATCH = 512,
-	PAGEMAP_BATCH = 4096, // entries of 8 bytes
+	PAGEMAP_ENTRIES = 4096, // read at once, of 8 bytes for a page of the host
 };
 
 struct walk {
@@ -60,23 +59,24 @@ static unsigned kind(uint64_t entry)
 
 static int by_pagemap(struct walk *w, const uint8_t *from, const uint8_t *to)
 {
-	uint64_t entry[PAGEMAP_BATCH];
+	uint64_t entry[PAGEMAP_ENTRIES];
+	uint32_t page_bytes = mv_host_page_bytes();
 	while (from < to) {
-		size_t n = (size_t)(to - from) / PAGE, end;
-		if (n > PAGEMAP_BATCH)
-			n = PAGEMAP_BATCH;
-		int r = mv_pread_full(w->fd, entry, n * 8, (uintptr_t)from / PAGE * 8);
+		size_t n = (size_t)(to - from) / page_bytes, end;
+		if (n > PAGEMAP_ENTRIES)
+			n = PAGEMAP_ENTRIES;
+		int r = mv_pread_full(w->fd, entry, n * 8, (uintptr_t)from / page_bytes * 8);
 		for (size_t i = 0; !r && i < n; i = end) {
 			unsigned k = kind(entry[i]);
 			for (end = i + 1; end < n && kind(entry[end]) == k; end++)
 				;
 			if (k != UNTOUCHED)
-				r = w->fn(w->arg, w->region, from + i * PAGE, from + end * PAGE,
+				r = w->fn(w->arg, w->region, from + i * page_bytes, from + end * page_bytes,
 					  k == WRITTEN);
 		}
 		if (r)
 			return r;
-		from += n * PAGE;
+		from += n * page_bytes;
 	}
 	return 0;
 }

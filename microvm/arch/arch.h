@@ -35,6 +35,8 @@ void arch_vm_fini(struct vm *vm); // idempotent; before the VM's descriptor is c
 
 // A vCPU was just made: maybe long before the configuration is known.
 int arch_vcpu_init(struct vcpu *c, struct mv_err *err);
+// In advance, with the first vCPU made and nothing else to do: what makes loading a state faster. May fail.
+void arch_vm_warm(struct vm *vm);
 // All vCPUs were made; from now on interrupts can be wired.
 int arch_vcpus_made(struct vm *vm, struct mv_err *err);
 

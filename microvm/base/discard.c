@@ -24,15 +24,15 @@ static bool is_replaced(const struct gmem *m, uint64_t page)
 // How many pieces there are more (or fewer) when [page, end), none of it replaced yet, is.
 static int more_pieces(const struct gmem *m, uint64_t page, uint64_t end)
 {
-	uint64_t n = m->total_bytes / GMEM_PAGE_BYTES;
+	uint64_t n = m->total_bytes / mv_host_page_bytes();
 	return 1 - (page && is_replaced(m, page - 1)) - (end < n && is_replaced(m, end));
 }
 
 static int replace(struct gmem *m, uint8_t *p, uint64_t page, uint64_t end)
 {
-	size_t len = (end - page) * GMEM_PAGE_BYTES;
+	size_t len = (end - page) * mv_host_page_bytes();
 	if (!m->replaced)
-		m->replaced = calloc(m->total_bytes / GMEM_PAGE_BYTES / 64 + 1, sizeof *m->replaced);
+		m->replaced = calloc(m->total_bytes / mv_host_page_bytes() / 64 + 1, sizeof *m->replaced);
 	if (!m->replaced || (int64_t)m->n_pieces + more_pieces(m, page, end) > MAX_PIECES)
 		return -ENOSPC;
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
@@ -59,20 +59,20 @@ static const struct gmem_region *region_of(const struct gmem *m, const uint8_t *
 
 int gmem_discard(struct gmem *m, void *start, size_t len)
 {
-	uint8_t *p = (uint8_t *)mv_align_up((uintptr_t)start, GMEM_PAGE_BYTES);
-	size_t cut = (size_t)(p - (uint8_t *)start);
-	const struct gmem_region *r = len > cut ? region_of(m, start, len) : NULL;
-	int result = 0;
+	uint32_t page_bytes = mv_host_page_bytes();
+	const struct gmem_region *r = region_of(m, start, len);
 	if (!r)
-		return len > cut ? -EFAULT : 0;
-	uint64_t page = (r->file_offset + (uint64_t)(p - r->hva)) / GMEM_PAGE_BYTES;
-	uint64_t end = page + (len - cut) / GMEM_PAGE_BYTES;
+		return -EFAULT;
+	uint64_t at = r->file_offset + (uint64_t)((uint8_t *)start - r->hva);
+	uint64_t page = mv_align_up(at, page_bytes) / page_bytes, end = (at + len) / page_bytes;
+	uint8_t *p = r->hva + (page * page_bytes - r->file_offset);
+	int result = 0;
 	while (page < end) {
 		bool whole = !m->from_file, again = is_replaced(m, page);
 		uint64_t to = whole ? end : page + 1;
 		while (to < end && is_replaced(m, to) == again)
 			to++;
-		size_t n = (to - page) * GMEM_PAGE_BYTES;
+		size_t n = (to - page) * page_bytes;
 		int e = 0;
 		if (!whole && !again)
 			e = replace(m, p, page, to);
@@ -82,6 +82,7 @@ int gmem_discard(struct gmem *m, void *start, size_t len)
 			result = e;
 		else
 			gmem_wrote(m, p, n);
+		m->discarded_bytes += e ? 0 : n;
 		m->discarded |= whole;
 		p += n;
 		page = to;

@@ -44,14 +44,15 @@ static void *map_anonymous(size_t len, int flags)
 	return mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
 }
 
-// Aligned, as guest physical addresses are: else neither the kernel nor KVM could use huge pages.
-static uint8_t *map_thp(size_t len)
+// Addresses here and in the guest are alike: else neither the kernel nor KVM could use huge pages. They are
+// as large as what a page of page table entries of 8 bytes covers.
+static uint8_t *map_thp(uint64_t gpa_, size_t len)
 {
-	size_t align = (size_t)kinds[GMEM_THP].bytes;
+	size_t align = (size_t)mv_host_page_bytes() * mv_host_page_bytes() / 8;
 	uint8_t *room = map_anonymous(len + align, kinds[GMEM_THP].flags);
 	if (room == MAP_FAILED)
 		return MAP_FAILED;
-	uint8_t *p = (uint8_t *)mv_align_up((uintptr_t)room, align);
+	uint8_t *p = room + ((gpa_ - (uintptr_t)room) & (align - 1));
 	if (p > room)
 		munmap(room, (size_t)(p - room));
 	munmap(p + len, (size_t)(room + align - p)); // a page of it at least is left
@@ -87,7 +88,7 @@ static uint8_t *map_region(const struct gmem *m, const struct gmem_region *r, in
 	if (gmem_pages_pooled(m->pages))
 		return map_pooled(r->size_bytes, m->pages);
 	if (m->pages == GMEM_THP)
-		return map_thp(r->size_bytes);
+		return map_thp(r->gpa, r->size_bytes);
 	if (file_fd < 0)
 		return map_anonymous(r->size_bytes, kinds[GMEM_4K].flags);
 	return mmap(NULL, r->size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | kinds[GMEM_4K].flags, file_fd,
@@ -140,6 +141,13 @@ int gmem_map(struct gmem *m, int file_fd, struct mv_err *err)
 		return mv_fail(err, EINVAL, "the memory file is not as large as the VM's memory (%llu MiB)",
 			       (unsigned long long)(m->total_bytes >> 20));
 	m->from_file = file_fd >= 0 && m->pages == GMEM_4K;
+	for (unsigned i = 0; i < m->n_regions; i++)
+		if ((m->region[i].gpa | m->region[i].size_bytes | m->region[i].file_offset) %
+		    mv_host_page_bytes())
+			return mv_fail(
+				err, ENOTSUP,
+				"guest memory at 0x%llx is not in whole pages of this host, of %u bytes",
+				(unsigned long long)m->region[i].gpa, mv_host_page_bytes());
 	for (unsigned i = 0; i < m->n_regions; i++) {
 		struct gmem_region *r = &m->region[i];
 		uint8_t *p = map_region(m, r, file_fd);

@@ -14,7 +14,7 @@
 
 #define GMEM_MAX_REGIONS 4
 #define GMEM_MAX_FILES 4
-#define GMEM_PAGE_BYTES 4096u
+#define GMEM_PAGE_BYTES 4096u // what sets of pages count in, on every host; at most mv_host_page_bytes()
 
 // What the host's pages under guest memory are. THP: anonymous memory that the kernel may give transparent
 // huge pages; 2M, 1G: pages of the host's pool (hugetlb), all of which are taken when the memory is mapped.
@@ -23,7 +23,7 @@ uint64_t gmem_pages_bytes(enum gmem_pages p); // of one; THP: as large as they m
 static inline bool gmem_pages_pooled(enum gmem_pages p) { return p >= GMEM_2M; }
 
 struct gmem_region {
-	uint64_t gpa, size_bytes; // page-aligned, not overlapping, ascending
+	uint64_t gpa, size_bytes; // not overlapping, ascending
 	uint64_t file_offset;     // place in a snapshot's memory file
 	uint8_t *hva;
 };
@@ -36,8 +36,6 @@ struct gmem {
 	// Pages that this process wrote, a bit each by their place in the memory file. NULL: nobody
 	// asks. Its owner (microvm/dirty.h) sets it before the first write and keeps it till the last.
 	uint64_t *written;
-	// Of discard.c: mapped from a memory file; the pages that were put in that mapping's place, a bit
-	// each (NULL: none yet), and in how many pieces they lie.
 	// Files of the host that the guest has as memory (virtio-pmem). Devices may use it as well, but it is
 	// in no snapshot, and no page of it is ever marked.
 	struct gmem_file {
@@ -46,9 +44,12 @@ struct gmem {
 		uint32_t access; // enum gmem_access
 	} file[GMEM_MAX_FILES];
 	unsigned n_files;
+	// Of discard.c: mapped from a memory file; the host's pages that were put in that mapping's place, a
+	// bit each (NULL: none yet), and in how many pieces they lie.
 	bool from_file;
 	bool discarded; // anonymous pages that held something may be gone, and nobody marked which
 	uint64_t *replaced;
+	uint64_t discarded_bytes; // ever
 	uint32_t n_pieces;
 };
 
@@ -58,7 +59,8 @@ int gmem_add(struct gmem *m, uint64_t gpa, uint64_t size_bytes);
 // Maps all regions: anonymous zero memory (file_fd < 0) or MAP_PRIVATE over the
 // memory file of a snapshot, so that clean pages stay shared between clones. Huge pages
 // are never a file's: then the memory is anonymous and the file, which must be all there, is
-// copied into it. -ENOBUFS: the host's pool has too few of them; later there is no SIGBUS for that.
+// copied into it. -ENOTSUP: a region does not lie in whole pages of this host. -ENOBUFS: the host's pool has
+// too few of them; later there is no SIGBUS for that.
 int gmem_map(struct gmem *m, int file_fd, struct mv_err *err);
 
 // Maps a whole file, shared, for the guest to have at gpa. Not inherited by forks.
@@ -88,9 +90,10 @@ static inline void gmem_wrote(const struct gmem *m, const void *p, size_t len)
 		gmem_mark(m, p, len);
 }
 
-// Gives the whole pages of [p, p + len) back to the host: they are zeros from now on, take no memory until
-// they are touched, and are marked as written. The range lies in one region; the loop's thread only. -ENOSPC:
-// a clone's memory is in too many pieces already, so some pages stay as they are.
+// Gives the host's pages that [p, p + len) has wholly back: they are zeros from now on, take no memory until
+// they are touched, and are marked as written; m->discarded_bytes counts them. The range lies in one region;
+// the loop's thread only. -ENOSPC: a clone's memory is in too many pieces already, so some pages stay as they
+// are.
 int gmem_discard(struct gmem *m, void *p, size_t len);
 
 // Copies; gmem_write() marks by itself. 0 or -EFAULT with nothing copied. May cross from one region into the

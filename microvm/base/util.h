@@ -34,6 +34,12 @@ void mv_close(int *fd);
 
 uint64_t mv_now_ns(void); // CLOCK_MONOTONIC: comparable between processes of one host
 
+// A page of this host's kernel: 4 KiB, on arm64 also 16 or 64. What mmap(2), madvise(2), userfaultfd, pagemap
+// and KVM's slots and logs go by; pages of virtio, of memory files and of sets of pages are 4 KiB on every
+// host.
+static inline uint32_t mv_host_page_bytes(void) { return (uint32_t)getpagesize(); }
+
+static inline uint64_t mv_align_down(uint64_t v, uint64_t align) { return v & ~(align - 1); }
 static inline uint64_t mv_align_up(uint64_t v, uint64_t align) // align: a power of two
 {
 	return (v + align - 1) & ~(align - 1);

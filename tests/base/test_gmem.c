@@ -33,6 +33,53 @@ static void layout(void **state)
 	gmem_fini(&m);
 }
 
+static uint32_t page_bytes = 4096;
+int getpagesize(void) { return (int)page_bytes; } // in libc's place: this host as one with larger pages
+
+// Of a host with larger pages only whole ones go back, of anonymous memory and of a file's.
+static void discard_on_larger_pages(void **state)
+{
+	static const uint32_t sizes[] = { 16 << 10, 64 << 10 };
+	(void)state;
+	for (unsigned i = 0; i < 2 * MV_ARRAY_LEN(sizes); i++) {
+		uint32_t page = page_bytes = sizes[i / 2];
+		int fd = i % 2 ? t_file() : -1;
+		struct gmem m;
+		assert_true(fd < 0 || !ftruncate(fd, 4 * MIB));
+		make(&m, fd);
+		uint8_t *p = m.region[1].hva;
+		memset(p, 1, MIB);
+		assert_int_equal(gmem_discard(&m, p, page - 4096), 0);
+		assert_int_equal(gmem_discard(&m, p + 4096, 2 * page - 2 * 4096), 0);
+		assert_int_equal(m.discarded_bytes, 0);
+		assert_int_equal(gmem_discard(&m, p + page + 4096, 3 * page), 0);
+		assert_int_equal(m.discarded_bytes, 2 * page);
+		for (uint32_t at = 0; at < 8 * page; at += 4096)
+			assert_int_equal(p[at], at < 2 * page || at >= 4 * page);
+		assert_int_equal(gmem_discard(&m, p + 4 * page, page), 0);
+		assert_int_equal(m.discarded_bytes, 3 * page);
+		assert_int_equal(m.n_pieces, fd >= 0); // one piece: they touch
+		gmem_fini(&m);
+		mv_close(&fd);
+	}
+	page_bytes = 4096;
+}
+
+static void map_in_whole_host_pages(void **state)
+{
+	struct gmem m = { 0 };
+	struct mv_err err;
+	(void)state;
+	page_bytes = 64 << 10;
+	assert_int_equal(gmem_add(&m, MIB + (32 << 10), MIB), 0);
+	assert_int_equal(gmem_map(&m, -1, &err), -ENOTSUP);
+	assert_non_null(strstr(err.msg, "0x108000 is not in whole pages of this host, of 65536 bytes"));
+	page_bytes = 16 << 10;
+	assert_int_equal(gmem_map(&m, -1, &err), 0);
+	gmem_fini(&m);
+	page_bytes = 4096;
+}
+
 static void pointers(void **state)
 {
 	static const struct {
@@ -336,6 +383,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(layout),
+		cmocka_unit_test(discard_on_larger_pages),
+		cmocka_unit_test(map_in_whole_host_pages),
 		cmocka_unit_test(pointers),
 		cmocka_unit_test(copies),
 		cmocka_unit_test(private_over_a_file),

@@ -389,7 +389,7 @@ def test_hostile_messages():
                  (with_(size=1 << 62), [uffd], "beyond"), (with_(offset=64 * MIB), [uffd], "beyond"),
                  (with_(base_host_virt_addr=1 << 64), [uffd], "bad message"),
                  (with_(base_host_virt_addr=4097), [uffd], "whole pages"),
-                 (with_(page_size=2 * MIB), [uffd], "only 4096"))
+                 (with_(page_size=2 * MIB), [uffd], "only this host's, of 4096"))
         with Handler(d) as h:
             before = h.fds()
             quiet = socket.socket(socket.AF_UNIX)

@@ -55,6 +55,22 @@ static void a_set_is_kept_until_it_is_confirmed(void **state)
 	dirty_fini(&d, &m);
 }
 
+// KVM's log of a host with larger pages: each bit is several of ours.
+static void logs_of_larger_pages(void **state)
+{
+	uint64_t log[2] = { 1ull << 63 | 1, 1ull << 2 };
+	(void)state;
+	for (unsigned each = 1; each <= 16; each *= 4) {
+		uint64_t set[2 + 2 * 16] = { 0, 1 }, first = 64;
+		dirty_add_log(set, first, log, 67, each);
+		for (uint64_t page = 0; page < 64 * MV_ARRAY_LEN(set); page++) {
+			uint64_t k = (page - first) / each; // of the log
+			bool in = page >= first && (k == 0 || k == 63 || k == 66);
+			assert_int_equal(set[page / 64] >> page % 64 & 1, in || page == 64);
+		}
+	}
+}
+
 static void a_parent_is_needed(void **state)
 {
 	struct gmem m = { .total_bytes = 64 * T_PAGE };
@@ -513,6 +529,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_set_is_kept_until_it_is_confirmed),
+		cmocka_unit_test(logs_of_larger_pages),
 		cmocka_unit_test(a_parent_is_needed),
 		cmocka_unit_test(a_failing_kvm_loses_nothing),
 		cmocka_unit_test(two_slots),

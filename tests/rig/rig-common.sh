@@ -12,7 +12,7 @@ RIG_MODULES="virtio_pci virtio_blk virtio_console virtio_net virtio-rng
 	macvtap bridge veth dummy vhost_net vhost_vsock vsock_loopback
 	vmw_vsock_virtio_transport loop overlay squashfs erofs nbd dm-mod
 	af_packet sch_ingress cls_u32 act_mirred nf_tables nft_chain_nat
-	nft_masq ptp_kvm ${RIG_MODULES_EXTRA:-}"
+	nft_masq ptp_kvm ext4 crc32c_generic ${RIG_MODULES_EXTRA:-}"
 
 say() { printf 'rig: %s\n' "$*" >&2; }
 die() { say "$*"; exit 125; }

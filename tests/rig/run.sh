@@ -14,6 +14,8 @@
 #   -a FILE     another file for its folder
 #   -e N=V      an environment variable for it
 #   -m MIB      the machine's memory, default 1536
+#   -K NAME     the machine's own kernel (rig-kernel.sh), default 6.1; linux-image-6.12-arm64-16k: pages of 16 KiB
+#   -I          QEMU counts instructions, and the machine's clock is their number: insns.sh
 #   -H          run it on this host's KVM, not in the rig
 #   -j N        rigs at the same time, each on a CPU of its own; default: all CPUs
 #   -o OUT      where logs go, default BUILD/tests/rig/out
@@ -23,8 +25,8 @@ set -u
 RIG_SECONDS=${RIG_SECONDS:-800} # at most, a round; some 250 where nothing else runs
 here=$(cd "$(dirname "$0")" && pwd)
 series="6.1 6.12" arch=amd64 kinds='' vcpus="1 2" quick='' out='' script=scenario.sh on_host='' jobs='' fetched='' tiny=''
-mem=1536 guest_progs=() progs=() files=()
-while getopts A:s:k:c:o:x:j:b:a:e:m:gGqtH opt; do
+mem=1536 guest_progs=() progs=() files=() machine_options=()
+while getopts A:s:k:c:o:x:j:b:a:e:m:K:gGqtHI opt; do
 	case $opt in
 	A) arch=$OPTARG ;;
 	s) series=$OPTARG ;;
@@ -41,12 +43,14 @@ while getopts A:s:k:c:o:x:j:b:a:e:m:gGqtH opt; do
 	G) fetched=1 ;;
 	t) tiny=1 ;;
 	q) quick=1 ;;
+	K) machine_options+=(-k "$OPTARG") ;;
 	H) on_host=1 ;;
+	I) machine_options+=(-q -icount -q "shift=0,sleep=off") ;;
 	*) exit 125 ;;
 	esac
 done
 shift $((OPTIND - 1))
-[ $# = 1 ] || { echo "usage: ${0##*/} [-A ARCH] [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-gGqtH] BUILD" >&2; exit 125; }
+[ $# = 1 ] || { echo "usage: ${0##*/} [-A ARCH] [-s SERIES] [-k KINDS] [-c VCPUS] [-j N] [-o OUT] [-x SCRIPT] [-K NAME] [-gGqtHI] BUILD" >&2; exit 125; }
 build=$(cd "$1" && pwd) || exit 125
 out=${out:-$build/tests/rig/out}
 export GUEST_ARCH=$arch
@@ -139,7 +143,7 @@ rig() { # J: runs the Jth share
 	local mine=() i
 	for ((i = $1; i < n; i += jobs)); do mine+=("${rounds[@]:i*3:3}"); done
 	taskset -c "${cpus[($1 + first) % ${#cpus[@]}]}" "$here/$machine" -m "$mem" ${CLONES:+-e CLONES="$CLONES"} \
-		-t $((RIG_SECONDS * ${#mine[@]} / 3)) -o "$out" "${progs[@]}" "$job" \
+		-t $((RIG_SECONDS * ${#mine[@]} / 3)) -o "$out" "${machine_options[@]}" "${progs[@]}" "$job" \
 		sh -c "sh ./$script \"\$@\"; r=\$?; $behind exit \$r" sh "${mine[@]}"
 }
 (

@@ -246,6 +246,37 @@ static void changes_are_data(void **state)
 	t_remove_tree(dir);
 }
 
+static uint32_t page_bytes = PAGE;
+int getpagesize(void) { return (int)page_bytes; } // in libc's place: this host as one with larger pages
+
+static void changes_in_whole_pages_of_the_host(void **state)
+{
+	static const unsigned changed[] = { 0, 6, 31, 32, 100, TOTAL / PAGE - 1 };
+	struct gmem m;
+	(void)state;
+	make(&m, -1);
+	for (unsigned i = 0; i < TOTAL / PAGE; i++)
+		memset(page(&m, i), (int)(i % 251 + 1), PAGE);
+	for (page_bytes = 4 * PAGE; page_bytes <= 16 * PAGE; page_bytes *= 4) {
+		unsigned each = page_bytes / PAGE, n = 0;
+		memset(set, 0, sizeof set);
+		for (unsigned i = 0; i < MV_ARRAY_LEN(changed); i++)
+			set[changed[i] / 64] |= 1ULL << changed[i] % 64;
+		int fd = t_file();
+		uint64_t written = write_changes(fd, &m);
+		for (unsigned i = 0; i < MV_ARRAY_LEN(changed); i++) // what has to be there
+			for (unsigned k = 0; k < each; k++)
+				set[changed[i] / 64] |= 1ULL << (changed[i] / each * each + k) % 64;
+		for (unsigned i = 0; i < MV_ARRAY_LEN(set); i++)
+			n += (unsigned)__builtin_popcountll(set[i]);
+		assert_int_equal(written, n);
+		check_changes(fd, &m);
+		close(fd);
+	}
+	page_bytes = PAGE;
+	gmem_fini(&m);
+}
+
 static void changes_over_a_complete_file(void **state)
 {
 	struct gmem m;
@@ -361,6 +392,7 @@ int main(void)
 		cmocka_unit_test(random_patterns),
 		cmocka_unit_test(refuses_a_file_with_content),
 		cmocka_unit_test(changes_are_data),
+		cmocka_unit_test(changes_in_whole_pages_of_the_host),
 		cmocka_unit_test(changes_over_a_complete_file),
 		cmocka_unit_test(coarse_holes_are_refused),
 		cmocka_unit_test(full_file_system),

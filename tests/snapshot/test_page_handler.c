@@ -14,7 +14,7 @@
 #include "microvm/base/util.h"
 #include "snapshot/page_handler.h"
 
-enum { PAGE = PH_PAGE_BYTES, PAGES = 100, ZERO_FROM = 32, ZERO_TO = 48 }; // a chunk of zeros
+enum { PAGE = 4096, PAGES = 100, ZERO_FROM = 32, ZERO_TO = 48 }; // a chunk of zeros
 
 static uint8_t content(uint64_t page)
 {

@@ -11,6 +11,7 @@
 
 #include "microvm/base/bytes.h"
 #include "snapshot/format.h"
+#include "snapshot/pager.h"
 #include "snapshot/touched.h"
 #include "tests/t.h"
 
@@ -251,13 +252,24 @@ static void test_in_the_store(void **state)
 	t_remove_tree(root);
 }
 
+// A page of the template is there or not, and on a host with larger ones it is several of the set.
+static void test_whole_pages_of_the_host(void **state)
+{
+	(void)state;
+	assert_int_equal(pager_whole_pages(0x8421, 1), 0x8421);
+	assert_int_equal(pager_whole_pages(0x8020, 4), 0xf0f0);
+	assert_int_equal(pager_whole_pages(0x8020, 16), 0xffff);
+	for (unsigned each = 1; each <= 16; each *= 4)
+		assert_int_equal(pager_whole_pages(0, each), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_written_and_read),      cmocka_unit_test(test_an_empty_one),
 		cmocka_unit_test(test_what_can_not_be_added), cmocka_unit_test(test_hostile_payloads),
 		cmocka_unit_test(test_touched_by_scan),       cmocka_unit_test(test_touched_by_pagemap),
-		cmocka_unit_test(test_in_the_store),
+		cmocka_unit_test(test_in_the_store),          cmocka_unit_test(test_whole_pages_of_the_host),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

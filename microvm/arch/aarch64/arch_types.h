@@ -20,10 +20,13 @@ struct a64_clock {             // saved
 	bool has_phys_counter;
 };
 
+struct vcpu_state;
+
 struct arch_vm {
 	unsigned gic_version; // 3 or 2; 0: there is none yet, nor gic_fd
 	int gic_fd;
-	struct pl031 rtc;       // saved
-	struct pl061 gpio;      // saved
-	struct a64_clock clock; // of the state that was loaded
+	struct pl031 rtc;         // saved
+	struct pl061 gpio;        // saved
+	struct a64_clock clock;   // of the state that was loaded
+	struct vcpu_state *fresh; // a new vCPU's registers, of a warm VM until a state is loaded; or NULL
 };

@@ -186,6 +186,30 @@ int arch_vcpu_save(struct vcpu *c, struct mv_buf *out, struct mv_err *err)
 	return 0;
 }
 
+// Half of what a restore does on arm64 was setting registers, most of which a new vCPU has like that already.
+void arch_vm_warm(struct vm *vm)
+{
+	struct mv_err none;
+	struct vcpu_state *s = calloc(1, sizeof *s);
+	if (s && get_regs(&vm->vcpu[0], s, &none)) {
+		free(s);
+		s = NULL;
+	}
+	vm->arch.fresh = s;
+}
+
+// KVM lists registers in one order, so they are met in that order; *pos goes on behind what was found.
+static bool is_fresh(const struct vcpu_state *fresh, size_t *pos, const struct a64_reg *reg)
+{
+	struct a64_reg f;
+	for (size_t at = *pos; fresh && a64_reg_next(fresh, &at, &f) > 0;)
+		if (f.id == reg->id) {
+			*pos = at;
+			return f.bytes == reg->bytes && !memcmp(f.value, reg->value, f.bytes);
+		}
+	return false;
+}
+
 // What this host does not know, or will not have otherwise, the guest has seen: identification registers,
 // caches, the version of PSCI. A register that is refused is no loss when it has the value already.
 static int set_reg(struct vcpu *c, const struct a64_reg *reg, struct mv_err *err)
@@ -207,14 +231,15 @@ int arch_vcpu_load(struct vcpu *c, const void *bytes, size_t len, struct mv_err 
 {
 	MV_FREE struct vcpu_state *s = malloc(sizeof *s);
 	struct a64_reg reg;
-	size_t pos = 0;
+	size_t pos = 0, fresh_pos = 0;
 	if (!s)
 		return mv_fail(err, ENOMEM, "out of memory");
 	int r = mv_state_load(&a64_vcpu_table, bytes, len, s, err), more;
 	if (r)
 		return r;
 	while ((more = a64_reg_next(s, &pos, &reg)) > 0 && !r)
-		r = is_counter(reg.id) ? 0 : set_reg(c, &reg, err);
+		if (!is_counter(reg.id) && !is_fresh(c->vm->arch.fresh, &fresh_pos, &reg))
+			r = set_reg(c, &reg, err);
 	if (more < 0)
 		return mv_fail(err, EINVAL, "vCPU %u: damaged state", c->index);
 	if (r || (r = kvm_call(c->fd, KVM_SET_MP_STATE, &s->mp_state, "KVM_SET_MP_STATE", err)) < 0 ||

@@ -54,6 +54,7 @@ struct walk {
 	uint64_t *value;
 	uint32_t n, room;
 	uint64_t cpu; // bits of an attribute that name a vCPU
+	bool zeros;   // so they are in a new one
 	int result;
 };
 
@@ -77,6 +78,10 @@ static void step(struct walk *w, uint32_t group, uint64_t attr, bool wide)
 	if (w->load) {
 		v64 = w->value[w->n];
 		v32 = (uint32_t)v64;
+		if (w->zeros && !v64) {
+			w->n++;
+			return;
+		}
 	}
 	int r = device_attr(w->vm, w->load ? KVM_SET_DEVICE_ATTR : KVM_GET_DEVICE_ATTR, group, attr, v);
 	if (r) {
@@ -151,6 +156,19 @@ static void walk_v2_vcpu(struct walk *w)
 		words(w, KVM_DEV_ARM_VGIC_GRP_CPU_REGS, gicc[i], 1);
 }
 
+// What names a vCPU in an attribute. GICv3: affinity 3 to 0, a byte each.
+static int cpu_bits(struct vcpu *c, uint64_t *ret_bits, struct mv_err *err)
+{
+	uint64_t mpidr = 0;
+	bool v3 = c->vm->arch.gic_version == 3;
+	int r = v3 ? a64_mpidr(c, &mpidr, err) : 0;
+	if (!r)
+		*ret_bits = v3 ? ((mpidr >> 8 & 0xff000000u) | (mpidr & 0xffffffu))
+					    << KVM_DEV_ARM_VGIC_V3_MPIDR_SHIFT
+			       : (uint64_t)c->index << KVM_DEV_ARM_VGIC_CPUID_SHIFT;
+	return r;
+}
+
 static int walk(struct walk *w)
 {
 	const uint32_t dist = KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
@@ -159,23 +177,20 @@ static int walk(struct walk *w)
 	words(w, dist, IIDR, 1);
 	words(w, dist, CTLR, 1);
 	for (unsigned i = 0; !w->result && i < w->vm->n_vcpus; i++) {
-		uint64_t mpidr = 0;
-		if (v3 && (w->result = a64_mpidr(&w->vm->vcpu[i], &mpidr, w->err)))
+		if ((w->result = cpu_bits(&w->vm->vcpu[i], &w->cpu, w->err)))
 			break;
-		// Affinity 3 to 0, a byte each.
-		w->cpu = v3 ? ((mpidr >> 8 & 0xff000000u) | (mpidr & 0xffffffu))
-					 << KVM_DEV_ARM_VGIC_V3_MPIDR_SHIFT
-			    : (uint64_t)i << KVM_DEV_ARM_VGIC_CPUID_SHIFT;
 		if (v3)
 			walk_v3_vcpu(w);
 		else
 			walk_v2_vcpu(w);
 	}
 	w->cpu = 0;
+	w->zeros = true; // to the first vCPU: most are, and each is two calls
 	if (v3)
 		for (unsigned i = 32; i < N_IRQS; i++)
 			words(w, dist, IROUTER + 8 * i, 2);
-	else
+	w->zeros = false;
+	if (!v3)
 		words(w, dist, ITARGETSR + 32, A64_N_SPIS / 4);
 	interrupts(w, dist, 0, 32, A64_N_SPIS / 32);
 	if (v3)

@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "a64.h"
 #include "microvm/arch/arch.h"
@@ -62,10 +61,6 @@ uint64_t arch_file_gpa(const struct gmem *m)
 int arch_vm_init(struct vm *vm, struct mv_err *err)
 {
 	struct kvm_enable_cap nisv = { .cap = KVM_CAP_ARM_NISV_TO_USER };
-	long page = sysconf(_SC_PAGESIZE); // dirty logs and page maps would be of other pages than ours
-	if (page != GMEM_PAGE_BYTES)
-		return mv_fail(err, ENOTSUP,
-			       "this host's kernel has pages of %ld bytes; thaw needs one with 4096", page);
 	int r = kvm_call(vm->vm_fd, KVM_ENABLE_CAP, &nisv, "KVM_CAP_ARM_NISV_TO_USER", err);
 	return r < 0 ? r : a64_gic_create(vm, err);
 }
@@ -75,6 +70,7 @@ void arch_vm_fini(struct vm *vm)
 	if (vm->arch.gic_version)
 		mv_close(&vm->arch.gic_fd);
 	vm->arch.gic_version = 0;
+	free(MV_TAKE(vm->arch.fresh));
 }
 
 int arch_boot(struct vm *vm, int kernel_fd, int initrd_fd, struct mv_err *err)
@@ -126,6 +122,7 @@ int arch_vm_catch_up(struct vm *vm, struct mv_err *err)
 {
 	const struct a64_clock *c = &vm->arch.clock;
 	struct mv_err none;
+	free(MV_TAKE(vm->arch.fresh)); // all vCPUs are loaded
 	uint64_t now = real_time_ns(), passed_ns = now > c->real_ns ? now - c->real_ns : 0;
 	uint64_t ticks = (uint64_t)((unsigned __int128)passed_ns * c->hz / NS_PER_S);
 	int r = a64_set_reg(&vm->vcpu[0], KVM_REG_ARM_TIMER_CNT, c->counter + ticks, err);

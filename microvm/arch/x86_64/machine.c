@@ -69,6 +69,8 @@ int arch_vm_init(struct vm *vm, struct mv_err *err)
 	return 0;
 }
 
+void arch_vm_warm(struct vm *vm) { (void)vm; } // nothing to gain
+
 void arch_vm_fini(struct vm *vm) { (void)vm; } // all of it goes with the VM's descriptor
 
 int arch_vcpu_init(struct vcpu *c, struct mv_err *err)
