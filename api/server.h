@@ -80,8 +80,10 @@ struct server {
 	struct mv_loop loop;
 	struct http *http;
 	struct worker worker;
-	struct worker spawner; // starts VM processes (spawner.c)
-	struct worker reaper;  // those that ended (vm.c)
+	struct worker spawner;       // starts VM processes (spawner.c)
+	struct worker reaper;        // releases those that ended (vm.c)
+	struct worker remover;       // their files (vm.c)
+	LIST_HEAD(, ending) endings; // processes that are nobody's (vm.c)
 	struct store store;
 	struct worker reader;     // looks at snapshots for answers: it may have to read every manifest
 	struct store_index index; // the reader's own (counts.h)
@@ -139,6 +141,6 @@ struct server {
 
 static inline void server_try_end(struct server *s)
 {
-	if (s->stopping && !s->n_live && !s->n_forks)
+	if (s->stopping && !s->n_live && !s->n_forks && LIST_EMPTY(&s->endings))
 		mv_loop_stop(&s->loop);
 }
