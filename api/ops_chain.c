@@ -33,11 +33,9 @@ static int no_base(const struct vm *vm, struct api_err *err)
 			vm->cfg.name);
 }
 
-int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, struct api_err *err)
+int snap_choose_base(const struct vm *vm, struct manifest *m, struct api_err *err)
 {
 	bool own = vm->base_snapshot[0]; // else what it was cloned from
-	struct mv_err e = { 0 };
-	unsigned n;
 	// The memory of a fork, or from a page handler, or of huge pages, is no mapping of the snapshot's.
 	if (!own &&
 	    (!vm->from_snapshot[0] || vm->forked_from[0] || vm->page_handler[0] || vm->cfg.huge_pages))
@@ -46,13 +44,20 @@ int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, 
 	memcpy(m->parent_snapshot_id, own ? vm->base_snapshot_id : vm->from_snapshot_id,
 	       sizeof m->parent_snapshot_id);
 	m->needs_parent = true;
+	return 0;
+}
+
+int snap_check_base(struct server *s, const char *vm, const struct manifest *m, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	unsigned n;
 	switch (-store_chain_length(&s->store, m, &n, &e)) {
 	case 0: return 0;
 	case ENOENT:
 		return api_fail(err, API_WRONG_STATE,
-				"an incremental snapshot of VM %s is not possible: %s; take a full one",
-				vm->cfg.name, e.msg);
-	case E2BIG: return api_fail(err, API_LIMIT_REACHED, "VM %s: %s", vm->cfg.name, e.msg);
+				"an incremental snapshot of VM %s is not possible: %s; take a full one", vm,
+				e.msg);
+	case E2BIG: return api_fail(err, API_LIMIT_REACHED, "VM %s: %s", vm, e.msg);
 	default: return snap_error(err, &e, API_SNAPSHOT_CORRUPT);
 	}
 }
@@ -161,7 +166,7 @@ void op_snap_flatten(struct server *s, struct http_req *r, const char *name)
 {
 	struct flatten_body b = { .format = STORE_FORMAT_KEEP };
 	struct api_err err;
-	int result = js_decode(&flatten_table, r->body, r->body_len, &b, &err);
+	int result = js_decode_body(&flatten_table, body_of(r), &b, &err);
 	if (!result)
 		result = snap_name_check(name, &err);
 	struct flatten_op *o = result ? NULL : calloc(1, sizeof *o);

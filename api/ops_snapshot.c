@@ -109,6 +109,8 @@ struct snap_op {
 	struct manifest m; // create: to be written; verify: read; delete: only the name
 	struct mv_err err;
 	int result;
+	struct snapshot_body body; // create
+	struct api_err base_err;   // create, incremental
 	uint64_t pause_ns;
 	bool force;            // delete
 	struct mv_buf deleted; // names, each with its NUL
@@ -222,21 +224,18 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 	m->cfg = vm->cfg;
 }
 
-static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct api_err *err)
+static int create_draft(struct snap_op *o, struct api_err *err)
 {
+	const struct snapshot_body *b = &o->body;
 	struct msg_snapshot body = { .lz4 = b->format,
 				     .incremental = b->incremental,
 				     .confirmed = o->vm->confirmed };
 	struct mv_err e = { 0 };
-	fill_manifest(&o->m, o->vm);
-	int r = b->incremental ? snap_choose_base(o->s, o->vm, &o->m, err) : 0;
-	if (r)
-		return r;
 	if (store_begin(&o->s->store, b->name, &o->draft, &e))
 		return snap_error(err, &e, API_INTERNAL);
 	o->m.file[1].format = b->format == SNAP_MEMORY_RAW ? MANIFEST_RAW : MANIFEST_LZ4;
 	struct layer_fds layers;
-	r = layers_freeze(o->vm, &layers, err);
+	int r = layers_freeze(o->vm, &layers, err);
 	if (!r) {
 		int fds[2 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
 		memcpy(fds + 2, layers.fd, layers.n * sizeof fds[0]);
@@ -249,6 +248,38 @@ static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct
 	if (r)
 		store_abort(&o->s->store, &o->draft);
 	return r;
+}
+
+static void base_run(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	o->result = snap_check_base(o->s, o->vm->cfg.name, &o->m, &o->base_err);
+}
+
+static void base_done(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	struct api_err err = o->base_err;
+	if (!o->result)
+		o->result = create_draft(o, &err);
+	if (!o->result)
+		return;
+	o->vm->op = NULL;
+	create_end(o, &err);
+}
+
+// An incremental one's base is looked at by the reader: its chain may be long.
+static int create_begin(struct snap_op *o, struct api_err *err)
+{
+	fill_manifest(&o->m, o->vm);
+	if (!o->body.incremental)
+		return create_draft(o, err);
+	int r = snap_choose_base(o->vm, &o->m, err);
+	if (r)
+		return r;
+	o->job = (struct worker_job){ .run = base_run, .done = base_done };
+	worker_add(&o->s->reader, &o->job);
+	return 0;
 }
 
 static int snapshot_vm(struct server *s, struct http_req *r, const struct snapshot_body *b,
@@ -269,8 +300,9 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 	if (!o)
 		return -ENOMEM;
 	o->vm = vm_ref(vm);
+	o->body = *b;
 	result = ops_begin(vm, "snapshot", err);
-	if (!result && (result = create_begin(o, b, err)))
+	if (!result && (result = create_begin(o, err)))
 		vm->op = NULL;
 	if (result) {
 		vm_unref(vm);
@@ -284,7 +316,7 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 	struct snapshot_body b = { .format = SNAPSHOT_FORMAT_DEFAULT };
 	struct api_err err;
 	(void)name;
-	int result = js_decode(&snapshot_table, r->body, r->body_len, &b, &err);
+	int result = js_decode_body(&snapshot_table, body_of(r), &b, &err);
 	if (b.format == SNAPSHOT_FORMAT_DEFAULT)
 		b.format = b.incremental ? SNAP_MEMORY_LZ4 : SNAP_MEMORY_RAW;
 	if (!result && b.incremental && b.format == SNAP_MEMORY_RAW)
@@ -388,7 +420,7 @@ static void by_worker(struct server *s, struct http_req *r, const char *name, bo
 {
 	struct api_err err;
 	struct snap_op *o = NULL;
-	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
+	int result = js_decode_body(&empty_table, body_of(r), NULL, &err);
 	if (!result)
 		result = snap_name_check(name, &err);
 	if (!result && !(o = snap_op_new(s, r, &err)))

@@ -35,6 +35,7 @@ struct transfer {
 	struct http_req *req;
 	struct store_draft draft;
 	struct manifest m;
+	js *shown;
 };
 
 static struct transfer *transfer_new(struct server *s)
@@ -176,7 +177,7 @@ static void import_end(struct worker_job *j)
 	} else {
 		event_emit(t->s, EVENT_SNAPSHOT_CREATED,
 			   &(struct event_info){ .snapshot = t->m.name, .snapshot_id = t->m.id });
-		reply_json(t->req, 201, manifest_json(t->s, &t->m));
+		reply_json(t->req, 201, t->shown);
 	}
 	transfer_unref(t);
 }
@@ -185,6 +186,7 @@ static void commit_run(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
 	t->result = store_commit_import(&t->s->store, &t->draft, &t->m, &t->err);
+	t->shown = t->result ? NULL : manifest_json(t->s, &t->m);
 }
 
 static void import_run(struct worker_job *j)
@@ -289,7 +291,7 @@ void op_gc(struct server *s, struct http_req *r, const char *name)
 {
 	struct api_err err;
 	struct gc_job *g = NULL;
-	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
+	int result = js_decode_body(&empty_table, body_of(r), NULL, &err);
 	(void)name;
 	if (!result && !(g = calloc(1, sizeof *g)))
 		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");

@@ -46,6 +46,12 @@ bool api_is_upload(const char *method, const char *path);
 #define ROUTE_NAME_LEN 65
 bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN]);
 
+// Its body, for js_decode_body(): a large one was parsed before.
+static inline struct js_body body_of(const struct http_req *r)
+{
+	return (struct js_body){ r->body, r->body_len, r->parsed };
+}
+
 // Answers.
 void reply_json(struct http_req *r, unsigned status, js *body);
 void reply_text(struct http_req *r, unsigned status,
