@@ -7,6 +7,7 @@
 
 #include "api/events.h"
 #include "api/lazy.h"
+#include "api/operation.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/vmjson.h"
@@ -131,13 +132,16 @@ struct flatten_op {
 	int result;
 	struct mv_err err;
 	js *shown;
+	struct operation op;
 };
 
 static void flatten_run(struct worker_job *j)
 {
 	struct flatten_op *o = (struct flatten_op *)j;
+	mv_progress_set(&o->op.progress);
 	o->result = store_flatten(&o->s->store, o->name, o->body.name[0] ? o->body.name : NULL,
 				  o->body.format, &o->m, &o->changed, &o->err);
+	mv_progress_set(NULL);
 	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
@@ -145,6 +149,7 @@ static void flatten_done(struct worker_job *j)
 {
 	struct flatten_op *o = (struct flatten_op *)j;
 	struct api_err err;
+	operation_end(&o->op);
 	if (o->result) {
 		snap_error(&err, &o->err, o->err.code == EINVAL ? API_SNAPSHOT_CORRUPT : API_INTERNAL);
 		reply_err(o->req, &err);
@@ -180,5 +185,6 @@ void op_snap_flatten(struct server *s, struct http_req *r, const char *name)
 		.job = { .run = flatten_run, .done = flatten_done }, .s = s, .req = r, .body = b
 	};
 	mv_strcpy(o->name, sizeof o->name, name);
+	operation_begin(s, &o->op, OPERATION_FLATTEN, name, NULL, r);
 	worker_add(&s->worker, &o->job);
 }

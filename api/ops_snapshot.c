@@ -12,6 +12,7 @@
 #include "api/events.h"
 #include "api/layers.h"
 #include "api/metrics.h"
+#include "api/operation.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/page.h"
@@ -109,6 +110,7 @@ struct snap_op {
 	struct manifest m; // create: to be written; verify: read; delete: only the name
 	struct mv_err err;
 	int result;
+	struct operation op;       // create, verify
 	struct snapshot_body body; // create
 	struct api_err base_err;   // create, incremental
 	uint64_t pause_ns;
@@ -155,6 +157,7 @@ static void count_created(const struct snap_op *o)
 
 static void create_end(struct snap_op *o, const struct api_err *err)
 {
+	operation_end(&o->op);
 	if (err) {
 		metrics_add(M_SNAPSHOT_FAILURES, err->code, 1);
 		reply_err(o->req, err);
@@ -170,7 +173,9 @@ static void create_end(struct snap_op *o, const struct api_err *err)
 static void commit_run(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
+	mv_progress_set(&o->op.progress);
 	o->result = store_commit(&o->s->store, &o->draft, &o->m, &o->err);
+	mv_progress_set(NULL);
 	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
@@ -190,6 +195,7 @@ static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *er
 {
 	struct snap_op *o = arg;
 	vm->op = NULL;
+	operation_by_us(&o->op);
 	if (err) {
 		store_abort(&o->s->store, &o->draft);
 		create_end(o, err);
@@ -237,10 +243,13 @@ static int create_draft(struct snap_op *o, struct api_err *err)
 	struct layer_fds layers;
 	int r = layers_freeze(o->vm, &layers, err);
 	if (!r) {
-		int fds[2 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
-		memcpy(fds + 2, layers.fd, layers.n * sizeof fds[0]);
-		r = vm_call(o->vm, MSG_SNAPSHOT, &msg_snapshot_table, &body, fds, 2 + layers.n,
-			    SNAPSHOT_TIMEOUT_MS, "snapshot", on_snapshot_taken, o, err);
+		int fds[3 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
+		fds[2] = operation_by_vm(&o->op, (uint64_t)o->vm->cfg.mem_mib << 20);
+		body.progress = fds[2] >= 0;
+		memcpy(fds + 2 + body.progress, layers.fd, layers.n * sizeof fds[0]);
+		r = vm_call(o->vm, MSG_SNAPSHOT, &msg_snapshot_table, &body, fds,
+			    2 + body.progress + layers.n, SNAPSHOT_TIMEOUT_MS, "snapshot", on_snapshot_taken,
+			    o, err);
 		layer_fds_close(&layers);
 		if (r)
 			layers_freeze_end(o->vm, false);
@@ -302,9 +311,13 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 	o->vm = vm_ref(vm);
 	o->body = *b;
 	result = ops_begin(vm, "snapshot", err);
-	if (!result && (result = create_begin(o, err)))
-		vm->op = NULL;
+	if (!result) {
+		operation_begin(s, &o->op, OPERATION_SNAPSHOT, b->name, b->vm, r);
+		if ((result = create_begin(o, err)))
+			vm->op = NULL;
+	}
 	if (result) {
+		operation_end(&o->op);
 		vm_unref(vm);
 		free(o);
 	}
@@ -335,14 +348,18 @@ static void verify_run(struct worker_job *j)
 	MV_FD state_fd = -1;
 	MV_FD memory_fd = -1;
 	o->result = store_show(&o->s->store, o->m.name, &o->m, &o->err);
+	mv_progress_set(&o->op.progress);
+	mv_progress_begin(MV_PROGRESS_CHECKS, 0);
 	if (!o->result)
 		o->result = store_files(&o->s->store, &o->m, true, &state_fd, &memory_fd, &o->err);
+	mv_progress_set(NULL);
 	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
 static void verify_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
+	operation_end(&o->op);
 	if (snap_op_failed(o, API_SNAPSHOT_CORRUPT)) {
 		template_drop(o->s, o->m.name);
 	} else {
@@ -433,6 +450,8 @@ static void by_worker(struct server *s, struct http_req *r, const char *name, bo
 	o->force = force;
 	o->job.run = run;
 	o->job.done = done;
+	if (run == verify_run)
+		operation_begin(s, &o->op, OPERATION_VERIFY, name, NULL, r);
 	worker_add(&s->worker, &o->job);
 }
 

@@ -130,6 +130,8 @@ const struct route api_routes[] = {
 	{ "DELETE", "/v1/snapshots/{name}/working-set", op_snap_drop_set, "forget its working set",
 	  .status = 204 },
 	{ "POST", "/v1/gc", op_gc, "remove leftovers of crashes", ANSWER(200, gc_answer), BODY(empty_table) },
+	{ "GET", "/v1/operations", op_operations, "long work on snapshots, and how far it is",
+	  ANSWER(200, operation_list_answer) },
 	{ "GET", "/v1/events", op_events, "what happened and happens", ANSWER(200, event_answer),
 	  .produces = "application/x-ndjson", .query = &events_query },
 	{ "GET", "/v1/metrics", op_metrics, "counters, for Prometheus", 200,

@@ -6,11 +6,13 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "microvm/base/progress.h"
 #include "microvm/lazy.h"
 #include "microvm/save.h"
 #include "snapshot/chunk.h"
@@ -21,17 +23,19 @@
 
 // The child's descriptors, after all others are closed: a lock, tap or socket of the VM must
 // not live on in here.
-enum { FD_STATE = 3, FD_MEMORY, FD_RESULT, FD_END };
+enum { FD_STATE = 3, FD_MEMORY, FD_RESULT, FD_PROGRESS, FD_END };
 
-static void keep_only(int state_fd, int memory_fd, int result_fd)
+// progress_fd: -1: none
+static void keep_only(int state_fd, int memory_fd, int result_fd, int progress_fd)
 {
-	const int from[] = { state_fd, memory_fd, result_fd };
+	const int from[] = { state_fd, memory_fd, result_fd, progress_fd };
 	int high[MV_ARRAY_LEN(from)];
 	// Twice, since the sources may sit on the targets.
 	for (size_t i = 0; i < MV_ARRAY_LEN(from); i++)
 		high[i] = fcntl(from[i], F_DUPFD, FD_END);
 	for (size_t i = 0; i < MV_ARRAY_LEN(from); i++)
-		dup2(high[i], FD_STATE + (int)i);
+		if (dup2(high[i], FD_STATE + (int)i) < 0)
+			close(FD_STATE + (int)i);
 	close_range(FD_END, ~0u, 0);
 }
 
@@ -55,6 +59,14 @@ static int write_changed(struct vm *vm, uint32_t kind, struct live_result *resul
 	return r;
 }
 
+// Whoever asked reads the file. What can't be had is not told: the snapshot is what counts.
+static void tell_progress(void)
+{
+	void *p = mmap(NULL, sizeof(struct mv_progress), PROT_READ | PROT_WRITE, MAP_SHARED, FD_PROGRESS, 0);
+	if (p != MAP_FAILED)
+		mv_progress_set(p);
+}
+
 static void __attribute__((noreturn))
 child_main(struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *state, pid_t parent)
 {
@@ -66,6 +78,8 @@ child_main(struct vm *vm, const struct msg_snapshot *how, const struct mv_buf *s
 	if (getppid() != parent)
 		_exit(1);
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
+	if (how->progress)
+		tell_progress();
 	int r = snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
 	if (!r && how->incremental)
 		r = write_changed(vm, how->lz4, &result, &err);
@@ -144,7 +158,8 @@ void live_abort(struct live_snapshot *s)
 }
 
 static int start_child(struct live_snapshot *s, struct vm *vm, const struct msg_snapshot *how,
-		       const struct mv_buf *state, int state_fd, int memory_fd, struct mv_err *err)
+		       const struct mv_buf *state, int state_fd, int memory_fd, int progress_fd,
+		       struct mv_err *err)
 {
 	pid_t parent = getpid();
 	int fds[2];
@@ -154,7 +169,7 @@ static int start_child(struct live_snapshot *s, struct vm *vm, const struct msg_
 	s->result_fd = fds[0];
 	s->pid = fork();
 	if (s->pid == 0) {
-		keep_only(state_fd, memory_fd, fds[1]);
+		keep_only(state_fd, memory_fd, fds[1], progress_fd);
 		child_main(vm, how, state, parent);
 	}
 	close(fds[1]);
@@ -207,7 +222,7 @@ int live_freeze(struct vm *vm, bool whole, int *layer_fds, unsigned n_fds, live_
 struct split {
 	struct live_snapshot *s;
 	struct vm *vm;
-	int state_fd, memory_fd;
+	int state_fd, memory_fd, progress_fd;
 	const struct msg_snapshot *how;
 };
 
@@ -217,7 +232,7 @@ static int start_writer(void *arg, const struct mv_buf *state, struct mv_err *er
 	struct vm *vm = w->vm;
 	// From here to the fork nothing writes guest memory; reading a vCPU's state may (steal time).
 	int r = dirty_take(&vm->dirty, &vm->mem, vm->vm_fd, w->how->confirmed, err);
-	if (!r && (r = start_child(w->s, vm, w->how, state, w->state_fd, w->memory_fd, err)))
+	if (!r && (r = start_child(w->s, vm, w->how, state, w->state_fd, w->memory_fd, w->progress_fd, err)))
 		dirty_failed(&vm->dirty);
 	return r;
 }
@@ -230,12 +245,13 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	if (s->pid)
 		return mv_fail(err, EBUSY, "a snapshot of this VM is being written");
 	*s = (struct live_snapshot){ .done = done, .arg = arg, .result_fd = -1, .vm = vm };
-	struct split w = { s, vm, fds[0], fds[1], how };
+	const unsigned n_own = 2 + how->progress; // then those of layers
+	struct split w = { s, vm, fds[0], fds[1], how->progress ? fds[2] : -1, how };
 	// Of a page handler's memory nobody can tell pages that were given back, which are zeros, from those
 	// that were not loaded: so it is loaded for a raw file, whose first one may come before any full one.
 	bool whole = !how->incremental || (!how->lz4 && !vm->dirty.from_file);
 	int r = dirty_check(&vm->dirty, how, err);
-	r = r ? r : live_freeze(vm, whole, fds + 2, n_fds - 2, start_writer, &w, &s->pause, err);
+	r = r ? r : live_freeze(vm, whole, fds + n_own, n_fds - n_own, start_writer, &w, &s->pause, err);
 	if (r)
 		live_abort(s);
 	return r;

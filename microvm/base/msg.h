@@ -17,7 +17,7 @@
 #define MSG_RECORD_MAX_MS 600000u
 // Of all that is said here. VM processes outlive their daemon: raise it with every change that an
 // older VM process or daemon would not understand. A daemon leaves VMs of another version alone.
-#define MSG_VERSION 8
+#define MSG_VERSION 9
 #define MSG_MAX_ORPHAN_S (30u * 24 * 3600)
 
 enum msg_type {
@@ -29,8 +29,9 @@ enum msg_type {
 	MSG_RUN,      // empty: first start, or resume
 	MSG_PAUSE,    // empty
 	MSG_SNAPSHOT, // struct msg_snapshot; fds state, memory (both empty files open for writing; memory
-		      // may be a complete raw one for a raw incremental one to go over), and per drive with a
-		      // layer: the newest one, read-only; an empty file for a fresh one
+		      // may be a complete raw one for a raw incremental one to go over), with progress: a
+		      // file for that, and per drive with a layer: the newest one, read-only; an empty file
+		      // for a fresh one
 	MSG_FORK,     // empty; fds: a socket for the zygote, and per drive with a layer as MSG_SNAPSHOT
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
 	MSG_CONSOLE_READ,   // struct msg_console_read; answered when there is output or after wait_ms
@@ -149,6 +150,7 @@ struct msg_snapshot {
 	uint32_t lz4;         // enum snap_memory_kind of snapshot/manifest.h
 	uint32_t incremental; // 1: only what changed, see live.h
 	uint32_t confirmed;   // 1: the snapshot before this one was published
+	uint32_t progress;    // 1: with a file for a struct mv_progress (progress.h)
 };
 
 // Guest memory that is registered with a userfaultfd.
