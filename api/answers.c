@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "api/answers.h"
 
+#include "api/operation.h"
 #include "api/vmjson.h"
 #include "microvm/base/util.h"
 #include "snapshot/manifest.h"
@@ -71,6 +72,22 @@ static const struct js_field gc_fields[] = {
 	F(JS_UINT, R, "kept", "entries that are in use"),
 };
 TABLE(gc_answer, gc_fields);
+
+static const struct js_field operation_fields[] = {
+	WORD(R, "kind", operation_kinds, "the request: POST /v1/snapshots, .../verify and so on"),
+	F(JS_NAME, R, "snapshot", "its name; of flatten the one that is read"),
+	F(JS_NAME, 0, "vm", "of which it is taken"),
+	WORD(R, "step", operation_steps, "each counts from 0; waiting: for other work, or a client"),
+	F(JS_UINT, R, "done_bytes", "of this step, holes included"),
+	F(JS_UINT, R, "total_bytes", "0: not known yet; checking: of the files so far"),
+	F(JS_UINT, R, "elapsed_ms", "since the request came"),
+	F(JS_STR, R, "request_id", "of the request"),
+};
+static TABLE(operation_table, operation_fields);
+static const struct js_field operation_list_fields[] = {
+	SUB(JS_LIST, R, "operations", operation_table, "the last 100 that began"),
+};
+TABLE(operation_list_answer, operation_list_fields);
 
 static const struct js_field event_fields[] = {
 	F(JS_UINT, R, "seq", "rises by one; ask for what is behind it with ?since="),

@@ -8,4 +8,4 @@
 extern const struct js_table info_answer, vm_answer, vm_list_answer, snapshot_answer, snapshot_list_answer,
 	snapshot_created_answer, imported_answer, verify_answer, flatten_answer, prepare_answer, clone_answer,
 	fork_answer, gc_answer, event_answer, balloon_answer, usage_answer, devices_answer, error_answer,
-	any_answer;
+	any_answer, operation_list_answer;

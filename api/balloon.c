@@ -132,7 +132,7 @@ void op_balloon_patch(struct server *s, struct http_req *r, const char *name)
 	struct vm *vm;
 	int result = find(s, name, &vm, &err);
 	if (!result)
-		result = js_decode(&balloon_set_table, r->body, r->body_len, &set, &err);
+		result = js_decode_body(&balloon_set_table, body_of(r), &set, &err);
 	if (!result && !set.has_target && !set.has_interval)
 		result = api_fail(&err, API_INVALID_VALUE, "give target_mib, stats_interval_s, or both");
 	if (!result && set.target_mib > vm->cfg.mem_mib)
@@ -152,7 +152,7 @@ void op_balloon_hint(struct server *s, struct http_req *r, const char *name)
 	struct vm *vm;
 	int result = find(s, name, &vm, &err);
 	if (!result)
-		result = js_decode(&balloon_hint_table, r->body, r->body_len, &hint, &err);
+		result = js_decode_body(&balloon_hint_table, body_of(r), &hint, &err);
 	if (!result && !vm->cfg.balloon.free_page_hinting)
 		result = api_fail(&err, API_INVALID_VALUE,
 				  "the balloon of VM %s has no free_page_hinting; give it when it is created",

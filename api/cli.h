@@ -86,6 +86,7 @@ int cli_request(struct cli *c, const char *method, js *body, js **ret_v, const c
 // is given lives until cli_progress_end().
 struct cli_progress {
 	bool moves_bytes, prepares; // what else is told
+	const char *kind;           // of the operation (operation.h), which is asked for beside; NULL: none
 	uint64_t total_bytes;       // 0: not known
 	// its own
 	const char *doing, *what, *socket;

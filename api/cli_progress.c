@@ -31,6 +31,34 @@ static void print_prepared(struct cli_progress *p)
 	thaw_reply_free(r);
 }
 
+// What the daemon counts of the request that is waited for.
+static void print_operation(struct cli_progress *p)
+{
+	struct thaw_reply *r = NULL;
+	struct api_err ignored;
+	size_t len = 0;
+	struct thaw_request q = THAW_REQUEST_INIT;
+	q.method = "GET";
+	q.path = "/v1/operations";
+	if ((!p->beside && thaw_open(p->socket, &p->beside)) || thaw_request(p->beside, &q, &r))
+		return; // then it is not told
+	const char *text = thaw_reply_body(r, &len);
+	js *v = js_parse(text, len, &ignored), *list = js_get(v, "operations");
+	for (size_t i = 0; i < js_len(list); i++) {
+		js *o = js_at(list, i);
+		int64_t done = js_int(o, "done_bytes", 0), total = js_int(o, "total_bytes", 0);
+		if (strcmp(js_str(o, "kind", ""), p->kind) || strcmp(js_str(o, "snapshot", ""), p->what))
+			continue;
+		fprintf(stderr, ", %s", js_str(o, "step", ""));
+		if (total > 0)
+			fprintf(stderr, " %.0f of %.0f MiB (%" PRId64 " %%)", mib((uint64_t)done),
+				mib((uint64_t)total), done * 100 / total);
+		break;
+	}
+	js_free(v);
+	thaw_reply_free(r);
+}
+
 static int on_progress(void *arg, uint64_t sent, uint64_t received)
 {
 	struct cli_progress *p = arg;
@@ -47,6 +75,8 @@ static int on_progress(void *arg, uint64_t sent, uint64_t received)
 	fprintf(stderr, "%.0f s", s);
 	if (p->prepares)
 		print_prepared(p);
+	if (p->kind)
+		print_operation(p);
 	fflush(stderr);
 	p->shown = true;
 	return 0;

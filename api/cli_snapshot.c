@@ -91,7 +91,7 @@ int cli_snapshot(struct cli *c)
 		js_put_str(o, "format", c->format);
 	if (c->incremental)
 		js_put_bool(o, "incremental", true);
-	struct cli_progress p = { 0 };
+	struct cli_progress p = { .kind = "snapshot" };
 	int status = cli_progress_begin(c, &p, "taking snapshot", c->pos[1]);
 	if (status)
 		js_free(o);
@@ -163,7 +163,7 @@ int cli_snapshot_show(struct cli *c)
 
 int cli_snapshot_verify(struct cli *c)
 {
-	return work_on(c, &(struct cli_progress){ 0 }, "verifying", "verify", NULL);
+	return work_on(c, &(struct cli_progress){ .kind = "verify" }, "verifying", "verify", NULL);
 }
 
 int cli_snapshot_flatten(struct cli *c)
@@ -173,7 +173,7 @@ int cli_snapshot_flatten(struct cli *c)
 		js_put_str(o, "format", c->format);
 	if (c->name)
 		js_put_str(o, "name", c->name);
-	return work_on(c, &(struct cli_progress){ 0 }, "flattening", "flatten", o);
+	return work_on(c, &(struct cli_progress){ .kind = "flatten" }, "flattening", "flatten", o);
 }
 
 int cli_snapshot_prepare(struct cli *c)

@@ -75,13 +75,25 @@ static int failed(const char *what, const char *name, const struct etag *tag, st
 			tag->text);
 }
 
-int etag_check(struct server *s, const struct route *t, struct http_req *r, const char *name,
-	       struct api_err *err)
+bool etag_must_look(const struct route *t, struct http_req *r, const char *name)
 {
-	static struct manifest m; // the loop's thread only
+	struct api_err none;
+	return of_snapshot(t) && etag_match_of(t) && http_field(r, "If-Match") &&
+	       !snap_name_check(name, &none);
+}
+
+void etag_look(struct server *s, const char *name, struct etag_seen *ret_seen)
+{
+	ret_seen->result = store_show(&s->store, name, &ret_seen->m, &ret_seen->err);
+	if (!ret_seen->result)
+		ret_seen->tag = etag_of_snapshot(s, &ret_seen->m);
+}
+
+int etag_check(struct server *s, const struct route *t, struct http_req *r, const char *name,
+	       const struct etag_seen *seen, struct api_err *err)
+{
 	const char *field = http_field(r, "If-Match");
 	struct api_err none;
-	struct mv_err e = { 0 };
 	struct etag tag;
 	struct vm *vm;
 	if (!field)
@@ -99,13 +111,11 @@ int etag_check(struct server *s, const struct route *t, struct http_req *r, cons
 			vm_changed(vm);
 		return 0;
 	}
-	if (snap_name_check(name, &none))
+	if (!seen || seen->result == -ENOENT)
 		return 0;
-	int result = store_show(&s->store, name, &m, &e);
-	if (result)
-		return result == -ENOENT ? 0 : api_fail(err, API_PRECONDITION_FAILED, "If-Match: %s", e.msg);
-	tag = etag_of_snapshot(s, &m);
-	return listed(field, &tag, false) ? 0 : failed("snapshot", name, &tag, err);
+	if (seen->result)
+		return api_fail(err, API_PRECONDITION_FAILED, "If-Match: %s", seen->err.msg);
+	return listed(field, &seen->tag, false) ? 0 : failed("snapshot", name, &seen->tag, err);
 }
 
 static struct http_header header(const struct etag *tag)

@@ -47,6 +47,7 @@ struct http_req {                  // valid until http_reply()
 	unsigned tag;         // the handler's own, for http_set_answered()
 	struct mv_log_tag id; // the client's X-Request-Id, or one made here; the answer has it, too
 	void *keyed;          // of a request with an idempotency key (idem.c)
+	void *parsed;         // a large body (entry.c), during the handler's call
 	bool id_invalid;      // the client's is none: one was made here
 };
 

@@ -12,6 +12,9 @@
 #include "microvm/base/vmcfg.h"
 
 #define PATH_TEXT 200 // where a field is, as shown in messages
+// The one key of an object that js_body_parse() put in the place of another one, with the text of that. No
+// UTF-8, so what was parsed can't have it.
+#define TEXT_KEY "\xff"
 
 static int decode_object(const struct js_table *t, json_t *o, uint8_t *obj, const char *where,
 			 struct api_err *err);
@@ -147,7 +150,8 @@ static int decode_any(const struct js_field *f, json_t *v, char **ret_text, cons
 {
 	if (!json_is_object(v))
 		return wrong_type(where, "an object", v, err);
-	char *text = json_dumps(v, JSON_COMPACT);
+	json_t *made = json_object_get(v, TEXT_KEY);
+	char *text = made ? strdup(json_string_value(made)) : json_dumps(v, JSON_COMPACT);
 	if (!text)
 		return api_fail(err, API_OUT_OF_MEMORY, "%s: no memory for it", where);
 	*ret_text = text;
@@ -257,24 +261,81 @@ js *js_parse(const char *bytes, size_t len, struct api_err *err)
 	return v;
 }
 
-int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj, struct api_err *err)
+// A reference.
+static int get_tree(struct js_body b, json_t **ret_v, struct api_err *err)
 {
-	json_t *v = len ? js_parse(bytes, len, err) : json_object();
+	json_t *v = b.tree ? json_incref(b.tree) : b.len ? js_parse(b.bytes, b.len, err) : json_object();
 	if (!v)
-		return len ? -EINVAL : api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
-	int r = decode_object(t, v, obj, "", err);
+		return b.len ? -EINVAL : api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+	*ret_v = v;
+	return 0;
+}
+
+int js_decode_body(const struct js_table *t, struct js_body b, void *obj, struct api_err *err)
+{
+	json_t *v;
+	int r = get_tree(b, &v, err);
+	if (r)
+		return r;
+	r = decode_object(t, v, obj, "", err);
 	json_decref(v);
 	return r;
 }
 
-int js_decode_any(const char *bytes, size_t len, size_t max, char **ret_text, struct api_err *err)
+int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj, struct api_err *err)
+{
+	return js_decode_body(t, js_body_text(bytes, len), obj, err);
+}
+
+// In place of v, whose reference is taken; what is no object is left to be refused. NULL: no memory.
+static json_t *text_of(json_t *v)
+{
+	if (!json_is_object(v))
+		return v;
+	char *text = json_dumps(v, JSON_COMPACT);
+	json_t *o = json_object();
+	if (!text || !o || json_object_set_new_nocheck(o, TEXT_KEY, json_string_nocheck(text))) {
+		json_decref(o);
+		o = NULL;
+	}
+	free(text);
+	json_decref(v);
+	return o;
+}
+
+int js_body_parse(const struct js_table *t, const char *bytes, size_t len, js **ret_tree, struct api_err *err)
+{
+	json_t *v;
+	int r = get_tree(js_body_text(bytes, len), &v, err);
+	if (r)
+		return r;
+	if (t->any)
+		v = text_of(v);
+	for (uint32_t i = 0; v && json_is_object(v) && i < t->n_fields; i++) {
+		json_t *field = json_object_get(v, t->fields[i].name);
+		if (t->fields[i].type != JS_ANY || !field)
+			continue;
+		field = text_of(json_incref(field));
+		if (!field || json_object_set_new(v, t->fields[i].name, field)) {
+			json_decref(v);
+			v = NULL;
+		}
+	}
+	if (!v)
+		return api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
+	*ret_tree = v;
+	return 0;
+}
+
+int js_decode_any(struct js_body b, size_t max, char **ret_text, struct api_err *err)
 {
 	const struct js_field f = { .max = max };
 	char *text = NULL;
-	json_t *v = len ? js_parse(bytes, len, err) : json_object();
-	if (!v)
-		return len ? -EINVAL : api_fail(err, API_OUT_OF_MEMORY, "no memory for the request");
-	int r = decode_any(&f, v, &text, "body", err);
+	json_t *v;
+	int r = get_tree(b, &v, err);
+	if (r)
+		return r;
+	r = decode_any(&f, v, &text, "body", err);
 	json_decref(v);
 	if (r)
 		free(text);

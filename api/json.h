@@ -67,8 +67,25 @@ struct js_table {
 // Decodes into *obj, which holds the defaults. On failure *obj is unspecified, but a
 // JS_LISTP pointer in it is still to be freed. No bytes at all count as {}.
 int js_decode(const struct js_table *t, const char *bytes, size_t len, void *obj, struct api_err *err);
+
+// A body: text, or what js_body_parse() made of it.
+struct js_body {
+	const char *bytes;
+	size_t len;
+	js *tree; // NULL: parse the text
+};
+static inline struct js_body js_body_text(const char *bytes, size_t len)
+{
+	return (struct js_body){ bytes, len, NULL };
+}
+// The part of decoding that grows with the length of the text, for another thread; what grows with the
+// table's limits is left. Each JS_ANY of t itself (all of it, if t is `any`) is made its text. *ret_tree:
+// js_free().
+int js_body_parse(const struct js_table *t, const char *bytes, size_t len, js **ret_tree,
+		  struct api_err *err);
+int js_decode_body(const struct js_table *t, struct js_body b, void *obj, struct api_err *err);
 // One whole object as compact text of at most max bytes, to be freed. No bytes at all count as {}.
-int js_decode_any(const char *bytes, size_t len, size_t max, char **ret_text, struct api_err *err);
+int js_decode_any(struct js_body b, size_t max, char **ret_text, struct api_err *err);
 js *js_encode(const struct js_table *t, const void *obj);
 
 // Builders. js_put* and js_add take over `v`; bytes that are not UTF-8 become '?'.

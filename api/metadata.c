@@ -74,7 +74,7 @@ void op_metadata_put(struct server *s, struct http_req *r, const char *name)
 	o->req = r;
 	int result = vms_find(s, name, &vm, &err);
 	if (!result)
-		result = metadata_parse(r->body, r->body_len, &o->text, &err);
+		result = metadata_parse(body_of(r), &o->text, &err);
 	if (!result)
 		result = metadata_check(&vm->cfg, o->text, &err);
 	if (!result)

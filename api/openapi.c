@@ -48,6 +48,7 @@ static const struct {
 	{ "Forks", &fork_answer },
 	{ "Event", &event_answer },
 	{ "Info", &info_answer },
+	{ "Operations", &operation_list_answer },
 	{ "GC", &gc_answer },
 	{ "Error", &error_answer },
 };

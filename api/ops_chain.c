@@ -7,6 +7,7 @@
 
 #include "api/events.h"
 #include "api/lazy.h"
+#include "api/operation.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/vmjson.h"
@@ -33,11 +34,9 @@ static int no_base(const struct vm *vm, struct api_err *err)
 			vm->cfg.name);
 }
 
-int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, struct api_err *err)
+int snap_choose_base(const struct vm *vm, struct manifest *m, struct api_err *err)
 {
 	bool own = vm->base_snapshot[0]; // else what it was cloned from
-	struct mv_err e = { 0 };
-	unsigned n;
 	// The memory of a fork, or from a page handler, or of huge pages, is no mapping of the snapshot's.
 	if (!own &&
 	    (!vm->from_snapshot[0] || vm->forked_from[0] || vm->page_handler[0] || vm->cfg.huge_pages))
@@ -46,13 +45,20 @@ int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, 
 	memcpy(m->parent_snapshot_id, own ? vm->base_snapshot_id : vm->from_snapshot_id,
 	       sizeof m->parent_snapshot_id);
 	m->needs_parent = true;
+	return 0;
+}
+
+int snap_check_base(struct server *s, const char *vm, const struct manifest *m, struct api_err *err)
+{
+	struct mv_err e = { 0 };
+	unsigned n;
 	switch (-store_chain_length(&s->store, m, &n, &e)) {
 	case 0: return 0;
 	case ENOENT:
 		return api_fail(err, API_WRONG_STATE,
-				"an incremental snapshot of VM %s is not possible: %s; take a full one",
-				vm->cfg.name, e.msg);
-	case E2BIG: return api_fail(err, API_LIMIT_REACHED, "VM %s: %s", vm->cfg.name, e.msg);
+				"an incremental snapshot of VM %s is not possible: %s; take a full one", vm,
+				e.msg);
+	case E2BIG: return api_fail(err, API_LIMIT_REACHED, "VM %s: %s", vm, e.msg);
 	default: return snap_error(err, &e, API_SNAPSHOT_CORRUPT);
 	}
 }
@@ -126,13 +132,16 @@ struct flatten_op {
 	int result;
 	struct mv_err err;
 	js *shown;
+	struct operation op;
 };
 
 static void flatten_run(struct worker_job *j)
 {
 	struct flatten_op *o = (struct flatten_op *)j;
+	mv_progress_set(&o->op.progress);
 	o->result = store_flatten(&o->s->store, o->name, o->body.name[0] ? o->body.name : NULL,
 				  o->body.format, &o->m, &o->changed, &o->err);
+	mv_progress_set(NULL);
 	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
@@ -140,6 +149,7 @@ static void flatten_done(struct worker_job *j)
 {
 	struct flatten_op *o = (struct flatten_op *)j;
 	struct api_err err;
+	operation_end(&o->op);
 	if (o->result) {
 		snap_error(&err, &o->err, o->err.code == EINVAL ? API_SNAPSHOT_CORRUPT : API_INTERNAL);
 		reply_err(o->req, &err);
@@ -161,7 +171,7 @@ void op_snap_flatten(struct server *s, struct http_req *r, const char *name)
 {
 	struct flatten_body b = { .format = STORE_FORMAT_KEEP };
 	struct api_err err;
-	int result = js_decode(&flatten_table, r->body, r->body_len, &b, &err);
+	int result = js_decode_body(&flatten_table, body_of(r), &b, &err);
 	if (!result)
 		result = snap_name_check(name, &err);
 	struct flatten_op *o = result ? NULL : calloc(1, sizeof *o);
@@ -175,5 +185,6 @@ void op_snap_flatten(struct server *s, struct http_req *r, const char *name)
 		.job = { .run = flatten_run, .done = flatten_done }, .s = s, .req = r, .body = b
 	};
 	mv_strcpy(o->name, sizeof o->name, name);
+	operation_begin(s, &o->op, OPERATION_FLATTEN, name, NULL, r);
 	worker_add(&s->worker, &o->job);
 }

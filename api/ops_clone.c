@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/entry.h"
 #include "api/fork.h"
 #include "api/hugepages.h"
 #include "api/lifetime.h"
@@ -38,8 +39,7 @@
 #define MAX_STARTING 8
 #define CLAIM_TIMEOUT_MS 30000
 #define FORK_TIMEOUT_MS 30000
-#define SMALL_BODY 16384 // bytes; and it has at most SMALL_COUNT objects
-#define SMALL_COUNT 64
+#define MANY 256 // clones: freeing what is known of them takes a while
 
 struct clone_job;
 
@@ -67,7 +67,8 @@ struct clone_job {
 	struct server *s;
 	struct http_req *req;
 	char target[ROUTE_NAME_LEN]; // of the route
-	struct worker_job parse;
+	struct worker_job parse;     // and, of a large one, freeing
+	bool large;
 	struct api_err parse_err;
 	int parse_result;
 	void (*parsed)(struct clone_job *j);
@@ -82,21 +83,36 @@ struct clone_job {
 
 static const struct api_err no_memory = { API_OUT_OF_MEMORY, "no memory for the clone" };
 
-static void job_free(struct clone_job *j)
+static void free_run(struct worker_job *job)
 {
-	for (uint32_t i = 0; j->items && i < j->body.count; i++) {
-		vm_unref(j->items[i].vm);
+	struct clone_job *j = MV_CONTAINER(job, struct clone_job, parse);
+	for (uint32_t i = 0; j->items && i < j->body.count; i++)
 		if (j->items[i].err != &no_memory)
 			free((void *)j->items[i].err);
-	}
 	free(j->items);
-	mv_buf_fini(&j->text);
 	clone_body_fini(&j->body);
+}
+
+static void free_done(struct worker_job *job) { free(MV_CONTAINER(job, struct clone_job, parse)); }
+
+// What grows with a large body is freed by the thread that parsed it: thousands of clones are some 30 MB.
+static void job_free(struct clone_job *j)
+{
+	for (uint32_t i = 0; j->items && i < j->body.count; i++)
+		vm_unref(j->items[i].vm);
+	mv_buf_fini(&j->text);
 	prepare_fini(&j->own);
 	pool_unref(j->pool);
 	fork_source_fini(&j->fork);
 	vm_unref(j->parent);
-	free(j);
+	j->parse.run = free_run;
+	j->parse.done = free_done;
+	if (j->large || j->body.count > MANY) {
+		worker_add(&j->s->reader, &j->parse);
+		return;
+	}
+	free_run(&j->parse);
+	free_done(&j->parse);
 }
 
 // --- the answer -----------------------------------------------------------------------
@@ -571,16 +587,7 @@ static void on_prepared(struct prepare *p, const struct api_err *err)
 	}
 }
 
-// --- the request: a body of a megabyte takes 30 ms, so only a small one is parsed right here ---
-static bool is_small(const struct http_req *r)
-{
-	const char *p = r->body, *end = p + r->body_len;
-	unsigned n = 0;
-	while (n <= SMALL_COUNT && p && p < end && (p = memchr(p, '{', (size_t)(end - p))))
-		n++, p++;
-	return r->body_len <= SMALL_BODY && n <= SMALL_COUNT;
-}
-
+// --- the request: only a small one is parsed right here ---
 static void parse_run(struct worker_job *job)
 {
 	struct clone_job *j = MV_CONTAINER(job, struct clone_job, parse);
@@ -620,7 +627,8 @@ static void job_begin(struct server *s, struct http_req *r, const char *target,
 	j->parsed = parsed;
 	j->parse = (struct worker_job){ .run = parse_run, .done = parse_done };
 	mv_strcpy(j->target, sizeof j->target, target);
-	if (!is_small(r)) {
+	j->large = !entry_body_is_small(r);
+	if (j->large) {
 		worker_add(&s->reader, &j->parse);
 		return;
 	}

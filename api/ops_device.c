@@ -166,7 +166,7 @@ static void patch(struct server *s, struct http_req *r, const char *name, const 
 	memset(&b, 0, sizeof b);
 	int result = p ? vms_find(s, name, &vm, &err)
 		       : api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
-	result = result ? result : js_decode(k->body, r->body, r->body_len, &b, &err);
+	result = result ? result : js_decode_body(k->body, body_of(r), &b, &err);
 	result = result ? result : find(vm, k, r->path, &p->set.index, &err);
 	result = result ? result : k->fill(vm, &b, &p->set, &err);
 	if (!result) {

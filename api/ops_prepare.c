@@ -17,13 +17,21 @@ struct prepare_op {
 	struct manifest m; // what was prepared
 	struct lazy *lazy; // its template: a reference, or NULL
 	struct pool_waiter waiter;
+	struct worker_job show;
+	js *shown;
 };
 
-static void prepare_answer(void *arg)
+static void show_run(struct worker_job *j)
 {
-	struct prepare_op *o = arg;
+	struct prepare_op *o = MV_CONTAINER(j, struct prepare_op, show);
+	o->shown = snapshot_json(o->s, &o->m);
+}
+
+static void show_done(struct worker_job *j)
+{
+	struct prepare_op *o = MV_CONTAINER(j, struct prepare_op, show);
 	const struct pool *pool = pool_find(o->s, o->m.name);
-	js *v = snapshot_json(o->s, &o->m);
+	js *v = o->shown;
 	if (o->lazy)
 		js_put(v, "template", lazy_json(o->lazy));
 	if (pool)
@@ -32,6 +40,14 @@ static void prepare_answer(void *arg)
 	lazy_unref(o->lazy);
 	prepare_fini(&o->p);
 	free(o);
+}
+
+// By the reader: its chain may be long.
+static void prepare_answer(void *arg)
+{
+	struct prepare_op *o = arg;
+	o->show = (struct worker_job){ .run = show_run, .done = show_done };
+	worker_add(&o->s->reader, &o->show);
 }
 
 static int make_pool(struct prepare_op *o, struct api_err *err)
@@ -84,7 +100,7 @@ void op_snap_prepare(struct server *s, struct http_req *r, const char *name)
 {
 	struct api_err err;
 	struct prepare_op *o = calloc(1, sizeof *o);
-	int result = o ? prepare_parse(r->body, r->body_len, &o->body, &err)
+	int result = o ? prepare_parse(body_of(r), &o->body, &err)
 		       : api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");
 	if (result) {
 		free(o);

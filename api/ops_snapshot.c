@@ -12,6 +12,7 @@
 #include "api/events.h"
 #include "api/layers.h"
 #include "api/metrics.h"
+#include "api/operation.h"
 #include "api/ops.h"
 #include "api/ops_snapshot.h"
 #include "api/page.h"
@@ -109,6 +110,9 @@ struct snap_op {
 	struct manifest m; // create: to be written; verify: read; delete: only the name
 	struct mv_err err;
 	int result;
+	struct operation op;       // create, verify
+	struct snapshot_body body; // create
+	struct api_err base_err;   // create, incremental
 	uint64_t pause_ns;
 	bool force;            // delete
 	struct mv_buf deleted; // names, each with its NUL
@@ -153,6 +157,7 @@ static void count_created(const struct snap_op *o)
 
 static void create_end(struct snap_op *o, const struct api_err *err)
 {
+	operation_end(&o->op);
 	if (err) {
 		metrics_add(M_SNAPSHOT_FAILURES, err->code, 1);
 		reply_err(o->req, err);
@@ -168,7 +173,9 @@ static void create_end(struct snap_op *o, const struct api_err *err)
 static void commit_run(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
+	mv_progress_set(&o->op.progress);
 	o->result = store_commit(&o->s->store, &o->draft, &o->m, &o->err);
+	mv_progress_set(NULL);
 	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
@@ -188,6 +195,7 @@ static void on_snapshot_taken(void *arg, struct vm *vm, const struct api_err *er
 {
 	struct snap_op *o = arg;
 	vm->op = NULL;
+	operation_by_us(&o->op);
 	if (err) {
 		store_abort(&o->s->store, &o->draft);
 		create_end(o, err);
@@ -222,26 +230,26 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 	m->cfg = vm->cfg;
 }
 
-static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct api_err *err)
+static int create_draft(struct snap_op *o, struct api_err *err)
 {
+	const struct snapshot_body *b = &o->body;
 	struct msg_snapshot body = { .lz4 = b->format,
 				     .incremental = b->incremental,
 				     .confirmed = o->vm->confirmed };
 	struct mv_err e = { 0 };
-	fill_manifest(&o->m, o->vm);
-	int r = b->incremental ? snap_choose_base(o->s, o->vm, &o->m, err) : 0;
-	if (r)
-		return r;
 	if (store_begin(&o->s->store, b->name, &o->draft, &e))
 		return snap_error(err, &e, API_INTERNAL);
 	o->m.file[1].format = b->format == SNAP_MEMORY_RAW ? MANIFEST_RAW : MANIFEST_LZ4;
 	struct layer_fds layers;
-	r = layers_freeze(o->vm, &layers, err);
+	int r = layers_freeze(o->vm, &layers, err);
 	if (!r) {
-		int fds[2 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
-		memcpy(fds + 2, layers.fd, layers.n * sizeof fds[0]);
-		r = vm_call(o->vm, MSG_SNAPSHOT, &msg_snapshot_table, &body, fds, 2 + layers.n,
-			    SNAPSHOT_TIMEOUT_MS, "snapshot", on_snapshot_taken, o, err);
+		int fds[3 + MV_ARRAY_LEN(layers.fd)] = { o->draft.state_fd, o->draft.memory_fd };
+		fds[2] = operation_by_vm(&o->op, (uint64_t)o->vm->cfg.mem_mib << 20);
+		body.progress = fds[2] >= 0;
+		memcpy(fds + 2 + body.progress, layers.fd, layers.n * sizeof fds[0]);
+		r = vm_call(o->vm, MSG_SNAPSHOT, &msg_snapshot_table, &body, fds,
+			    2 + body.progress + layers.n, SNAPSHOT_TIMEOUT_MS, "snapshot", on_snapshot_taken,
+			    o, err);
 		layer_fds_close(&layers);
 		if (r)
 			layers_freeze_end(o->vm, false);
@@ -249,6 +257,38 @@ static int create_begin(struct snap_op *o, const struct snapshot_body *b, struct
 	if (r)
 		store_abort(&o->s->store, &o->draft);
 	return r;
+}
+
+static void base_run(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	o->result = snap_check_base(o->s, o->vm->cfg.name, &o->m, &o->base_err);
+}
+
+static void base_done(struct worker_job *j)
+{
+	struct snap_op *o = (struct snap_op *)j;
+	struct api_err err = o->base_err;
+	if (!o->result)
+		o->result = create_draft(o, &err);
+	if (!o->result)
+		return;
+	o->vm->op = NULL;
+	create_end(o, &err);
+}
+
+// An incremental one's base is looked at by the reader: its chain may be long.
+static int create_begin(struct snap_op *o, struct api_err *err)
+{
+	fill_manifest(&o->m, o->vm);
+	if (!o->body.incremental)
+		return create_draft(o, err);
+	int r = snap_choose_base(o->vm, &o->m, err);
+	if (r)
+		return r;
+	o->job = (struct worker_job){ .run = base_run, .done = base_done };
+	worker_add(&o->s->reader, &o->job);
+	return 0;
 }
 
 static int snapshot_vm(struct server *s, struct http_req *r, const struct snapshot_body *b,
@@ -269,10 +309,15 @@ static int snapshot_vm(struct server *s, struct http_req *r, const struct snapsh
 	if (!o)
 		return -ENOMEM;
 	o->vm = vm_ref(vm);
+	o->body = *b;
 	result = ops_begin(vm, "snapshot", err);
-	if (!result && (result = create_begin(o, b, err)))
-		vm->op = NULL;
+	if (!result) {
+		operation_begin(s, &o->op, OPERATION_SNAPSHOT, b->name, b->vm, r);
+		if ((result = create_begin(o, err)))
+			vm->op = NULL;
+	}
 	if (result) {
+		operation_end(&o->op);
 		vm_unref(vm);
 		free(o);
 	}
@@ -284,7 +329,7 @@ void op_snap_create(struct server *s, struct http_req *r, const char *name)
 	struct snapshot_body b = { .format = SNAPSHOT_FORMAT_DEFAULT };
 	struct api_err err;
 	(void)name;
-	int result = js_decode(&snapshot_table, r->body, r->body_len, &b, &err);
+	int result = js_decode_body(&snapshot_table, body_of(r), &b, &err);
 	if (b.format == SNAPSHOT_FORMAT_DEFAULT)
 		b.format = b.incremental ? SNAP_MEMORY_LZ4 : SNAP_MEMORY_RAW;
 	if (!result && b.incremental && b.format == SNAP_MEMORY_RAW)
@@ -303,14 +348,18 @@ static void verify_run(struct worker_job *j)
 	MV_FD state_fd = -1;
 	MV_FD memory_fd = -1;
 	o->result = store_show(&o->s->store, o->m.name, &o->m, &o->err);
+	mv_progress_set(&o->op.progress);
+	mv_progress_begin(MV_PROGRESS_CHECKS, 0);
 	if (!o->result)
 		o->result = store_files(&o->s->store, &o->m, true, &state_fd, &memory_fd, &o->err);
+	mv_progress_set(NULL);
 	o->shown = o->result ? NULL : snapshot_json(o->s, &o->m);
 }
 
 static void verify_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
+	operation_end(&o->op);
 	if (snap_op_failed(o, API_SNAPSHOT_CORRUPT)) {
 		template_drop(o->s, o->m.name);
 	} else {
@@ -388,7 +437,7 @@ static void by_worker(struct server *s, struct http_req *r, const char *name, bo
 {
 	struct api_err err;
 	struct snap_op *o = NULL;
-	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
+	int result = js_decode_body(&empty_table, body_of(r), NULL, &err);
 	if (!result)
 		result = snap_name_check(name, &err);
 	if (!result && !(o = snap_op_new(s, r, &err)))
@@ -401,6 +450,8 @@ static void by_worker(struct server *s, struct http_req *r, const char *name, bo
 	o->force = force;
 	o->job.run = run;
 	o->job.done = done;
+	if (run == verify_run)
+		operation_begin(s, &o->op, OPERATION_VERIFY, name, NULL, r);
 	worker_add(&s->worker, &o->job);
 }
 

@@ -25,9 +25,10 @@ void put_usage(js *o, const char *key, const struct store_usage *u);
 
 // ops_chain.c
 // Fills in what an incremental snapshot of vm refers to: the last one of a VM that tracks
-// what it writes, else what it was cloned from. The error says why there is nothing, or that it is
-// gone.
-int snap_choose_base(struct server *s, const struct vm *vm, struct manifest *m, struct api_err *err);
+// what it writes, else what it was cloned from. The error says why there is nothing.
+int snap_choose_base(const struct vm *vm, struct manifest *m, struct api_err *err);
+// Is that there, and its chain short enough? Reads all manifests of it: any thread.
+int snap_check_base(struct server *s, const char *vm, const struct manifest *m, struct api_err *err);
 
 // The VM process took snapshot m, and it was published or not.
 void snap_set_base(struct vm *vm, const struct manifest *m, bool published);

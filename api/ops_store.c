@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "api/events.h"
+#include "api/operation.h"
 #include "api/ops_snapshot.h"
 #include "api/routes.h"
 #include "api/vmjson.h"
@@ -27,6 +28,7 @@ struct transfer {
 	int fd; // the thread's end of the pipe
 	int result;
 	struct mv_err err;
+	struct operation op;
 	// export: used by its job and by the stream, whichever ends last
 	unsigned refs;
 	atomic_bool intact;
@@ -35,6 +37,7 @@ struct transfer {
 	struct http_req *req;
 	struct store_draft draft;
 	struct manifest m;
+	js *shown;
 };
 
 static struct transfer *transfer_new(struct server *s)
@@ -110,7 +113,9 @@ static struct transfer *transfer_begin(struct server *s, struct http_req *r, con
 static void export_run(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
+	mv_progress_set(&t->op.progress);
 	t->result = store_export_write(t->x, t->fd, &t->err);
+	mv_progress_set(NULL);
 	atomic_store(&t->intact, !t->result);
 	mv_close(&t->fd);
 }
@@ -118,6 +123,7 @@ static void export_run(struct worker_job *j)
 static void export_done(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
+	operation_end(&t->op);
 	if (t->result && t->result != -EPIPE) // the client went away: its own affair
 		mv_log(MV_ERROR, "export of snapshot %s: %s", t->x->m.name, t->err.msg);
 	transfer_unref(t);
@@ -154,6 +160,7 @@ void op_snap_export(struct server *s, struct http_req *r, const char *name)
 	t->job.run = export_run;
 	t->job.done = export_done;
 	t->refs++;
+	operation_begin(s, &t->op, OPERATION_EXPORT, name, NULL, r);
 	http_reply_stream(r, 200, "application/octet-stream", fd, on_stream, t);
 	worker_add(w, &t->job);
 }
@@ -163,6 +170,7 @@ static void import_end(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
 	struct api_err err;
+	operation_end(&t->op);
 	if (t->result) {
 		// ENOENT: a parent that is not here
 		enum api_code code = t->err.code == EINVAL || t->err.code == EFBIG || t->err.code == ENOENT
@@ -176,7 +184,7 @@ static void import_end(struct worker_job *j)
 	} else {
 		event_emit(t->s, EVENT_SNAPSHOT_CREATED,
 			   &(struct event_info){ .snapshot = t->m.name, .snapshot_id = t->m.id });
-		reply_json(t->req, 201, manifest_json(t->s, &t->m));
+		reply_json(t->req, 201, t->shown);
 	}
 	transfer_unref(t);
 }
@@ -184,13 +192,18 @@ static void import_end(struct worker_job *j)
 static void commit_run(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
+	mv_progress_set(&t->op.progress);
 	t->result = store_commit_import(&t->s->store, &t->draft, &t->m, &t->err);
+	mv_progress_set(NULL);
+	t->shown = t->result ? NULL : manifest_json(t->s, &t->m);
 }
 
 static void import_run(struct worker_job *j)
 {
 	struct transfer *t = (struct transfer *)j;
+	mv_progress_set(&t->op.progress);
 	t->result = store_import_read(&t->draft, t->fd, &t->m, &t->err);
+	mv_progress_set(NULL);
 	mv_close(&t->fd); // the rest of the body is thrown away
 	if (t->result)
 		store_abort(&t->s->store, &t->draft);
@@ -234,6 +247,7 @@ void op_snap_import(struct server *s, struct http_req *r, const char *name)
 	t->req = r;
 	t->job.run = import_run;
 	t->job.done = import_done;
+	operation_begin(s, &t->op, OPERATION_IMPORT, name, NULL, r);
 	http_take_body(r, fd);
 	worker_add(w, &t->job);
 }
@@ -289,7 +303,7 @@ void op_gc(struct server *s, struct http_req *r, const char *name)
 {
 	struct api_err err;
 	struct gc_job *g = NULL;
-	int result = js_decode(&empty_table, r->body, r->body_len, NULL, &err);
+	int result = js_decode_body(&empty_table, body_of(r), NULL, &err);
 	(void)name;
 	if (!result && !(g = calloc(1, sizeof *g)))
 		result = api_fail(&err, API_OUT_OF_MEMORY, "no memory for the request");

@@ -194,7 +194,7 @@ void op_vm_create(struct server *s, struct http_req *r, const char *name)
 	static struct create_body b; // the loop's thread only
 	struct api_err err;
 	(void)name;
-	int result = create_parse(r->body, r->body_len, &b, &err);
+	int result = create_parse(body_of(r), &b, &err);
 	if (!result)
 		result = check_host(&b.cfg, &err);
 	if (result) {
@@ -436,7 +436,7 @@ static void on_simple_done(void *arg, struct vm *vm, const struct api_err *err, 
 // Like js_decode() for a route without a body.
 static int no_body(struct http_req *r, struct api_err *err)
 {
-	return js_decode(&empty_table, r->body, r->body_len, NULL, err);
+	return js_decode_body(&empty_table, body_of(r), NULL, err);
 }
 
 static int need_state(const struct vm *vm, unsigned state, const char *what, struct api_err *err)
@@ -550,7 +550,7 @@ void op_vm_stop(struct server *s, struct http_req *r, const char *name)
 	struct op *o = NULL;
 	int result = vms_find(s, name, &vm, &err);
 	if (!result)
-		result = js_decode(&stop_table, r->body, r->body_len, &b, &err);
+		result = js_decode_body(&stop_table, body_of(r), &b, &err);
 	if (!result && !vm_has_process(vm))
 		result = api_fail(&err, API_WRONG_STATE, "VM %s has exited already", vm->cfg.name);
 	if (!result && !(o = op_new(s, r, vm, &err)))

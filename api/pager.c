@@ -13,6 +13,7 @@
 #include "api/lazy.h"
 #include "api/metrics.h"
 #include "api/spawn.h"
+#include "api/vm.h"
 #include "microvm/base/util.h"
 #include "snapshot/pager.h"
 
@@ -147,8 +148,8 @@ void pager_stop(struct server *s)
 {
 	struct pager_process *p = &s->pager;
 	if (p->pid) {
-		kill_it(p);
-		waitid(P_PIDFD, (id_t)p->pidfd, &(siginfo_t){ 0 }, WEXITED);
+		mv_watch_del(&p->pid_watch);
+		vm_end_process(s, MV_TAKE_FD(p->pidfd));
 	}
 	forget(p);
 }

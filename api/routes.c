@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "api/answers.h"
+#include "api/entry.h"
 #include "api/etag.h"
 #include "api/idem.h"
 #include "api/metrics.h"
@@ -129,6 +130,8 @@ const struct route api_routes[] = {
 	{ "DELETE", "/v1/snapshots/{name}/working-set", op_snap_drop_set, "forget its working set",
 	  .status = 204 },
 	{ "POST", "/v1/gc", op_gc, "remove leftovers of crashes", ANSWER(200, gc_answer), BODY(empty_table) },
+	{ "GET", "/v1/operations", op_operations, "long work on snapshots, and how far it is",
+	  ANSWER(200, operation_list_answer) },
 	{ "GET", "/v1/events", op_events, "what happened and happens", ANSWER(200, event_answer),
 	  .produces = "application/x-ndjson", .query = &events_query },
 	{ "GET", "/v1/metrics", op_metrics, "counters, for Prometheus", 200,
@@ -277,9 +280,7 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 	for (uint32_t i = 0; t->query && i < t->query->n_fields; i++)
 		known[i] = t->query->fields[i].name;
 	const char *unknown = http_unknown_query(r, known);
-	if (s->stopping)
-		api_fail(&err, API_SHUTTING_DOWN, "the daemon is ending");
-	else if (r->id_invalid)
+	if (r->id_invalid)
 		api_fail(&err, API_INVALID_VALUE,
 			 HTTP_REQUEST_ID ": 1 to 64 letters, digits and . _ : = + / - are allowed");
 	else if (r->body_too_large)
@@ -288,13 +289,8 @@ static void run_route(struct server *s, const struct route *t, struct http_req *
 		api_fail(&err, API_UNKNOWN_FIELD, "query parameter %.64s: there is none of this name",
 			 unknown);
 	else {
-		int begun = idem_begin(s, t, r, &err); // first: a repeated request finds its object changed
-		if (!begun)
-			begun = etag_check(s, t, r, name, &err);
-		if (!begun)
-			t->fn(s, r, name);
-		if (begun >= 0)
-			return;
+		entry_begin(s, t, r, name);
+		return;
 	}
 	reply_err(r, &err);
 }

@@ -46,6 +46,12 @@ bool api_is_upload(const char *method, const char *path);
 #define ROUTE_NAME_LEN 65
 bool route_match(const char *pattern, const char *path, char ret_name[ROUTE_NAME_LEN]);
 
+// Its body, for js_decode_body(): a large one was parsed before.
+static inline struct js_body body_of(const struct http_req *r)
+{
+	return (struct js_body){ r->body, r->body_len, r->parsed };
+}
+
 // Answers.
 void reply_json(struct http_req *r, unsigned status, js *body);
 void reply_text(struct http_req *r, unsigned status,
@@ -62,7 +68,8 @@ int query_uint(struct http_req *r, const char *name, uint64_t max, uint64_t othe
 int query_bool(struct http_req *r, const char *name, bool *ret_v, struct api_err *err);
 
 // Handlers, by file.
-route_fn op_openapi; // openapi.c
+route_fn op_openapi;    // openapi.c
+route_fn op_operations; // operation.c
 route_fn op_info, op_vm_create, op_vm_list, op_vm_show, op_vm_start, op_vm_pause, op_vm_resume, op_vm_stop,
 	op_vm_delete;                                                      // ops_vm.c
 route_fn op_balloon_get, op_balloon_patch, op_balloon_hint;                // balloon.c

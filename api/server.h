@@ -52,6 +52,9 @@ LIST_HEAD(pool_list, pool);
 struct vm;
 LIST_HEAD(vm_list, vm);
 
+struct operation;
+LIST_HEAD(operation_list, operation);
+
 struct idem {         // idem.c
 	void *by_key; // tsearch(3): with an answer, or in progress
 	TAILQ_HEAD(, idem_entry) kept;
@@ -80,8 +83,10 @@ struct server {
 	struct mv_loop loop;
 	struct http *http;
 	struct worker worker;
-	struct worker spawner; // starts VM processes (spawner.c)
-	struct worker reaper;  // those that ended (vm.c)
+	struct worker spawner;       // starts VM processes (spawner.c)
+	struct worker reaper;        // releases those that ended (vm.c)
+	struct worker remover;       // their files (vm.c)
+	LIST_HEAD(, ending) endings; // processes that are nobody's (vm.c)
 	struct store store;
 	struct worker reader;     // looks at snapshots for answers: it may have to read every manifest
 	struct store_index index; // the reader's own (counts.h)
@@ -96,10 +101,11 @@ struct server {
 	struct events *events;  // events.c
 	struct idem idem;
 	struct lifetimes lifetimes;
-	struct cgroup_base cgroup;  // where VMs with limits are (cgroup.h)
-	struct worker usage_worker; // reads what VMs use (ops_metrics.c); made when first needed
-	unsigned n_forks;           // in progress (fork.c)
-	bool stopping;              // no new work; the loop ends with the last VM and fork
+	struct cgroup_base cgroup;        // where VMs with limits are (cgroup.h)
+	struct worker usage_worker;       // reads what VMs use (ops_metrics.c); made when first needed
+	unsigned n_forks;                 // in progress (fork.c)
+	struct operation_list operations; // operation.c
+	bool stopping;                    // no new work; the loop ends with the last VM and fork
 	// records that are to be written (vmrec.c)
 	struct vm_list vmrecs_due;
 	struct mv_timer vmrecs_timer;
@@ -139,6 +145,6 @@ struct server {
 
 static inline void server_try_end(struct server *s)
 {
-	if (s->stopping && !s->n_live && !s->n_forks)
+	if (s->stopping && !s->n_live && !s->n_forks && LIST_EMPTY(&s->endings))
 		mv_loop_stop(&s->loop);
 }

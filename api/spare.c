@@ -16,14 +16,10 @@
 #define RETRY_NS (100ull * 1000 * 1000) // after one that failed, and twice as long after each more
 #define MAX_RETRY_SHIFT 10
 
-static void end(struct vm_process *p)
+static void end(struct server *s, struct vm_process *p)
 {
-	if (p->pidfd >= 0) {
-		syscall(SYS_pidfd_send_signal, p->pidfd, SIGKILL, NULL, 0);
-		// It waits for a message, and dies at once.
-		waitid(P_PIDFD, (id_t)p->pidfd, &(siginfo_t){ 0 }, WEXITED);
-	}
-	mv_close(&p->pidfd);
+	if (p->pidfd >= 0)
+		vm_end_process(s, MV_TAKE_FD(p->pidfd));
 	mv_close(&p->socket);
 	p->pid = 0;
 }
@@ -31,7 +27,7 @@ static void end(struct vm_process *p)
 // What goes wrong may go wrong again; it is told when a VM is really started.
 static void failed(struct server *s)
 {
-	end(&s->warming);
+	end(s, &s->warming);
 	if (s->want_spares)
 		mv_timer_arm(&s->spare_timer, RETRY_NS << s->spare_failures);
 	s->spare_failures += s->spare_failures < MAX_RETRY_SHIFT;
@@ -125,9 +121,9 @@ void spares_stop(struct server *s)
 {
 	s->want_spares = 0;
 	while (s->n_spares)
-		end(&s->spare[--s->n_spares]);
+		end(s, &s->spare[--s->n_spares]);
 	mv_watch_del(&s->warming_watch);
 	if (s->warming.pid)
-		end(&s->warming);
+		end(s, &s->warming);
 	mv_timer_fini(&s->spare_timer);
 }

@@ -335,6 +335,8 @@ static int start(struct server *s, const struct options *o, int *ret_listen_fd, 
 	if (!r)
 		r = worker_init(&s->reaper, &s->loop, err);
 	if (!r)
+		r = worker_init(&s->remover, &s->loop, err);
+	if (!r)
 		adopt_begin(s);
 	if (!r)
 		r = open_vsock_dir(s, o->state_dir, err);
@@ -468,6 +470,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	worker_fini(&s->worker); // jobs in progress end and answer
 	spawner_fini(s);
 	worker_fini(&s->reaper);
+	worker_fini(&s->remover);
 	mv_works_finish(&s->loop); // and what is answered in pieces
 	if (listening) {
 		http_free(s->http);
@@ -487,6 +490,7 @@ static void stop(struct server *s, const struct options *o, struct signals *g, b
 	lifetime_free(s);
 	cgroup_base_close(&s->cgroup);
 	lazy_fini(s);
+	vm_forget_processes(s);
 	templates_free(s);
 	store_index_free(&s->index);
 	mv_close(&s->layers_fd);

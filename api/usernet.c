@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 
 #include "api/passt.h"
+#include "api/vm.h"
 #include "microvm/base/util.h"
 
 #define MAX_MESSAGES 5 // in 10 s
@@ -162,11 +163,13 @@ void usernet_end(struct vm *vm)
 		mv_watch_del(&u->out_watch);
 		if (!u->ended)
 			syscall(SYS_pidfd_send_signal, u->p.pidfd, SIGKILL, NULL, 0);
-		// By the loop, unless there will be none.
-		if (!u->ended && (vm->srv->stopping || !u->pid_watch.loop))
-			waitid(P_PIDFD, (id_t)u->p.pidfd, &(siginfo_t){ 0 }, WEXITED);
-		else if (!u->ended)
+		// By its watch, unless the loop would not wait for that.
+		if (!u->ended && (vm->srv->stopping || !u->pid_watch.loop)) {
+			mv_watch_del(&u->pid_watch);
+			vm_end_process(vm->srv, MV_TAKE_FD(u->p.pidfd));
+		} else if (!u->ended) {
 			continue;
+		}
 		usernet_free(u);
 	}
 }

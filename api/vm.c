@@ -2,6 +2,7 @@
 #include "api/vm.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <search.h>
 #include <signal.h>
 #include <stdio.h>
@@ -32,6 +33,7 @@
 
 #define LOAD_TIMEOUT_MS 30000
 #define ADOPT_TIMEOUT_MS 30000
+#define LAST_WAIT_NS 1000000000u
 #define MAX_CALLS 64         // waiting for one VM
 #define MESSAGES_PER_TURN 16 // of one VM, so that none keeps the loop to itself
 #define MESSAGES_AT_END 1024
@@ -100,7 +102,7 @@ void vm_unref(struct vm *vm)
 	munmap(vm, sizeof *vm);
 }
 
-bool vm_has_process(const struct vm *vm) { return vm->pid > 0 || vm->starting.theirs >= 0; }
+bool vm_has_process(const struct vm *vm) { return vm->pid > 0 || vm->starting.theirs >= 0 || vm->leaving; }
 
 // What the VM process refuses while it loads: its own checks of what the request gave.
 static enum api_code load_refusal(bool boot, uint32_t code)
@@ -541,13 +543,13 @@ static void forget_process(struct vm *vm)
 	tdelete(vm, &vm->srv->by_pid, by_pid);
 	record_drop(vm);
 	vm->pid = 0;
-	vm->srv->n_live--;
 }
 
 // The last of a process, also of one that goes on.
 static void end_waits(struct vm *vm, const struct api_err *why)
 {
 	struct vm_waiter *w;
+	vm->srv->n_live--;
 	fail_calls(vm, why);
 	while ((w = LIST_FIRST(&vm->waiters))) {
 		vm_wait_cancel(w);
@@ -561,7 +563,7 @@ static void end_waits(struct vm *vm, const struct api_err *why)
 
 void vm_leave(struct vm *vm)
 {
-	if (!vm_has_process(vm) || vm->kill_sent)
+	if (!vm_has_process(vm) || vm->leaving || vm->kill_sent)
 		return;
 	if (!vm->outlives || !vm->shown) {
 		vm_kill(vm);
@@ -569,6 +571,55 @@ void vm_leave(struct vm *vm)
 	}
 	forget_process(vm);
 	end_waits(vm, NULL);
+}
+
+static void exited(struct vm *vm, const struct api_err *why)
+{
+	vm->leaving = false;
+	set_state(vm, VM_EXITED);
+	if (vm->shown)
+		mv_log(vm->exit_reason == VM_EXIT_CRASHED ? MV_WARN : MV_INFO, "vm %s: exited, %s%s%s",
+		       vm->cfg.name, vm_exit_name(vm->exit_reason), vm->exit_detail[0] ? ": " : "",
+		       vm->exit_detail);
+	end_waits(vm, why);
+}
+
+// Sockets and layers: a file system may take its time, for the gigabytes of a layer above all. So a thread
+// does it, and the VM has exited when it is done: who has seen that may use the paths again.
+struct files_job {
+	struct worker_job job;
+	struct vm *vm;
+	bool failed;
+	struct api_err why;
+};
+
+static void remove_files(struct vm *vm)
+{
+	if (vm->owns_sockets)
+		vmfds_unlink(&vm->cfg);
+	vm->owns_sockets = false;
+	layers_remove(vm);
+}
+
+static void files_run(struct worker_job *job) { remove_files(((struct files_job *)job)->vm); }
+
+static void files_done(struct worker_job *job)
+{
+	struct files_job *j = (struct files_job *)job;
+	exited(j->vm, j->failed ? &j->why : NULL);
+	free(j);
+}
+
+static bool remove_files_later(struct vm *vm, const struct api_err *why)
+{
+	struct files_job *j = vm->owns_sockets || vm->owns_layers ? malloc(sizeof *j) : NULL;
+	if (!j)
+		return false;
+	*j = (struct files_job){ .job = { .run = files_run, .done = files_done }, .vm = vm, .failed = why };
+	if (why)
+		j->why = *why;
+	worker_add(&vm->srv->remover, &j->job);
+	return true;
 }
 
 static void finish(struct vm *vm, const siginfo_t *si, const struct api_err *why)
@@ -579,19 +630,14 @@ static void finish(struct vm *vm, const siginfo_t *si, const struct api_err *why
 	forget_process(vm);
 	vm_reap_strays(vm->srv);
 	vmrec_remove(vm);
-	if (vm->owns_sockets)
-		vmfds_unlink(&vm->cfg);
-	vm->owns_sockets = false;
-	layers_remove(vm);
 	cgroup_leave(&vm->cgroup, &vm->srv->loop);
 	usernet_end(vm);
 	note_reason(vm, si);
-	set_state(vm, VM_EXITED);
-	if (vm->shown)
-		mv_log(vm->exit_reason == VM_EXIT_CRASHED ? MV_WARN : MV_INFO, "vm %s: exited, %s%s%s",
-		       vm->cfg.name, vm_exit_name(vm->exit_reason), vm->exit_detail[0] ? ": " : "",
-		       vm->exit_detail);
-	end_waits(vm, why);
+	vm->leaving = true;
+	if (remove_files_later(vm, why))
+		return;
+	remove_files(vm);
+	exited(vm, why);
 }
 
 // To release a zombie takes the kernel milliseconds when many end at once, so a thread does it.
@@ -628,6 +674,57 @@ static void reap(struct vm *vm)
 	*j = (struct reap_job){ .job = { .run = reap_run, .done = reap_done }, .s = vm->srv };
 	j->pidfd = MV_TAKE_FD(vm->pidfd);
 	worker_add(&vm->srv->reaper, &j->job);
+}
+
+// One that is nobody's: nothing waits for its end but the daemon's.
+struct ending {
+	LIST_ENTRY(ending) link;
+	struct server *s;
+	struct mv_watch watch;
+	int pidfd;
+};
+
+static void ending_free(struct ending *e)
+{
+	LIST_REMOVE(e, link);
+	mv_watch_del(&e->watch);
+	mv_close(&e->pidfd);
+	free(e);
+}
+
+static void on_ending(void *arg, uint32_t events)
+{
+	struct ending *e = arg;
+	struct server *s = e->s;
+	(void)events;
+	waitid(P_PIDFD, (id_t)e->pidfd, &(siginfo_t){ 0 }, WEXITED | WNOHANG);
+	ending_free(e);
+	server_try_end(s);
+}
+
+void vm_end_process(struct server *s, int pidfd)
+{
+	struct ending *e = calloc(1, sizeof *e);
+	syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+	if (!e || mv_watch_add(&s->loop, &e->watch, pidfd, EPOLLIN, on_ending, e)) {
+		close(pidfd); // vm_reap_strays() will find it
+		free(e);
+		return;
+	}
+	e->s = s;
+	e->pidfd = pidfd;
+	LIST_INSERT_HEAD(&s->endings, e, link);
+}
+
+void vm_forget_processes(struct server *s)
+{
+	uint64_t until_ns = mv_now_ns() + LAST_WAIT_NS;
+	for (struct ending *e; (e = LIST_FIRST(&s->endings)); ending_free(e)) {
+		struct pollfd p = { .fd = e->pidfd, .events = POLLIN };
+		uint64_t now = mv_now_ns();
+		if (poll(&p, 1, now < until_ns ? (int)((until_ns - now) / 1000000u) : 0) > 0)
+			waitid(P_PIDFD, (id_t)e->pidfd, &(siginfo_t){ 0 }, WEXITED | WNOHANG);
+	}
 }
 
 static void on_pidfd(void *arg, uint32_t events)
@@ -685,10 +782,8 @@ static void abandon_process(struct vm *vm)
 	struct vm_call *c;
 	mv_watch_del(&vm->pid_watch);
 	mv_watch_del(&vm->socket_watch);
-	if (vm->pid) {
-		vm_kill(vm);
-		waitid(P_PIDFD, (id_t)vm->pidfd, &(siginfo_t){ 0 }, WEXITED); // just started: dies at once
-	}
+	if (vm->pid)
+		vm_end_process(vm->srv, MV_TAKE_FD(vm->pidfd));
 	mv_close(&vm->socket);
 	mv_close(&vm->pidfd);
 	vm->pid = 0;
@@ -724,8 +819,9 @@ static void on_started(struct spawn_job *j)
 	siginfo_t si = { 0 };
 	mv_watch_del(&vm->socket_watch);
 	if (vm->pid) {
-		vm_kill(vm);
-		waitid(P_PIDFD, (id_t)vm->pidfd, &si, WEXITED); // just started: dies at once
+		vm->kill_sent = true;
+		mv_watch_del(&vm->pid_watch);
+		vm_end_process(vm->srv, MV_TAKE_FD(vm->pidfd));
 	}
 	finish(vm, &si, &err);
 }

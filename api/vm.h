@@ -79,6 +79,7 @@ struct vm {
 	struct mv_watch pid_watch, socket_watch;
 	struct spawn_job starting; // theirs >= 0: it is being started
 	bool kill_sent, timed_out, exit_told, owns_sockets;
+	bool leaving; // it is gone, its files are not yet (the end, vm.c)
 	// how long, and how much (lifetime.c, cgroup.c)
 	struct vm_policy policy;
 	unsigned end_reason; // enum vm_exit: why the daemon ended it; 0: it was asked to
@@ -164,6 +165,12 @@ bool vm_has_process(const struct vm *vm);
 // SIGCHLD: reaps processes that are no VM's: copies of a VM that was killed, which its end
 // left to this process.
 void vm_reap_strays(struct server *s);
+
+// Kills a process that is nobody's (any more), and reaps it when it has ended, however long that takes. Takes
+// the descriptor.
+void vm_end_process(struct server *s, int pidfd);
+// The last of the daemon: gives those that have not ended another second in all. Idempotent.
+void vm_forget_processes(struct server *s);
 
 // fn is called once when the process is gone (later, also when it is gone already: don't).
 void vm_wait_end(struct vm *vm, struct vm_waiter *w, vm_end_fn *fn, void *arg);

@@ -479,7 +479,7 @@ static int check(const struct vmcfg *cfg, struct api_err *err)
 	return vmcfg_check(cfg, &e) ? api_fail(err, API_INVALID_VALUE, "%s", e.msg) : 0;
 }
 
-int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err)
+int create_parse(struct js_body in, struct create_body *ret_b, struct api_err *err)
 {
 	static const uint8_t zero[6];
 	struct vmcfg *c = &ret_b->cfg;
@@ -487,7 +487,7 @@ int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struc
 	c->vcpus = 1;
 	c->mem_mib = 128;
 	c->rng = true;
-	int r = js_decode(&create_table, bytes, len, ret_b, err);
+	int r = js_decode_body(&create_table, in, ret_b, err);
 	if (r)
 		return r;
 	if (c->metadata.present && !c->metadata.address[0])
@@ -509,9 +509,9 @@ int metadata_check(const struct vmcfg *cfg, const char *text, struct api_err *er
 			"guest would read it");
 }
 
-int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_err *err)
+int metadata_parse(struct js_body in, char **ret_text, struct api_err *err)
 {
-	return js_decode_any(bytes, len, METADATA_MAX, ret_text, err);
+	return js_decode_any(in, METADATA_MAX, ret_text, err);
 }
 
 void clone_body_fini(struct clone_body *b)
@@ -536,11 +536,11 @@ int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct 
 	return 0;
 }
 
-int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, struct api_err *err)
+int prepare_parse(struct js_body in, struct prepare_body *ret_b, struct api_err *err)
 {
 	struct prepare_pool *p = &ret_b->pool;
 	*ret_b = (struct prepare_body){ .fill = true };
-	int r = js_decode(&prepare_table, bytes, len, ret_b, err);
+	int r = js_decode_body(&prepare_table, in, ret_b, err);
 	if (r || !ret_b->has_pool)
 		return r;
 	if (p->has_size == p->has_max || (p->has_size && p->min))

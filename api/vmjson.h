@@ -132,10 +132,10 @@ extern const struct js_table prepare_table, create_table, clone_table, stop_tabl
 
 // Decodes, fills in defaults (random MACs, "" as vsock path), checks, and gives an id.
 // Free ret_b->metadata in every case.
-int create_parse(const char *bytes, size_t len, struct create_body *ret_b, struct api_err *err);
+int create_parse(struct js_body in, struct create_body *ret_b, struct api_err *err);
 
 // Fills in defaults.
-int prepare_parse(const char *bytes, size_t len, struct prepare_body *ret_b, struct api_err *err);
+int prepare_parse(struct js_body in, struct prepare_body *ret_b, struct api_err *err);
 
 // The policy of a clone; spec NULL: a plain one.
 struct vm_policy clone_policy(const struct clone_body *b, const struct clone_spec *spec);
@@ -145,7 +145,7 @@ int clone_parse(const char *bytes, size_t len, struct clone_body *ret_b, struct 
 void clone_body_fini(struct clone_body *b);
 
 // A whole document: its compact text, to be freed.
-int metadata_parse(const char *bytes, size_t len, char **ret_text, struct api_err *err);
+int metadata_parse(struct js_body in, char **ret_text, struct api_err *err);
 
 // The guest reads it by vsock or the metadata service, so one must be there. text NULL: nothing to read,
 // nothing to check.

@@ -368,8 +368,8 @@ static int do_snapshot(struct control *c, struct msg *m, struct msg_reply *rep, 
 	int r = mv_state_load(&msg_snapshot_table, m->body, m->body_len, &s, err);
 	if (r)
 		return r;
-	if (m->n_fds < 2)
-		return mv_fail(err, EPROTO, "a snapshot needs two descriptors");
+	if (m->n_fds < 2 + s.progress)
+		return mv_fail(err, EPROTO, "a snapshot needs %u descriptors", 2 + s.progress);
 	r = live_start(&c->snapshot, c->vm, m->fds, m->n_fds, &s, on_snapshot, c, err);
 	if (!r)
 		c->snapshot_id = m->id;

@@ -6,12 +6,14 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "devices/devices.h"
+#include "microvm/base/progress.h"
 #include "microvm/lazy.h"
 #include "microvm/save.h"
 #include "snapshot/chunk.h"
@@ -22,17 +24,19 @@
 
 // The child's descriptors, after all others are closed: a lock, tap or socket of the VM must
 // not live on in here.
-enum { FD_STATE = 3, FD_MEMORY, FD_RESULT, FD_END };
+enum { FD_STATE = 3, FD_MEMORY, FD_RESULT, FD_PROGRESS, FD_END };
 
-static void keep_only(int state_fd, int memory_fd, int result_fd)
+// progress_fd: -1: none
+static void keep_only(int state_fd, int memory_fd, int result_fd, int progress_fd)
 {
-	const int from[] = { state_fd, memory_fd, result_fd };
+	const int from[] = { state_fd, memory_fd, result_fd, progress_fd };
 	int high[MV_ARRAY_LEN(from)];
 	// Twice, since the sources may sit on the targets.
 	for (size_t i = 0; i < MV_ARRAY_LEN(from); i++)
 		high[i] = fcntl(from[i], F_DUPFD, FD_END);
 	for (size_t i = 0; i < MV_ARRAY_LEN(from); i++)
-		dup2(high[i], FD_STATE + (int)i);
+		if (dup2(high[i], FD_STATE + (int)i) < 0)
+			close(FD_STATE + (int)i);
 	close_range(FD_END, ~0u, 0);
 }
 
@@ -56,19 +60,27 @@ static int write_changed(struct vm *vm, uint32_t kind, struct live_result *resul
 	return r;
 }
 
+// Whoever asked reads the file. What can't be had is not told: the snapshot is what counts.
+static void tell_progress(void)
+{
+	void *p = mmap(NULL, sizeof(struct mv_progress), PROT_READ | PROT_WRITE, MAP_SHARED, FD_PROGRESS, 0);
+	if (p != MAP_FAILED)
+		mv_progress_set(p);
+}
+
 // What is to be written, and to where.
 struct split {
 	struct live_snapshot *s;
 	struct vm *vm;
 	const int *fds; // as MSG_SNAPSHOT has them
-	unsigned n_fds;
+	unsigned n_own; // of these, before those of layers
 	const struct msg_snapshot *how;
 };
 
 static int copy_layers(const struct split *w, struct mv_err *err)
 {
 	int r = 0;
-	for (uint32_t i = 0, k = 2; !r && i < w->vm->cfg.n_drives; i++)
+	for (uint32_t i = 0, k = w->n_own; !r && i < w->vm->cfg.n_drives; i++)
 		if (w->vm->cfg.drive[i].layer != VMCFG_LAYER_NONE)
 			r = vio_blk_copy_layers(w->vm->dev[i], dup(w->fds[k++]), err);
 	return r;
@@ -89,7 +101,9 @@ child_main(const struct split *w, const struct mv_buf *state, int result_fd, pid
 	setpriority(PRIO_PROCESS, 0, CHILD_NICE);
 	int r = how->copy_layers ? copy_layers(w, &err)
 				 : 0; // with all the VM's descriptors, which it waits with
-	keep_only(w->fds[0], w->fds[1], result_fd);
+	keep_only(w->fds[0], w->fds[1], result_fd, how->progress ? w->fds[2] : -1);
+	if (how->progress)
+		tell_progress();
 	r = r ? r : snap_container_write(FD_STATE, SNAP_MAGIC_STATE, state->p, state->len, &err);
 	if (!r && how->incremental)
 		r = write_changed(vm, how->lz4, &result, &err);
@@ -249,11 +263,12 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	*s = (struct live_snapshot){
 		.done = done, .arg = arg, .result_fd = -1, .vm = vm, .copies_layers = how->copy_layers
 	};
-	struct split w = { s, vm, fds, n_fds, how };
+	const unsigned n_own = 2 + how->progress; // then those of layers
+	struct split w = { s, vm, fds, n_own, how };
 	if (how->copy_layers && vm->state != VM_PAUSED)
 		return mv_fail(err, EBUSY, "the layers of a VM that is %s can't be copied",
 			       vm_state_name(vm->state));
-	unsigned wanted = 2;
+	unsigned wanted = n_own;
 	for (uint32_t i = 0; i < vm->cfg.n_drives; i++)
 		wanted += vm->cfg.drive[i].layer != VMCFG_LAYER_NONE;
 	if (how->copy_layers && n_fds != wanted)
@@ -263,7 +278,7 @@ int live_start(struct live_snapshot *s, struct vm *vm, int *fds, unsigned n_fds,
 	bool whole = !how->incremental || (!how->lz4 && !vm->dirty.from_file);
 	int r = dirty_check(&vm->dirty, how, err);
 	r = r ? r
-	      : live_freeze(vm, whole, how->copy_layers ? NULL : fds + 2, n_fds - 2, start_writer, &w,
+	      : live_freeze(vm, whole, how->copy_layers ? NULL : fds + n_own, n_fds - n_own, start_writer, &w,
 			    &s->pause, err);
 	if (r)
 		live_abort(s);

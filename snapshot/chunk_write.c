@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "microvm/base/progress.h"
 #include "microvm/base/util.h"
 #include "snapshot/codec.h"
 #include "snapshot/format.h"
@@ -40,6 +41,7 @@ struct writer {
 	struct chunk_entry *entry;
 	atomic_uint_fast64_t next_span, end; // end: of the file so far
 	atomic_int failed;                   // -errno of the first failure
+	struct mv_progress *progress;        // of the thread that began it
 };
 
 struct scratch {
@@ -158,6 +160,7 @@ static int add_chunk(struct writer *w, struct scratch *s, uint64_t i)
 static void *work(void *arg)
 {
 	struct writer *w = arg;
+	mv_progress_set(w->progress);
 	MV_FREE struct scratch *s = malloc(sizeof *s + codec_state_bytes());
 	int r = s ? 0 : -ENOMEM, none = 0;
 	if (s)
@@ -171,6 +174,7 @@ static void *work(void *arg)
 				r = add_chunk(w, s, i);
 			else if (w->changed_only)
 				w->entry[i].kind = le32_make(CHUNK_PARENT);
+		mv_progress_add(SPAN_CHUNKS * (uint64_t)CHUNK_BYTES);
 	}
 	r = r ? r : flush(w, s);
 	if (r)
@@ -240,7 +244,8 @@ static int write_file(int fd, const struct gmem *m, bool high, bool changed_only
 			    .changed_only = changed_only,
 			    .n_chunks = n,
 			    .mask = mask,
-			    .entry = entry };
+			    .entry = entry,
+			    .progress = mv_progress_get() };
 	struct stat st;
 
 	if (fstat(fd, &st))
@@ -254,6 +259,7 @@ static int write_file(int fd, const struct gmem *m, bool high, bool changed_only
 	if (r == -ENOTSUP)
 		return mv_fail(err, -r,
 			       "memory: this system cannot tell which pages changed: is /proc there?");
+	mv_progress_begin(MV_PROGRESS_WRITES, m->total_bytes);
 	r = r ? r : run_threads(&w, count_threads(n_threads));
 	r = r ? r : finish(&w, &file_bytes);
 	if (r == -ENOSPC || r == -EDQUOT)

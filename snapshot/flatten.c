@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "microvm/base/progress.h"
 #include "microvm/base/util.h"
 #include "snapshot/chunk_head.h"
 #include "snapshot/codec.h"
@@ -26,6 +27,7 @@ struct job {
 	atomic_uint_fast64_t next, end; // end: of the compressed file so far
 	atomic_int failed;              // -errno of the first failure
 	atomic_uint_fast64_t damaged;   // chunk + 1
+	struct mv_progress *progress;   // of the thread that began it
 };
 
 struct scratch {
@@ -79,6 +81,7 @@ static int put_chunk(struct job *j, struct scratch *s, uint64_t i)
 static void *work(void *arg)
 {
 	struct job *j = arg;
+	mv_progress_set(j->progress);
 	MV_FREE struct scratch *s = malloc(sizeof *s + codec_state_bytes());
 	int r = s ? 0 : -ENOMEM, none = 0;
 	while (!r && !atomic_load(&j->failed)) {
@@ -86,6 +89,7 @@ static void *work(void *arg)
 		if (i >= j->chain->n_chunks)
 			break;
 		r = chain_is_zero(j->chain, i) ? 0 : put_chunk(j, s, i);
+		mv_progress_add(chain_len(j->chain, i));
 	}
 	if (r)
 		atomic_compare_exchange_strong(&j->failed, &none, r);
@@ -112,7 +116,7 @@ int chain_flatten(const struct chain *c, int fd, enum snap_memory_kind kind, uns
 		  struct mv_err *err)
 {
 	MV_FREE struct chunk_entry *entry = calloc(c->n_chunks + 1, sizeof *entry);
-	struct job j = { .chain = c, .fd = fd, .kind = kind, .entry = entry };
+	struct job j = { .chain = c, .fd = fd, .kind = kind, .entry = entry, .progress = mv_progress_get() };
 	struct stat st;
 
 	if (!entry)
@@ -121,6 +125,7 @@ int chain_flatten(const struct chain *c, int fd, enum snap_memory_kind kind, uns
 		return mv_fail(err, EINVAL, "memory: not an empty file");
 	atomic_init(&j.end, CHUNK_HEAD_BYTES);
 	int r = kind == SNAP_MEMORY_RAW && ftruncate(fd, (off_t)c->memory_bytes) ? -errno : 0;
+	mv_progress_begin(MV_PROGRESS_WRITES, c->memory_bytes);
 	r = r ? r : run_threads(&j, n_threads);
 	if (!r && kind != SNAP_MEMORY_RAW)
 		r = chunk_finish(fd, c->memory_bytes, false, entry, atomic_load(&j.end));

@@ -7,6 +7,7 @@
 #include <xxhash.h>
 
 #include "microvm/base/bytes.h"
+#include "microvm/base/progress.h"
 #include "microvm/base/scratch.h"
 
 struct head {
@@ -202,6 +203,7 @@ static int hash_data(struct file_hash *f, int fd, uint64_t at, uint64_t end)
 		for (size_t k = 0; k < n; k += CHUNK)
 			add_chunk(f, XXH3_64bits(f->buf + k, n - k < CHUNK ? n - k : CHUNK));
 		at += n;
+		mv_progress_add(n);
 	}
 	return 0;
 }
@@ -234,8 +236,10 @@ static int hash_file(struct file_hash *f, int fd, uint64_t size_bytes)
 		int r = snap_next_data(fd, at, size_bytes, &start, &end);
 		if (r)
 			return r;
+		const uint64_t before = at;
 		for (; at + CHUNK <= start; at += CHUNK)
 			add_chunk(f, f->zero_hash);
+		mv_progress_add(at - before);
 		// Chunks with any data are read whole, and so is a last short one.
 		end = start < size_bytes ? mv_align_up(end, CHUNK) : size_bytes;
 		if (end > size_bytes)
@@ -281,6 +285,7 @@ int snap_xxh3_file(int fd, uint64_t size_bytes, uint64_t *ret_xxh3, uint64_t *re
 		return -ENOMEM;
 	}
 	f.zero_hash = XXH3_64bits(f.buf, CHUNK);
+	mv_progress_expect(size_bytes);
 	XXH3_64bits_reset(f.list);
 	int r = hash_file(&f, fd, size_bytes);
 	if (!r)

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "microvm/base/progress.h"
 #include "microvm/base/util.h"
 #include "snapshot/chunk.h"
 #include "snapshot/format.h"
@@ -37,6 +38,7 @@ static int write_run(struct writer *w, const uint8_t *from, const uint8_t *to)
 	if (!len)
 		return 0;
 	w->data_bytes += len;
+	mv_progress_at(w->region->file_offset + (uint64_t)(to - w->region->hva));
 	return mv_pwrite_full(w->fd, from, len, w->region->file_offset + (uint64_t)(from - w->region->hva));
 }
 
@@ -80,11 +82,13 @@ int snap_memory_write_by(enum snap_memory_finder finder, int fd, const struct gm
 	if (ftruncate(fd, (off_t)m->total_bytes))
 		return mv_fail(err, errno, "memory: cannot make a file of %llu MiB: %s",
 			       (unsigned long long)(m->total_bytes >> 20), strerror(errno));
+	mv_progress_begin(MV_PROGRESS_WRITES, m->total_bytes);
 	int r = snap_pages_walk(finder, m, write_nonzero, &w);
 	if (r == -ENOTSUP)
 		return mv_fail(err, -r, "memory: this kernel cannot tell which pages are in use");
 	if (r)
 		return cannot_write(r, &w, m, err);
+	mv_progress_at(m->total_bytes);
 	*ret_bytes = m->total_bytes;
 	*ret_data_bytes = w.data_bytes;
 	return 0;
@@ -159,6 +163,7 @@ int snap_memory_write_changed(int fd, const struct gmem *m, const uint64_t *chan
 		return mv_fail(err, EINVAL,
 			       "memory: changes are written to an empty file, or over one of %llu MiB",
 			       (unsigned long long)(m->total_bytes >> 20));
+	mv_progress_begin(MV_PROGRESS_WRITES, m->total_bytes);
 	int r = !st.st_size && ftruncate(fd, (off_t)m->total_bytes) ? -errno : write_set(&w, m, changed);
 	if (r)
 		return cannot_write(r, &w, m, err);

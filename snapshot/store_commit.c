@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "microvm/base/progress.h"
 #include "microvm/base/scratch.h"
 #include "microvm/base/util.h"
 #include "snapshot/chunk.h"
@@ -303,6 +304,7 @@ int store_commit(struct store *s, struct store_draft *d, struct manifest *m, str
 	m->file[0] = (struct manifest_file){ .name = "state", .format = MANIFEST_RAW };
 	m->file[1] = (struct manifest_file){ .name = "memory", .format = m->file[1].format };
 	m->n_files = 2;
+	mv_progress_begin(MV_PROGRESS_CHECKS, 0);
 	int r = take_file(d, m, &m->file[0], false, err);
 	r = r ? r : take_file(d, m, &m->file[1], false, err);
 	r = r ? r : take_layers(d, m, err);
@@ -323,6 +325,7 @@ static int choose_id(struct store *s, struct manifest *m, struct mv_err *err)
 int store_commit_import(struct store *s, struct store_draft *d, struct manifest *m, struct mv_err *err)
 {
 	int r = 0;
+	mv_progress_begin(MV_PROGRESS_CHECKS, 0);
 	for (uint32_t i = 0; !r && i < m->n_files; i++)
 		r = take_file(d, m, &m->file[i], true, err);
 	r = r ? r : check_has_parent(s, m, err);
@@ -334,6 +337,7 @@ int store_commit_copy(struct store *s, struct store_draft *d, struct manifest *m
 		      bool replace, struct mv_err *err)
 {
 	int r = 0;
+	mv_progress_begin(MV_PROGRESS_CHECKS, 0);
 	mv_close(&d->memory_fd);
 	for (uint32_t i = 0; !r && new_memory && i < m->n_files; i++)
 		if (!strcmp(m->file[i].name, "memory"))

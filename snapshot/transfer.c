@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "microvm/base/bytes.h"
+#include "microvm/base/progress.h"
 #include "snapshot/format.h"
 #include "snapshot/store_dir.h"
 
@@ -27,6 +28,14 @@ _Static_assert(sizeof(struct header) == 24 && sizeof(struct record) == 32, "as t
 enum { KIND_MANIFEST = 1, KIND_DATA = 2, KIND_END = 3 };
 enum { DATA_MAX = 256 << 10, MANIFEST_MAX = SNAP_MANIFEST_MAX_BYTES + 4096, BUF_BYTES = MANIFEST_MAX };
 _Static_assert(DATA_MAX <= BUF_BYTES, "one buffer for both");
+
+static uint64_t data_bytes(const struct manifest *m)
+{
+	uint64_t sum = 0;
+	for (uint32_t i = 0; i < m->n_files; i++)
+		sum += m->file[i].data_bytes;
+	return sum;
+}
 
 // --- out ---
 
@@ -68,6 +77,7 @@ static int put_range(struct writer *w, uint32_t file, const char *name, int fd, 
 		if (r)
 			return r;
 		at += n;
+		mv_progress_add(n);
 	}
 	return 0;
 }
@@ -108,6 +118,7 @@ int store_export_write(const struct store_export *x, int out_fd, struct mv_err *
 		return mv_fail(err, ENOMEM, "out of memory");
 	memcpy(h.magic, TRANSFER_MAGIC, sizeof h.magic);
 	h.xxh3 = le64_make(snap_xxh3_record(&h, offsetof(struct header, xxh3), "", 0));
+	mv_progress_begin(MV_PROGRESS_WRITES, data_bytes(&x->m));
 	int r = put(out_fd, &h, sizeof h, err);
 	if (!r)
 		r = put_manifest(&w, x->manifest_fd, err);
@@ -281,6 +292,7 @@ static int get_files(struct reader *r, struct store_draft *d, const struct manif
 		if (x)
 			return mv_fail(err, -x, "%s: cannot write: %s", m->file[file].name, strerror(-x));
 		at = offset + len;
+		mv_progress_add(len);
 	}
 }
 
@@ -293,8 +305,10 @@ int store_import_read(struct store_draft *d, int in_fd, struct manifest *ret_m, 
 	int x = buf ? get_header(&r, err) : mv_fail(err, ENOMEM, "out of memory");
 	if (!x)
 		x = get_manifest(&r, ret_m, err);
-	if (!x)
+	if (!x) {
+		mv_progress_begin(MV_PROGRESS_WRITES, data_bytes(ret_m));
 		x = get_files(&r, d, ret_m, err);
+	}
 	if (!x && get(in_fd, &more, 1) != 0)
 		x = mv_fail(err, EINVAL, "there are bytes behind the export's end");
 	if (x)

@@ -76,6 +76,7 @@ static const struct mv_field snapshot_fields[] = {
 	MV_OPT_INT(struct msg_snapshot, incremental, 2, MV_U32, 0, 1),
 	MV_OPT_INT(struct msg_snapshot, confirmed, 3, MV_U32, 0, 1),
 	MV_OPT_INT(struct msg_snapshot, copy_layers, 4, MV_U32, 0, 1),
+	MV_OPT_INT(struct msg_snapshot, progress, 5, MV_U32, 0, 1),
 };
 MV_DEFINE_TABLE(msg_snapshot_table, struct msg_snapshot, snapshot_fields);
 

@@ -29,9 +29,9 @@ enum msg_type {
 	MSG_RUN,      // empty: first start, or resume
 	MSG_PAUSE,    // empty
 	MSG_SNAPSHOT, // struct msg_snapshot; fds state, memory (both empty files open for writing; memory
-		      // may be a complete raw one for a raw incremental one to go over), and per drive with a
-		      // layer: the newest one, read-only; an empty file for a fresh one. copy_layers: per
-		      // drive with a layer one empty file
+		      // may be a complete raw one for a raw incremental one to go over), with progress: a
+		      // file for that, and per drive with a layer: the newest one, read-only; an empty file
+		      // for a fresh one. copy_layers: per drive with a layer one empty file
 	MSG_FORK,     // empty; fds: a socket for the zygote, and per drive with a layer as MSG_SNAPSHOT
 	MSG_STOP,     // struct msg_stop: ask the guest; MSG_EVENT tells when it ended
 	MSG_CONSOLE_READ,   // struct msg_console_read; answered when there is output or after wait_ms
@@ -151,6 +151,7 @@ struct msg_snapshot {
 	uint32_t incremental; // 1: only what changed, see live.h
 	uint32_t confirmed;   // 1: the snapshot before this one was published
 	uint32_t copy_layers; // 1: of a paused VM, whose layers stay as they are and are copied into files
+	uint32_t progress;    // 1: with a file for a struct mv_progress (progress.h)
 };
 
 // Guest memory that is registered with a userfaultfd.

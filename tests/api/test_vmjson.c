@@ -24,7 +24,10 @@ static const char *quoted(const char *text)
 	return json;
 }
 
-static int create(const char *text) { return create_parse(quoted(text), strlen(text), &body, &err); }
+static int create(const char *text)
+{
+	return create_parse(js_body_text(quoted(text), strlen(text)), &body, &err);
+}
 
 static void test_defaults(void **state)
 {

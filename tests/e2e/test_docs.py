@@ -226,6 +226,7 @@ JSON = {
     "Working set": [("Snapshot", [])],
     "GET /v1/info": [("Info", None)],
     "POST /v1/gc": [("GC", None)],
+    "GET /v1/operations": [("Operations", None)],
     "GET /v1/events": [("Event", None)],
     "Errors": [("Error", None)],
 }

@@ -8,16 +8,19 @@ in several rounds, of which the best one counts: work that grows with the number
 wakes the loop hundreds of times (many clones) may hold it for somewhat more now and then; done at once
 it would be 10 to 40 ms."""
 import contextlib
+import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 
-from thawlib import Daemon, UnixConnection, main, need_kvm, wait_until
+from thawlib import GUEST, Daemon, Skip, UnixConnection, alive, main, need_kvm, wait_until
 
 N = 200
+CHAIN = 60
 ROUNDS = 4
 LIMIT, LIMIT_OF_MANY = 0.001, 0.005
 
@@ -154,6 +157,138 @@ def test_many_snapshots():
         d.start()
         rounds.measure("info after a start", lambda: raw(d, "GET", "/v1/info"), LIMIT_OF_MANY)
         rounds.check()
+
+
+def spread(bytes_wanted, piece):
+    return "[" + ",".join([piece] * (bytes_wanted // (len(piece) + 1))) + "]"
+
+
+def ask(d, method, path, text, headers=None):
+    """The text as it is; any status."""
+    con = UnixConnection(d.socket)
+    con.request(method, path, body=text, headers=headers or {})
+    r = con.getresponse()
+    answer = r.read().decode()
+    con.close()
+    return r.status, answer
+
+
+def test_large_bodies():
+    """A megabyte of JSON takes some 30 ms to parse: whatever is in it, and whichever route takes it."""
+    size = 1000 * 1000
+    unknown = '{"nothing":' + spread(size, "[]") + "}"
+    spaces = "{" + " " * size + "}"
+    broken = '{"a":' + spread(size, "{}")
+    document = '{"metadata":{"a":' + spread(20000, "[]") + f'}},"name":"none","vsock":{{"cid":5}},"memory_mib":32,"discovery":"cmdline","kernel":"{GUEST}"}}'
+    with daemon() as d:
+        d.create("v", vsock={"cid": 7}, start=False)
+        routes = {(m.upper(), path) for path, ops in json.loads(raw(d, "GET", "/v1/openapi.json"))["paths"].items()
+                  for m, op in ops.items() if "application/json" in op.get("requestBody", {}).get("content", {})}
+        assert len(routes) > 15 and ("POST", "/v1/vms") in routes, routes
+        rounds = Rounds(d)
+        for _ in range(ROUNDS):
+            for method, path in sorted(routes):
+                path = re.sub(r"\{(net|drive|pmem)\}", "x", path).replace("{name}", "snap" if "snapshots" in path else "v")
+                for what, text in (("unknown field", unknown), ("broken", broken)):
+                    def act(text=text):
+                        status, answer = ask(d, method, path, text)
+                        # A document may be any object; it is too long.
+                        assert status in (400, 404, 409, 422) and "error" in answer, (method, path, status, answer[:300])
+                    rounds.measure(f"{method} {path}, {what}", act)
+            rounds.measure("spaces", lambda: ask(d, "POST", "/v1/gc", spaces))
+            assert ask(d, "POST", "/v1/gc", spaces)[0] == 200
+            rounds.measure("a document of a VM", lambda: ask(d, "PUT", "/v1/vms/v/metadata", '{"a":' + spread(20000, "[]") + "}"))
+            assert ask(d, "PUT", "/v1/vms/v/metadata", '{"a":' + spread(20000, "[]") + "}")[0] == 204
+            assert json.loads(raw(d, "GET", "/v1/vms/v/metadata")) == {"a": [[]] * 6666}
+            rounds.measure("VM with a document", lambda: ask(d, "POST", "/v1/vms", document))
+            assert json.loads(raw(d, "GET", "/v1/vms/none/metadata")) == {"a": [[]] * 6666}
+            raw(d, "DELETE", "/v1/vms/none")
+            many = json.dumps({"clones": [{"name": f"x{i}"} for i in range(4096)]})
+            rounds.measure("4,096 clones of nothing", lambda: ask(d, "POST", "/v1/snapshots/none/clone", many))
+        # In the same words as a small one.
+        head = '{"name":"n","kernel":"/k","vsock":{"cid":5},"metadata":'
+        for large, small in ((unknown, '{"nothing":1}'), (f'{head}"{"x" * 9000}"}}', head + '"x"}'),
+                             (f'{head}{{"a":1}}{" " * 9000}}}', head + '{"a":1}}'), (f'[{" " * 9000}]', "[]"),
+                             (f'{{"name":{spread(9000, "[]")}}}', '{"name":[]}')):
+            assert ask(d, "POST", "/v1/vms", large) == ask(d, "POST", "/v1/vms", small), (large[:99], small)
+        status, answer = ask(d, "POST", "/v1/vms", f'{head}{{"a":"{"x" * 70000}"}}}}')
+        assert status == 400 and "metadata: 70008 bytes without spaces" in answer, answer
+        # With a key: done once, and the same answer.
+        for _ in range(2):
+            assert ask(d, "POST", "/v1/vms", document, {"Idempotency-Key": "big"})[0] == 201
+        rounds.check()
+
+
+def test_long_chains():
+    """What reads all manifests of a chain does not do so on the loop."""
+    with daemon() as d:
+        d.create("t", track_dirty=True)
+        assert d.post("/v1/snapshots", {"name": "k0", "vm": "t"}).status == 201
+        for i in range(1, CHAIN):
+            raw(d, "POST", "/v1/snapshots", {"name": f"k{i}", "vm": "t", "incremental": True})
+        last = f"k{CHAIN - 1}"
+        rounds = Rounds(d)
+        for i in range(ROUNDS):
+            r = d.get(f"/v1/snapshots/{last}")
+            assert r.json["chain_length"] == CHAIN + i, r.json
+            tag = r.headers["ETag"]
+            rounds.measure("show", lambda: raw(d, "GET", f"/v1/snapshots/{last}"))
+            rounds.measure("prepare", lambda: raw(d, "POST", f"/v1/snapshots/{last}/prepare"), LIMIT_OF_MANY)
+
+            def match(tag=tag):
+                status, answer = ask(d, "DELETE", f"/v1/snapshots/{last}/working-set", "", {"If-Match": tag})
+                assert status == 204, (status, answer)
+                assert ask(d, "DELETE", f"/v1/snapshots/{last}", "", {"If-Match": '"0"'})[0] == 412
+            rounds.measure("If-Match", match)
+            new = f"k{CHAIN + i}"
+            rounds.measure("incremental snapshot",
+                           lambda: raw(d, "POST", "/v1/snapshots", {"name": new, "vm": "t", "incremental": True}))
+            last = new
+        assert d.post(f"/v1/snapshots/{last}/verify").json["verified"]
+        rounds.check()
+        raw(d, "DELETE", "/v1/snapshots/k1?force=true")
+        r = d.post("/v1/snapshots", {"name": "more", "vm": "t", "incremental": True})
+        assert r.status == 409 and r.code == "wrong_state" and "take a full one" in r.body.decode(), r.body
+        assert "op" not in d.get("/v1/vms/t").json and d.post("/v1/snapshots", {"name": "full", "vm": "t"}).status == 201
+
+
+def test_files_of_an_ended_vm():
+    """They are gone when it has exited, so that the next one may have them, and nobody waits for that."""
+    with daemon() as d:
+        path = os.path.join(d.folder, "v.sock")
+        disk = os.path.join(d.folder, "disk")
+        with open(disk, "wb") as f:
+            f.truncate(1 << 20)
+        for _ in range(20):
+            d.create("v", vsock={"cid": 7, "path": path}, drives=[{"id": "a", "path": disk, "layer": "ephemeral"}])
+            assert os.path.exists(path) and os.listdir(os.path.join(d.folder, "state/layers"))
+            raw(d, "DELETE", "/v1/vms/v")
+            assert not os.path.exists(path) and not os.listdir(os.path.join(d.folder, "state/layers"))
+        d.create("v", vsock={"cid": 7, "path": path})
+        assert d.stop(signal.SIGTERM) == 0 and not os.path.exists(path)
+
+
+PTRACE_SEIZE, PTRACE_DETACH, PTRACE_O_TRACEEXIT = 0x4206, 17, 0x40
+
+
+def test_an_end_on_a_stalled_host():
+    """A spare process that takes for ever to die (here: its tracer keeps it from that) does not keep the daemon."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with daemon() as d:
+        d.settle()
+        spares = d.get("/v1/info").json["spare_pids"]
+        assert len(spares) == 2
+        for pid in spares:
+            if libc.ptrace(PTRACE_SEIZE, pid, None, ctypes.c_void_p(PTRACE_O_TRACEEXIT)):
+                raise Skip(f"ptrace: {os.strerror(ctypes.get_errno())}")
+        before = time.monotonic()
+        status = d.stop(signal.SIGTERM)
+        took = time.monotonic() - before
+        for pid in spares:
+            assert alive(pid)
+            libc.ptrace(PTRACE_DETACH, pid, None, None)
+        assert status == 0 and 4 < took < 8 and "did not go in time" in d.log_text(), (status, took)
+        wait_until("their end", lambda: not any(alive(pid) for pid in spares))
 
 
 def test_a_list_while_vms_come_and_go():

@@ -13,18 +13,38 @@ static void check_error(const struct api_err *err)
 		abort();
 }
 
+// What is parsed ahead decodes as what is parsed at once, in the same words.
+static void create_ahead(const char *text, size_t len, int expected, const struct api_err *err,
+			 const char *document)
+{
+	static struct create_body b;
+	struct js_body in = js_body_text(text, len);
+	struct api_err e = { 0 };
+	int r = js_body_parse(&create_table, text, len, &in.tree, &e);
+	if (!r) {
+		r = create_parse(in, &b, &e);
+		if (!r && (!document != !b.metadata || (document && strcmp(document, b.metadata) != 0)))
+			abort();
+		free(MV_TAKE(b.metadata));
+	}
+	if (r != expected || e.code != err->code || strcmp(e.msg, err->msg) != 0)
+		abort();
+	js_free(in.tree);
+}
+
 static void create(const char *text, size_t len)
 {
 	static struct create_body a, b;
 	struct api_err err = { 0 };
-	int r = create_parse(text, len, &a, &err);
+	int r = create_parse(js_body_text(text, len), &a, &err);
+	create_ahead(text, len, r, &err, a.metadata);
 	free(MV_TAKE(a.metadata));
 	if (r) {
 		check_error(&err);
 		return;
 	}
 	char *again = js_text(js_encode(&config_table, &a.cfg), false);
-	if (!again || create_parse(again, strlen(again), &b, &err))
+	if (!again || create_parse(js_body_text(again, strlen(again)), &b, &err))
 		abort();
 	memcpy(b.cfg.id, a.cfg.id, sizeof a.cfg.id); // random
 	char *third = js_text(js_encode(&config_table, &b.cfg), false);
@@ -57,17 +77,25 @@ static void clone(const char *text, size_t len)
 	clone_body_fini(&b);
 }
 
+static const struct js_table any_table = { .any = true };
+
 // What it gives it takes, and gives again.
 static void metadata(const char *text, size_t len)
 {
 	struct api_err err = { 0 };
+	struct js_body in = js_body_text(text, len);
 	char *a = NULL, *b = NULL;
-	if (metadata_parse(text, len, &a, &err)) {
+	if (metadata_parse(js_body_text(text, len), &a, &err)) {
 		check_error(&err);
 		return;
 	}
-	if (metadata_parse(a, strlen(a), &b, &err) || strcmp(a, b) != 0)
+	if (metadata_parse(js_body_text(a, strlen(a)), &b, &err) || strcmp(a, b) != 0)
 		abort();
+	free(MV_TAKE(b));
+	if (js_body_parse(&any_table, text, len, &in.tree, &err) || metadata_parse(in, &b, &err) ||
+	    strcmp(a, b) != 0)
+		abort();
+	js_free(in.tree);
 	free(a);
 	free(b);
 }
