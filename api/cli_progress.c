@@ -37,10 +37,7 @@ static void print_operation(struct cli_progress *p)
 	struct thaw_reply *r = NULL;
 	struct api_err ignored;
 	size_t len = 0;
-	struct thaw_request q = THAW_REQUEST_INIT;
-	q.method = "GET";
-	q.path = "/v1/operations";
-	if ((!p->beside && thaw_open(p->socket, &p->beside)) || thaw_request(p->beside, &q, &r))
+	if ((!p->beside && thaw_open(p->socket, &p->beside)) || thaw_operations(p->beside, &r))
 		return; // then it is not told
 	const char *text = thaw_reply_body(r, &len);
 	js *v = js_parse(text, len, &ignored), *list = js_get(v, "operations");

@@ -344,8 +344,11 @@ int js_decode_any(struct js_body b, size_t max, char **ret_text, struct api_err 
 	return r;
 }
 
-static bool is_empty(const struct js_field *f, const uint8_t *p)
+static bool is_empty(const struct js_field *f, const uint8_t *obj)
 {
+	const uint8_t *p = obj + f->offset;
+	if (f->type == JS_LIST || f->type == JS_STRS)
+		return !*(const uint32_t *)(const void *)(obj + f->count_offset);
 	for (uint32_t i = 0; i < (f->type <= JS_NAME ? 1 : f->size); i++)
 		if (p[i])
 			return false;
@@ -425,7 +428,7 @@ js *js_encode(const struct js_table *t, const void *obj)
 				json_object_set_new(o, f->name, json_null());
 			continue;
 		}
-		if ((f->flags & JS_OMIT_EMPTY) && is_empty(f, base + f->offset))
+		if ((f->flags & JS_OMIT_EMPTY) && is_empty(f, base))
 			continue;
 		json_object_set_new(o, f->name, encode_field(f, base));
 	}

@@ -17,8 +17,8 @@
 #define F_WORD(s, member, name_, words_, doc_)                                                     \
 	{ .name = (name_), .type = JS_WORD, .offset = MV_OFF(s, member),                            \
 	  .size = MV_SIZEOF(s, member), .words = (words_), .doc = (doc_) }
-#define F_LIST(s, member, count, name_, table_, doc_)                                              \
-	{ .name = (name_), .type = JS_LIST, .offset = MV_OFF(s, member),                            \
+#define F_LIST(s, member, count, name_, flags_, table_, doc_)                                      \
+	{ .name = (name_), .type = JS_LIST, .flags = (flags_), .offset = MV_OFF(s, member),         \
 	  .size = MV_SIZEOF(s, member[0]),                                                         \
 	  .max_count = MV_SIZEOF(s, member) / MV_SIZEOF(s, member[0]),                             \
 	  .count_offset = MV_OFF(s, count), .sub = &(table_), .doc = (doc_) }

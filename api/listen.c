@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -12,6 +13,16 @@
 #include "microvm/base/util.h"
 
 #define BACKLOG 1024
+
+// Who listens there may have been killed just now, and a child of it that has not come to its exec yet still has
+// the socket.
+static bool is_alive(int connected_fd)
+{
+	struct ucred who;
+	socklen_t len = sizeof who;
+	return getsockopt(connected_fd, SOL_SOCKET, SO_PEERCRED, &who, &len) || who.pid <= 0 ||
+	       !kill(who.pid, 0) || errno != ESRCH;
+}
 
 static int check_taken(const struct sockaddr_un *a, struct mv_err *err)
 {
@@ -25,7 +36,8 @@ static int check_taken(const struct sockaddr_un *a, struct mv_err *err)
 	MV_FD fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return mv_fail(err, errno, "socket: %s", strerror(errno));
-	if (!connect(fd, (const struct sockaddr *)a, sizeof *a) || errno != ECONNREFUSED)
+	bool connected = !connect(fd, (const struct sockaddr *)a, sizeof *a);
+	if (connected ? is_alive(fd) : errno != ECONNREFUSED)
 		return mv_fail(
 			err, EADDRINUSE,
 			"%s: another daemon listens there; stop it or give another path for the socket",

@@ -112,7 +112,7 @@ struct snap_op {
 	int result;
 	struct operation op;       // create, verify
 	struct snapshot_body body; // create
-	struct api_err base_err;   // create, incremental
+	struct api_err begin_err;  // create
 	uint64_t pause_ns;
 	bool force;            // delete
 	struct mv_buf deleted; // names, each with its NUL
@@ -230,15 +230,13 @@ static void fill_manifest(struct manifest *m, const struct vm *vm)
 	m->cfg = vm->cfg;
 }
 
-static int create_draft(struct snap_op *o, struct api_err *err)
+// Into the draft that is there.
+static int order(struct snap_op *o, struct api_err *err)
 {
 	const struct snapshot_body *b = &o->body;
 	struct msg_snapshot body = { .lz4 = b->format,
 				     .incremental = b->incremental,
 				     .confirmed = o->vm->confirmed };
-	struct mv_err e = { 0 };
-	if (store_begin(&o->s->store, b->name, &o->draft, &e))
-		return snap_error(err, &e, API_INTERNAL);
 	o->m.file[1].format = b->format == SNAP_MEMORY_RAW ? MANIFEST_RAW : MANIFEST_LZ4;
 	struct layer_fds layers;
 	int r = layers_freeze(o->vm, &layers, err);
@@ -259,34 +257,37 @@ static int create_draft(struct snap_op *o, struct api_err *err)
 	return r;
 }
 
-static void base_run(struct worker_job *j)
+static void begin_run(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
-	o->result = snap_check_base(o->s, o->vm->cfg.name, &o->m, &o->base_err);
+	if (o->body.incremental && (o->result = snap_check_base(o->s, o->vm->cfg.name, &o->m, &o->begin_err)))
+		return;
+	o->result = store_begin(&o->s->store, o->body.name, &o->draft, &o->err);
+	if (o->result)
+		snap_error(&o->begin_err, &o->err, API_INTERNAL);
 }
 
-static void base_done(struct worker_job *j)
+static void begin_done(struct worker_job *j)
 {
 	struct snap_op *o = (struct snap_op *)j;
-	struct api_err err = o->base_err;
+	struct api_err err = o->begin_err;
 	if (!o->result)
-		o->result = create_draft(o, &err);
+		o->result = order(o, &err);
 	if (!o->result)
 		return;
 	o->vm->op = NULL;
 	create_end(o, &err);
 }
 
-// An incremental one's base is looked at by the reader: its chain may be long.
+// By the reader: the chain of an incremental one's base may be long, and a file system may take its time
+// for a folder and files.
 static int create_begin(struct snap_op *o, struct api_err *err)
 {
 	fill_manifest(&o->m, o->vm);
-	if (!o->body.incremental)
-		return create_draft(o, err);
-	int r = snap_choose_base(o->vm, &o->m, err);
+	int r = o->body.incremental ? snap_choose_base(o->vm, &o->m, err) : 0;
 	if (r)
 		return r;
-	o->job = (struct worker_job){ .run = base_run, .done = base_done };
+	o->job = (struct worker_job){ .run = begin_run, .done = begin_done };
 	worker_add(&o->s->reader, &o->job);
 	return 0;
 }

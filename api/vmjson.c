@@ -74,7 +74,7 @@ static const struct js_field forward_fields[] = {
 static DEFINE_JS(forward_table, forward_fields);
 
 static const struct js_field user_fields[] = {
-	F_LIST(struct vmcfg_user, forward, n_forwards, "forward", forward_table, "default: none"),
+	F_LIST(struct vmcfg_user, forward, n_forwards, "forward", 0, forward_table, "default: none"),
 	F_BOOL(struct vmcfg_user, host_loopback, "host_loopback",
 	       "the gateway's address is the host's 127.0.0.1; default false"),
 };
@@ -147,9 +147,9 @@ static const struct js_field cpu_fields[] = {
 	  .offset = MV_OFF(struct vmcfg_cpu, disable), .size = VMCFG_FEATURE_LEN,
 	  .max_count = VMCFG_MAX_DISABLE, .count_offset = MV_OFF(struct vmcfg_cpu, n_disable),
 	  .doc = "names of CPU features that the guest is not to see; default: none" },
-	F_LIST(struct vmcfg_cpu, cpuid, n_cpuid, "cpuid", cpuid_table,
+	F_LIST(struct vmcfg_cpu, cpuid, n_cpuid, "cpuid", JS_OMIT_EMPTY, cpuid_table,
 	       "bits of CPUID by number, over what the host's KVM has; x86-64; default: none"),
-	F_LIST(struct vmcfg_cpu, msr, n_msrs, "msrs", msr_table,
+	F_LIST(struct vmcfg_cpu, msr, n_msrs, "msrs", JS_OMIT_EMPTY, msr_table,
 	       "bits of model-specific registers at the boot; x86-64; default: none"),
 };
 static DEFINE_JS(cpu_table, cpu_fields);
@@ -219,8 +219,8 @@ DEFINE_JS(balloon_hint_table, balloon_hint_fields);
 	F_TEXT(s, cfg cmdline, "cmdline", JS_STR, 0, "default: empty"),                            \
 	F_WORD(s, cfg discovery, "discovery", discovery_words, "default acpi"),                    \
 	F_WORD(s, cfg boot, "boot", boot_words, "default auto"),                                   \
-	F_LIST(s, cfg drive, cfg n_drives, "drives", drive_table, "default: none"),                \
-	F_LIST(s, cfg net, cfg n_nets, "nets", net_table, "default: none"),                        \
+	F_LIST(s, cfg drive, cfg n_drives, "drives", 0, drive_table, "default: none"),                \
+	F_LIST(s, cfg net, cfg n_nets, "nets", 0, net_table, "default: none"),                        \
 	{ .name = "metadata_service", .type = JS_OBJ, .offset = MV_OFF(s, cfg metadata),            \
 	  .sub = &metadata_table, .size = sizeof(struct vmcfg_metadata),                           \
 	  PRESENT(s, cfg metadata.present), .doc = "default: none" },                               \
@@ -234,8 +234,8 @@ DEFINE_JS(balloon_hint_table, balloon_hint_fields);
 	       "the host's pages under the memory; default none"),                                 \
 	{ .name = "ready", .type = JS_OBJ, .offset = MV_OFF(s, cfg ready), .sub = &ready_table,     \
 	  .size = sizeof(struct vmcfg_ready), PRESENT(s, cfg ready.present), .doc = "default: none" }, \
-	F_LIST(s, cfg console, cfg n_consoles, "consoles", console_table, "default: none"),        \
-	F_LIST(s, cfg pmem, cfg n_pmems, "pmems", pmem_table, "default: none"),                    \
+	F_LIST(s, cfg console, cfg n_consoles, "consoles", 0, console_table, "default: none"),        \
+	F_LIST(s, cfg pmem, cfg n_pmems, "pmems", 0, pmem_table, "default: none"),                    \
 	{ .name = "balloon", .type = JS_OBJ, .offset = MV_OFF(s, cfg balloon), .sub = &balloon_table, \
 	  .size = sizeof(struct vmcfg_balloon), PRESENT(s, cfg balloon.present), .doc = "default: none" }, \
 	F_BOOL(s, cfg rng, "rng", "virtio-rng; default true"),                                      \
@@ -356,10 +356,10 @@ static const struct js_field clone_spec_fields[] = {
 	F_TEXT(struct clone_spec, name, "name", JS_NAME, 0, "default: chosen by the daemon"),
 	F_TEXT(struct clone_spec, page_handler, "page_handler", JS_PATH, 0, "default: the request's"),
 	F_HUGE_PAGES(struct clone_spec, "default: the request's"),
-	F_LIST(struct clone_spec, net, n_nets, "nets", clone_net_table, "default: none"),
-	F_LIST(struct clone_spec, drive, n_drives, "drives", clone_drive_table, "default: none"),
-	F_LIST(struct clone_spec, pmem, n_pmems, "pmems", clone_pmem_table, "default: the snapshot's"),
-	F_LIST(struct clone_spec, console, n_consoles, "consoles", clone_console_table,
+	F_LIST(struct clone_spec, net, n_nets, "nets", 0, clone_net_table, "default: none"),
+	F_LIST(struct clone_spec, drive, n_drives, "drives", 0, clone_drive_table, "default: none"),
+	F_LIST(struct clone_spec, pmem, n_pmems, "pmems", 0, clone_pmem_table, "default: the snapshot's"),
+	F_LIST(struct clone_spec, console, n_consoles, "consoles", 0, clone_console_table,
 	       "default: sockets chosen by the daemon"),
 	{ .name = "vsock", .type = JS_OBJ, .offset = MV_OFF(struct clone_spec, vsock),
 	  .size = sizeof(struct clone_vsock), .sub = &clone_vsock_table,

@@ -97,6 +97,11 @@ int thaw_info(struct thaw_client *c, struct thaw_reply **ret)
 	return lib_call(c, "GET", NULL, ret, "/v1/info");
 }
 
+int thaw_operations(struct thaw_client *c, struct thaw_reply **ret)
+{
+	return lib_call(c, "GET", NULL, ret, "/v1/operations");
+}
+
 int thaw_openapi(struct thaw_client *c, struct thaw_reply **ret)
 {
 	return lib_call(c, "GET", NULL, ret, "/v1/openapi.json");

@@ -118,8 +118,10 @@ THAW_API int thaw_request(struct thaw_client *c, const struct thaw_request *q, s
 
 // --- daemon ----------------------------------------------------------------------------------------
 
-// GET /v1/info; GET /v1/openapi.json; POST /v1/gc; GET /v1/metrics, the text for Prometheus.
+// GET /v1/info; GET /v1/operations, long work on snapshots and how far it is; GET /v1/openapi.json; POST
+// /v1/gc; GET /v1/metrics, the text for Prometheus.
 THAW_API int thaw_info(struct thaw_client *c, struct thaw_reply **ret);
+THAW_API int thaw_operations(struct thaw_client *c, struct thaw_reply **ret);
 THAW_API int thaw_openapi(struct thaw_client *c, struct thaw_reply **ret);
 THAW_API int thaw_gc(struct thaw_client *c, struct thaw_reply **ret);
 THAW_API int thaw_metrics(struct thaw_client *c, bool per_vm, struct thaw_reply **ret);

@@ -265,6 +265,9 @@ static void any_request(void)
 	OK(thaw_info(c, &r));
 	CHECK(!strcmp(thaw_reply_str(r, "version", ""), thaw_version()) && !thaw_reply_header(r, "ETag"));
 	thaw_reply_free(r);
+	OK(thaw_operations(c, &r));
+	CHECK(!strcmp(thaw_reply_str(r, "operations.0.kind", "none"), "none"));
+	thaw_reply_free(r);
 	OK(thaw_openapi(c, &r));
 	is(r, "openapi", "3.1.0");
 	OK(thaw_gc(c, NULL));
