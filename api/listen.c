@@ -14,8 +14,8 @@
 
 #define BACKLOG 1024
 
-// Who listens there may have been killed just now, and a child of it that has not come to its exec yet still has
-// the socket.
+// Who listens there may have been killed just now, and a child of it that has not come to its exec yet
+// still has the socket.
 static bool is_alive(int connected_fd)
 {
 	struct ucred who;
