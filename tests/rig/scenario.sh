@@ -255,9 +255,9 @@ end_it() {
 		check "$2" t stop "$1" --mode "$3"
 		return
 	fi
-	case $3 in ctrl-alt-del) word=reboot why="the arm64 machine has no" ;; *) word=poweroff why="the guest does not listen" ;; esac
+	case $3 in ctrl-alt-del) does=reboot why="the arm64 machine has no" ;; *) does=poweroff why="the guest does not listen" ;; esac
 	check "$2: it has none" refused "$why" t stop "$1" --mode "$3"
-	guest "$1" "(sleep 1; $word -f) >/dev/null 2>&1 &"
+	guest "$1" "(sleep 1; $does -f) >/dev/null 2>&1 &"
 }
 refused() { # WORD COMMAND...: fails with the word
 	word=$1
