@@ -66,6 +66,10 @@ static void look_done(struct worker_job *j)
 {
 	struct entry *e = (struct entry *)j;
 	enter(e->s, e->t, e->r, e->name, e);
+	if (!e->tree) {
+		free(e);
+		return;
+	}
 	e->job.run = free_run;
 	e->job.done = free_done;
 	worker_add(&e->s->reader, &e->job);

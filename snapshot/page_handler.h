@@ -33,8 +33,7 @@ struct ph_vm {
 	struct ph_region region[PH_MAX_REGIONS];
 	unsigned n_regions;
 	int uffd;
-	uint8_t *
-		removed; // a bit per page of the host, region after region: given back, so zeros from then on
+	uint8_t *removed; // a bit per page of the host, by regions: given back, so zeros from then on
 	uint64_t faults, pages_copied, pages_removed;
 };
 

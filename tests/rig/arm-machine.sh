@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck disable=SC2154
 # What only the arm64 machine has, on a host whose KVM lets identification registers be written; in L1:
-#   RIG_KERNEL=6.12 run.sh -A arm64 -x arm-machine.sh -s "6.12 linux-image-6.12-arm64-16k" -k Image -c 2 BUILD
-# The second guest has pages of 16 KiB and gpio-keys. Without RIG_KERNEL the host has Linux 6.1, which refuses masks.
+#   run.sh -K 6.12 -A arm64 -x arm-machine.sh -s "6.12 linux-image-6.12-arm64-16k" -k Image -c 2 BUILD
+# The second guest has pages of 16 KiB and gpio-keys. Without -K the host has Linux 6.1, which refuses masks.
 #
 # CPU masks and templates, and what a guest's /proc/cpuinfo makes of them; caches; VMCLOCK's page, which has no driver
 # in these kernels, by /dev/mem; a file as memory that is read-only; the power button. Behind it: l1-lib.sh's commands.

@@ -13,7 +13,7 @@ usage() {
 	  -t SEC   time limit of COMMAND in seconds (default 120); past it: exit 124
 	  -s N     CPUs (default 1)
 	  -m MIB   memory (default 1024)
-	  -k NAME  the machine's own kernel: 6.1 (default, or RIG_KERNEL), 6.12 or a linux-image package
+	  -k NAME  the machine's own kernel: 6.1 (default), 6.12 or a linux-image package
 	  -l MODS  kernel modules to load (default: $LOAD)
 	  -b PROG  also put PROG of this system and its shared libraries there; of another architecture:
 	           libraries of the folder RIG_SYSROOT
@@ -26,7 +26,7 @@ usage() {
 	exit 125
 }
 
-out='' limit=120 smp=1 mem=1024 kernel=${RIG_KERNEL:-6.1} wide='' verbose='' progs=() env=() extra=()
+out='' limit=120 smp=1 mem=1024 kernel=6.1 wide='' verbose='' progs=() env=() extra=()
 while getopts o:t:s:m:k:l:b:e:q:wv opt; do
 	case $opt in
 	o) out=$OPTARG ;;
